@@ -1,0 +1,1 @@
+"""Tokens <-> the sequence that is predicted."""

@@ -1,0 +1,342 @@
+"""Every field of a run: its default, its unit, its meaning; and what is wrong with a value.
+
+A config file (`configs/NAME.py`) starts from `default_config()` and states what differs.
+`validate` names the first field that cannot work, before anything is compiled.
+"""
+
+import difflib
+import math
+
+import ml_collections
+from ml_collections import ConfigDict
+
+from bar_jax.errors import InputError
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "data.source": ("digits", "folder", "tfds"),
+    "data.crop": ("random", "center", "adm"),
+    "data.on_damaged": ("skip", "refuse"),
+    "model.tokenizer.kind": ("bar_fsq",),
+    "model.generator.kind": ("causal",),
+    "model.head.kind": ("masked_bit",),
+    "model.head.mask_ratio": ("logit_normal", "uniform", "arccos"),
+    "sample.order": ("raster", "random"),
+    "sample.keep": ("none", "upper", "lower", "left", "right"),
+}
+METRICS = ("class_accuracy",)
+DURATION_UNITS = ("steps", "epochs", "images")
+
+
+def default_config() -> ConfigDict:
+    """All fields with their defaults: the masked-bit paper's BAR-B at 256 px."""
+    c = ConfigDict()
+    c.job = "pipeline"  # what to do, see bar_jax/jobs/
+    c.seed = 0  # of every random draw
+    c.dtype = "float32"  # what is computed in; parameters are always float32
+    c.workdir = ""  # where everything is written; set by --workdir
+    c.init_from = ""  # another workdir whose parameters (EMA if kept) training starts from
+
+    c.data = data = ConfigDict()
+    data.source = "tfds"  # digits (scikit-learn's, bundled) | folder | tfds
+    data.path = ""  # folder: its root, one directory per class; tfds: data_dir ("": the default)
+    data.name = "imagenet2012"  # tfds: name of the data set, prepared as array_record
+    data.train_split = "train"  # tfds: a split; folder: a sub-directory of path ("": path itself)
+    data.validation_split = "validation"  # the same; folder: "" holds out every 20th image
+    data.image_size = 256  # pixels, height and width
+    data.num_classes = 1000
+    data.mirror = True  # train on mirror images too (with probability 1/2)
+    # How tokenizer training crops: shorter side to image_size and a random crop | the same and a
+    # centre crop | ADM's centre crop. Evaluation uses "center", the token cache "adm" (published).
+    data.crop = "random"
+    data.on_damaged = "skip"  # a damaged image is named and: skip | refuse
+    data.num_workers = 0  # processes that decode images; 0: threads of this one
+
+    c.model = model = ConfigDict()
+    model.tokenizer = tokenizer = ConfigDict()
+    tokenizer.kind = "bar_fsq"
+    tokenizer.bits = 16  # k, bits of a token
+    tokenizer.patch_size = 16  # pixels, side of the square that becomes one token
+    # Start the quantizer's bias where its two levels meet, so that zeros and ones are balanced.
+    # Off in the published recipe, whose encoder is pretrained; on to train from scratch.
+    tokenizer.centered_bits = False
+    tokenizer.encoder = ConfigDict(dict(width=1152, depth=27, heads=16, mlp_width=4304))
+    tokenizer.decoder = ConfigDict(dict(width=1024, depth=24, heads=16, mlp_width=4096))
+
+    model.generator = generator = ConfigDict()
+    generator.kind = "causal"
+    generator.width = 768
+    generator.depth = 24  # layers
+    generator.heads = 12
+    generator.patch_size = 1  # token shuffling: this many squared tokens are written as one
+    generator.class_repeats = 32  # copies of the class embedding in front, 1 to 99
+    generator.dropout = 0.0  # of attention outputs and MLP hidden units
+    generator.attention_dropout = 0.0  # of attention weights
+    generator.label_dropout = 0.1  # share of examples trained without their class
+    # RAR: all orders are random until anneal_start, none from anneal_end on.
+    generator.order = ConfigDict()
+    _duration(generator.order, "anneal_start_", epochs=200.0)
+    _duration(generator.order, "anneal_end_", epochs=300.0)
+
+    model.head = head = ConfigDict()
+    head.kind = "masked_bit"
+    head.width = 2048
+    head.depth = 3  # layers
+    head.mask_ratio = "logit_normal"  # share of hidden bits in training (Table 2a)
+
+    c.train_tokenizer = train = _training(batch_size=256, epochs=40.0, warmup_epochs=2.0)
+    train.optimizer.learning_rate = 1e-4
+    train.optimizer.b2 = 0.999
+    train.optimizer.weight_decay = 0.0
+    train.ema_decay = 0.999
+    train.loss = ConfigDict(dict(l1=0.1, l2=1.0))  # weights of the terms
+
+    c.train_generator = train = _training(batch_size=2048, epochs=400.0, warmup_epochs=100.0)
+    train.optimizer.learning_rate = 4e-4
+    train.optimizer.b2 = 0.96
+    train.optimizer.weight_decay = 0.03  # not of norms, biases, embeddings and adaLN
+    train.ema_decay = 0.0
+
+    c.encode = ConfigDict()
+    c.encode.batch_size = 256  # global
+    c.encode.shards = 64  # files of the cache per split
+
+    c.sample = sample = ConfigDict()
+    sample.labels = ()  # classes to draw, e.g. (207, 388); (): images_per_class of every class
+    sample.images_per_class = 50
+    sample.guidance_scale = 5.0  # at most 1: no guidance
+    sample.temperature = 2.5
+    sample.unmasking_schedule = (2, 2, 5, 7)  # bits shown at each of the head's steps
+    sample.order = "raster"  # raster | random
+    sample.batch_size = 64  # global
+    sample.keep = "none"  # keep this half of real images and write the rest: upper | lower | ...
+
+    c.evaluate = ConfigDict()
+    c.evaluate.samples = ""  # .npz of images (arr_0) and labels (arr_1); "": the workdir's
+    c.evaluate.metrics = METRICS
+
+    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices per axis, -1: what is left
+    return c
+
+
+def _duration(config: ConfigDict, prefix: str = "", **given: float) -> None:
+    """Adds PREFIXsteps, PREFIXepochs, PREFIXimages; all 0 but the one given."""
+    config[f"{prefix}steps"] = 0
+    config[f"{prefix}epochs"] = 0.0  # passes over the training images
+    config[f"{prefix}images"] = 0
+    config.update({f"{prefix}{unit}": value for unit, value in given.items()})
+
+
+def _training(batch_size: int, epochs: float, warmup_epochs: float) -> ConfigDict:
+    """The fields that both stages share."""
+    train = ConfigDict()
+    train.batch_size = batch_size  # global
+    train.accumulate = 1  # pieces that a batch is cut into, one after another, to save memory
+    train.remat = False  # recompute activations in the backward pass, to save memory
+    _duration(train, epochs=epochs)  # steps | epochs | images: one of them, the others 0
+    train.optimizer = optimizer = ConfigDict()
+    optimizer.learning_rate = 0.0  # after warm-up
+    optimizer.end_learning_rate = 1e-5  # at the end of the cosine
+    _duration(optimizer, "warmup_", epochs=warmup_epochs)  # linear from 0
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.weight_decay = 0.0
+    optimizer.clip_norm = 1.0  # of the gradient over all parameters
+    train.ema_decay = 0.0  # largest decay of the moving average of parameters; 0: none is kept
+    train.log_every = 100  # steps
+    train.save_every = 1000  # steps
+    train.keep_checkpoints = 3  # older ones are deleted
+    train.evaluate_every = 5000  # steps
+    train.evaluate_images = 1000  # at most this many validation images
+    return train
+
+
+def tiny(config: ConfigDict) -> ConfigDict:
+    """The same config at a size that trains two steps on a laptop: `--config=NAME.py:tiny`.
+
+    Kinds, ratios and switches stay; widths, depths and durations shrink, and the images are the
+    bundled digits, so that nothing is read from disk.
+    """
+    config.data.update(dict(source="digits", num_classes=10, image_size=16, num_workers=0))
+    config.model.tokenizer.patch_size = 4
+    for part in (config.model.tokenizer.encoder, config.model.tokenizer.decoder):
+        part.update(dict(width=16, depth=2, heads=2, mlp_width=32))
+    config.model.generator.update(dict(width=16, depth=2, heads=2, class_repeats=2))
+    config.model.head.update(dict(width=16, depth=1))
+    for train in (config.train_tokenizer, config.train_generator):
+        train.update(dict(batch_size=16, steps=2, epochs=0.0, images=0, evaluate_images=16))
+        train.update(dict(log_every=1, save_every=2, evaluate_every=2))
+        train.optimizer.update(dict(warmup_steps=1, warmup_epochs=0.0, warmup_images=0))
+    order = config.model.generator.order
+    for point in ("anneal_start_", "anneal_end_"):
+        order.update({f"{point}{unit}": 0 for unit in ("steps", "images")})
+        order[f"{point}epochs"] = 0.0
+    order.anneal_end_steps = 2
+    config.encode.update(dict(batch_size=16, shards=2))
+    config.sample.update(dict(images_per_class=2, batch_size=16))
+    return config
+
+
+def sized(config: ConfigDict, size: str | None) -> ConfigDict:
+    """Applies what follows the colon in `--config=NAME.py:SIZE`; config files end with it."""
+    if not size:
+        return config
+    if size != "tiny":
+        raise InputError(f"--config=...:{size}", repr(size), "tiny, or nothing after the file")
+    return tiny(config)
+
+
+def token_grid(config: ConfigDict) -> tuple[int, int]:
+    """Rows and columns of the tokenizer's tokens."""
+    return (config.data.image_size // config.model.tokenizer.patch_size,) * 2
+
+
+def bits_per_token(config: ConfigDict) -> int:
+    """n: bits of the generator's tokens, after token shuffling."""
+    return config.model.tokenizer.bits * config.model.generator.patch_size**2
+
+
+def duration(
+    config: ConfigDict, field: str, batch_size: int, images: int, required: bool = True
+) -> int:
+    """Steps of a duration that is given in steps, epochs or images.
+
+    Args:
+      config: the section that holds FIELDsteps, FIELDepochs and FIELDimages.
+      field: where it stands, for the message, and what its names start with:
+        `train_generator.` or `train_generator.optimizer.warmup_`.
+      batch_size: images of a step.
+      images: images of an epoch.
+      required: whether all three may be 0.
+    """
+    prefix = field.rpartition(".")[2]
+    given = {unit: config[prefix + unit] for unit in DURATION_UNITS if config[prefix + unit]}
+    expected = f"one of {', '.join(field + unit for unit in DURATION_UNITS)}, the others 0"
+    if len(given) > 1 or any(value < 0 for value in given.values()) or (required and not given):
+        found = ", ".join(f"{prefix}{unit}={value}" for unit, value in given.items())
+        raise InputError(field + "steps", found or "no duration", expected)
+    if not given:
+        return 0
+    [(unit, value)] = given.items()
+    if unit == "steps":
+        return value
+    return max(1, round(value * (images if unit == "epochs" else 1) / batch_size))
+
+
+def unknown_field(name: str) -> InputError:
+    """The error for a field that does not exist, with the closest ones that do."""
+    fields = [path for path, _ in flatten(default_config())]
+    leaf = {field.rpartition(".")[2]: field for field in fields}
+    close = difflib.get_close_matches(name, fields, n=1, cutoff=0.6) or [
+        leaf[match] for match in difflib.get_close_matches(name.rpartition(".")[2], leaf, n=1)
+    ]
+    hint = f"a field of bar_jax/config.py; did you mean {close[0]}?" if close else (
+        "a field of bar_jax/config.py"
+    )
+    return InputError(f"config.{name}", "no such field", hint)
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
+    """All fields as (dotted name, value)."""
+    fields = []
+    for name, value in config.items():
+        nested = isinstance(value, ml_collections.ConfigDict)
+        fields += flatten(value, f"{prefix}{name}.") if nested else [(prefix + name, value)]
+    return fields
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks all that can be checked without data or devices.
+
+    Raises:
+      InputError: naming the first wrong field, what was found and what was expected.
+    """
+    fields = dict(flatten(config))
+    for name, choices in CHOICES.items():
+        if fields[name] not in choices:
+            raise InputError(name, repr(fields[name]), " | ".join(choices))
+    for name, value in fields.items():
+        counts = name.startswith(("model.", "encode.")) or name.endswith(
+            ("batch_size", "accumulate", "image_size", "num_classes", "_every", "images_per_class",
+             "keep_checkpoints", "evaluate_images")
+        )
+        if counts and type(value) is int and "anneal" not in name and value < 1:
+            raise InputError(name, str(value), "at least 1")
+        if name.endswith(("dropout", "ema_decay")) and not 0 <= value < 1:
+            raise InputError(name, str(value), "a number in [0, 1)")
+        if name.endswith(("learning_rate", "weight_decay", ".l1", ".l2")) and not value >= 0:
+            raise InputError(name, str(value), "at least 0")
+    _validate_model(config)
+    _validate_training(config)
+    _validate_sampling(config)
+
+
+def _validate_model(config: ConfigDict) -> None:
+    data, tokenizer, generator = config.data, config.model.tokenizer, config.model.generator
+    for name, part in (
+        ("model.tokenizer.encoder", tokenizer.encoder),
+        ("model.tokenizer.decoder", tokenizer.decoder),
+        ("model.generator", generator),
+    ):
+        if part.width % part.heads:
+            raise InputError(f"{name}.heads", f"{part.heads} heads at width {part.width}",
+                             "a number of heads that divides the width")
+    head_dim = generator.width // generator.heads
+    if generator.heads % 2 or head_dim % 4:
+        raise InputError("model.generator.heads", f"{generator.heads} heads of {head_dim} channels",
+                         "an even number of heads, each with a multiple of 4 channels")
+    if data.image_size % tokenizer.patch_size:
+        raise InputError("model.tokenizer.patch_size", f"{tokenizer.patch_size}",
+                         f"a divisor of data.image_size={data.image_size}")
+    rows = token_grid(config)[0]
+    if rows % generator.patch_size:
+        raise InputError("model.generator.patch_size", f"{generator.patch_size}",
+                         f"a divisor of the tokenizer's grid, {rows} x {rows}")
+    if generator.class_repeats > 99:
+        raise InputError("model.generator.class_repeats", f"{generator.class_repeats}", "1 to 99")
+
+
+def _validate_training(config: ConfigDict) -> None:
+    for stage in ("train_tokenizer", "train_generator"):
+        train = config[stage]
+        if train.batch_size % train.accumulate:
+            raise InputError(f"{stage}.accumulate", f"{train.accumulate}",
+                             f"a divisor of {stage}.batch_size={train.batch_size}")
+        if not train.optimizer.clip_norm > 0:
+            raise InputError(f"{stage}.optimizer.clip_norm", f"{train.optimizer.clip_norm}",
+                             "a positive number")
+        duration(train, f"{stage}.", train.batch_size, 1)
+        duration(train.optimizer, f"{stage}.optimizer.warmup_", 1, 1, required=False)
+    for point in ("anneal_start_", "anneal_end_"):
+        duration(config.model.generator.order, f"model.generator.order.{point}", 1, 1, False)
+
+
+def _validate_sampling(config: ConfigDict) -> None:
+    sample, classes = config.sample, config.data.num_classes
+    check_sampling(sample.guidance_scale, sample.temperature, sample.unmasking_schedule,
+                   bits_per_token(config))
+    check_labels(sample.labels, classes)
+    for metric in config.evaluate.metrics:
+        if metric not in METRICS:
+            raise InputError("evaluate.metrics", repr(metric), " | ".join(METRICS))
+
+
+def check_sampling(
+    guidance_scale: float, temperature: float, schedule: tuple[int, ...], bits: int
+) -> None:
+    """Checks what a user may give a sampler; `bits` is n, bits of the generator's tokens."""
+    for name, value in (("guidance_scale", guidance_scale), ("temperature", temperature)):
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"sample.{name}", str(value), "a number of at least 0")
+    whole = all(type(count) is int and count > 0 for count in schedule)
+    if not whole or sum(schedule) != bits or sorted(schedule) != list(schedule):
+        total = f", which sums to {sum(schedule)}" if whole else ""
+        raise InputError("sample.unmasking_schedule", f"{tuple(schedule)}{total}",
+                         f"positive, non-decreasing integers that sum to {bits} bits")
+
+
+def check_labels(labels, num_classes: int) -> None:
+    """Checks that all labels are classes."""
+    for label in labels:
+        if type(label) is not int or not 0 <= label < num_classes:
+            raise InputError("sample.labels", repr(label), f"integers from 0 to {num_classes - 1}")

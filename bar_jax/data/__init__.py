@@ -1,0 +1,81 @@
+"""Files on disk -> batches.
+
+`sources` opens images, `images` crops one, `token_cache` keeps what a tokenizer made of them
+(`token_writer` writes it), `stream` says which example comes when, and `loader` puts batches
+together. A new source is one function in `sources.py` and one branch of `open_source`.
+"""
+
+from ml_collections import ConfigDict
+
+from bar_jax.data.images import (
+    DamagedImage,
+    center_crop,
+    center_crop_adm,
+    mirror,
+    random_crop,
+    resize_shorter_side,
+    to_float,
+    to_uint8,
+)
+from bar_jax.data.loader import eval_batches, token_batches, token_eval_batches, train_batches
+from bar_jax.data.sources import check_labels, digits, folder, holdout, open_source, tfds
+from bar_jax.data.token_cache import TokenCache, open_cache
+from bar_jax.data.token_writer import (
+    CachePlan,
+    Shard,
+    finish_cache,
+    missing_shards,
+    plan_cache,
+    shard_writer,
+)
+
+
+
+def open_images(config: ConfigDict, validation: bool = False):
+    """The training or the validation images that a config describes.
+
+    Raises:
+      InputError: if they cannot be opened, or do not have `data.num_classes` classes.
+    """
+    section = config.data
+    source = open_source(
+        section.source,
+        path=section.path,
+        name=section.name,
+        train_split=section.train_split,
+        validation_split=section.validation_split,
+        validation=validation,
+    )
+    check_labels(source, section.num_classes)
+    return source
+
+
+__all__ = [
+    "CachePlan",
+    "DamagedImage",
+    "Shard",
+    "TokenCache",
+    "center_crop",
+    "center_crop_adm",
+    "check_labels",
+    "digits",
+    "eval_batches",
+    "finish_cache",
+    "folder",
+    "holdout",
+    "mirror",
+    "missing_shards",
+    "open_cache",
+    "open_images",
+    "open_source",
+    "plan_cache",
+    "random_crop",
+    "resize_shorter_side",
+    "shard_writer",
+    "tfds",
+    "to_float",
+    "to_uint8",
+    "token_batches",
+    "token_eval_batches",
+    "train_batches",
+]

@@ -1,0 +1,175 @@
+"""The cache of tokens: what the tokenizer made of every image, on disk, made once.
+
+    cache/plan.json                             what is being encoded; see `token_writer.py`
+    cache/tokens-00000-of-00004.array_record    a contiguous range of the source each
+    cache/header.json                           the plan and the shards' sizes: it is complete
+
+A record is a little-endian int32 label, an int64 index into the source, the image's N * K bits
+packed into bytes (`np.packbits`) and, in a mirrored cache, those of its mirror image. Paths are
+local or on a mounted file system.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader
+
+from bar_jax.errors import InputError
+
+FORMAT = "bar_jax.tokens"
+VERSION = 1
+
+# Larger caches are read from disk as they are needed. ImageNet in 256 tokens of 16 bits, with
+# mirror images, is 1.3 GB.
+IN_MEMORY_BYTES = 2 * 2**30
+
+
+class TokenCache:
+    """A finished cache, as a random-access sequence; made by `open_cache`.
+
+    `cache[i]` is a dict of `bits [N, K] uint8 in {0, 1}`, `label`, `index` (into the source that
+    was encoded) and, in a mirrored cache, `bits_mirrored`. Pickling keeps the path and reads the
+    files anew. `cache.header` has the fields of `plan_cache`.
+    """
+
+    def __init__(self, path: Path, header: dict):
+        self.path = path
+        self.header = header
+        self.mirrored: bool = header["mirrored"]
+        self.num_classes: int = header["num_classes"]
+        self.num_tokens: int = header["grid"][0] * header["grid"][1]
+        self.bits: int = header["bits"]
+        files = [str(path / shard["file"]) for shard in header["shards"]]
+        if header["count"] * record_dtype(header).itemsize <= IN_MEMORY_BYTES:
+            self._records = _load(files, header)
+        else:
+            self._records = None
+            self._disk = ArrayRecordDataSource(files)
+
+    def __len__(self) -> int:
+        return self.header["count"]
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return {name: array[0] for name, array in self.read([index]).items()}
+
+    def __reduce__(self):
+        return TokenCache, (self.path, self.header)
+
+    def read(self, indices: Sequence[int]) -> dict:
+        """Many examples at once: what `cache[i]` gives, with a leading axis; own memory."""
+        indices = np.asarray(indices)
+        if self._records is not None:
+            records = self._records[indices]
+        else:
+            try:
+                read = b"".join(self._disk.__getitems__(indices.tolist()))
+            except RuntimeError as error:
+                raise InputError(self.path, f"a damaged shard ({error})", "intact files") from error
+            records = np.frombuffer(read, record_dtype(self.header))
+        examples = {"label": records["label"].copy(), "index": records["index"].copy()}
+        for name in ("bits", "bits_mirrored")[: 1 + self.mirrored]:
+            flat = np.unpackbits(records[name], axis=1, count=self.num_tokens * self.bits)
+            examples[name] = flat.reshape(-1, self.num_tokens, self.bits)
+        return examples
+
+
+def open_cache(
+    path: str | os.PathLike,
+    *,
+    fingerprint: str | None = None,
+    bits: int | None = None,
+    grid: Sequence[int] | None = None,
+    num_classes: int | None = None,
+) -> TokenCache:
+    """Opens a finished cache, after checking that it is whole and the one that is expected.
+
+    Args:
+      path: the cache's folder.
+      fingerprint, bits, grid, num_classes: what the caller needs it to be; None takes any.
+
+    Raises:
+      InputError: no cache, an unfinished or damaged one, or one of another tokenizer; names the
+        file.
+    """
+    path = Path(path).expanduser()
+    if not (path / "header.json").exists():
+        started = (path / "plan.json").exists()
+        raise InputError(
+            path,
+            "an unfinished cache" if started else "no cache of tokens",
+            "a finished one: run job=encode" + (" again, it goes on" if started else ""),
+        )
+    header = read_json(path / "header.json")
+    needed = {"fingerprint": fingerprint, "bits": bits, "num_classes": num_classes}
+    needed["grid"] = None if grid is None else list(grid)
+    for name, value in {"format": FORMAT, "version": VERSION, **needed}.items():
+        if value is not None:
+            refuse_difference(path, name, header.get(name), value)
+    for shard in header["shards"]:
+        file = path / shard["file"]
+        size = file.stat().st_size if file.exists() else 0
+        # A truncated ArrayRecord opens without complaint and has no records.
+        if size != shard["bytes"] or ArrayRecordReader(str(file)).num_records() != shard["count"]:
+            raise InputError(
+                file,
+                f"{size} bytes",
+                f"{shard['count']} examples in {shard['bytes']} bytes; delete the file and"
+                " header.json, then run job=encode again",
+            )
+    return TokenCache(path, header)
+
+
+def _load(files: list[str], header: dict) -> np.ndarray:
+    """All records, `[count]` of `record_dtype`."""
+    records = np.empty(header["count"], record_dtype(header))
+    filled = 0
+    for file, shard in zip(files, header["shards"], strict=True):
+        reader = ArrayRecordReader(file)
+        for start in range(0, shard["count"], 8192):  # not twice the cache in memory
+            stop = min(start + 8192, shard["count"])
+            try:
+                part = np.frombuffer(b"".join(reader.read(start, stop)), records.dtype)
+                records[filled : filled + stop - start] = part
+            except (RuntimeError, ValueError) as error:
+                raise InputError(file, f"damaged records ({error})", "an intact file") from error
+            filled += stop - start
+    return records
+
+
+# --- shared with the writer ----------------------------------------------------------------------
+
+
+def record_dtype(fields: dict) -> np.dtype:
+    """The layout of a record, given the fields of plan.json."""
+    num_bits = fields["grid"][0] * fields["grid"][1] * fields["bits"]
+    packed = ("u1", (-(-num_bits // 8),))
+    layout = [("label", "<i4"), ("index", "<i8"), ("bits", *packed)]
+    if fields["mirrored"]:
+        layout.append(("bits_mirrored", *packed))
+    return np.dtype(layout)
+
+
+def refuse_difference(path: Path, name: str, found, expected) -> None:
+    if found != expected:
+        raise InputError(
+            path,
+            f"a cache of tokens with {name} {found!r}",
+            f"{expected!r}; use another workdir or delete this folder",
+        )
+
+
+def shard_path(path: Path, number: int, num_shards: int) -> Path:
+    return path / f"tokens-{number:05d}-of-{num_shards:05d}.array_record"
+
+
+def read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(file, f"an unreadable file ({error})", "JSON of a token cache") from error

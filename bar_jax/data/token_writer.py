@@ -1,0 +1,222 @@
+"""Writes a cache of tokens (format: `token_cache.py`) so that a killed encoder can go on.
+
+    plan = plan_cache(path, fingerprint=..., ...)
+    for shard in missing_shards(plan, process_index, process_count):
+        with shard_writer(plan, shard) as write:
+            write(labels, indices, bits, bits_mirrored)     # of source[shard.start:shard.stop]
+    finish_cache(plan)                                      # one process, after all are done
+
+plan.json is written first; every file gets its name when it is complete; header.json comes last.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from bar_jax.data.token_cache import (
+    FORMAT,
+    VERSION,
+    read_json,
+    record_dtype,
+    refuse_difference,
+    shard_path,
+)
+from bar_jax.errors import InputError
+
+# One record a group for random access. Bits of a good tokenizer do not compress, and leaving
+# compression out makes reading and writing three times as fast.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What a cache is to hold. `fields` are those of plan.json; see `plan_cache`."""
+
+    path: Path
+    fields: dict
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard `number` holds the examples `start` to `stop` of the source."""
+
+    number: int
+    start: int
+    stop: int
+
+
+def plan_cache(
+    path: str | os.PathLike,
+    *,
+    fingerprint: str,
+    bits: int,
+    grid: Sequence[int],
+    num_classes: int,
+    mirrored: bool,
+    preprocessing: dict,
+    num_examples: int,
+    num_shards: int,
+) -> CachePlan:
+    """Starts a cache, or takes up one that was started with the same fields.
+
+    Every process of a run may call this.
+
+    Args:
+      path: the cache's folder, made if need be.
+      fingerprint: names the tokenizer and its weights; another one's tokens are never mixed in.
+      bits: K, bits per token.
+      grid: (h, w) of the tokens, N = h * w.
+      num_classes: labels are 0 to num_classes - 1.
+      mirrored: whether every record also holds the tokens of the mirror image.
+      preprocessing: JSON-able; what was done to the images (source, crop, size, ...).
+      num_examples: length of the source.
+      num_shards: number of files; a cache that was started keeps its own.
+
+    Raises:
+      InputError: the folder holds a cache with other fields, or shards without a plan.
+    """
+    path = Path(path).expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    fields = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": fingerprint,
+        "bits": bits,
+        "grid": list(grid),
+        "num_classes": num_classes,
+        "mirrored": mirrored,
+        "preprocessing": preprocessing,
+        "num_examples": num_examples,
+        "num_shards": max(1, min(num_shards, num_examples)),
+    }
+    fields = json.loads(json.dumps(fields))  # as they read back: tuples become lists
+    # Asked first: another process may write the plan and start a shard between the two questions.
+    has_shards = any(path.glob("tokens-*"))
+    if not (path / "plan.json").exists():
+        if has_shards:
+            raise InputError(path, "shards without a plan.json", "an empty folder")
+        _write_json(path / "plan.json", fields)
+        return CachePlan(path, fields)
+    started = read_json(path / "plan.json")
+    for name, value in fields.items():
+        if name != "num_shards":
+            refuse_difference(path, name, started.get(name), value)
+    return CachePlan(path, started)
+
+
+def missing_shards(plan: CachePlan, process_index: int = 0, process_count: int = 1) -> list[Shard]:
+    """The shards that this process still has to write: every process_count-th of all."""
+    num_shards, size = plan.fields["num_shards"], plan.fields["num_examples"]
+    return [
+        Shard(number, size * number // num_shards, size * (number + 1) // num_shards)
+        for number in range(process_index, num_shards, process_count)
+        if not shard_path(plan.path, number, num_shards).exists()
+    ]
+
+
+@contextlib.contextmanager
+def shard_writer(plan: CachePlan, shard: Shard) -> Iterator[Callable]:
+    """Gives the function that writes a shard's examples; the shard exists once the block ends.
+
+    The function is `write(labels, indices, bits, bits_mirrored=None)`: `labels [B]` in
+    range(num_classes), `indices [B]` in range(shard.start, shard.stop), `bits [B, N, K]` uint8 in
+    {0, 1}, and the mirror images' bits if the plan says so. Examples may be left out (damaged
+    images), and a batch may be empty. If the block raises, there is no shard.
+
+    Raises:
+      InputError: a label out of range (by `write`).
+      ValueError: indices or bits that do not fit the plan (by `write`).
+    """
+    final = shard_path(plan.path, shard.number, plan.fields["num_shards"])
+    unfinished = final.with_name(final.name + ".tmp")  # what a killed writer left is overwritten
+    writer = ArrayRecordWriter(str(unfinished), _WRITER_OPTIONS)
+
+    def write(labels, indices, bits, bits_mirrored=None) -> None:
+        for record in _pack(plan.fields, shard, labels, indices, bits, bits_mirrored):
+            writer.write(record.tobytes())
+
+    try:
+        yield write
+    except BaseException:
+        writer.close()
+        unfinished.unlink()
+        raise
+    writer.close()
+    _publish(unfinished, final)
+
+
+def finish_cache(plan: CachePlan) -> None:
+    """Counts the shards and writes header.json, with which the cache is complete.
+
+    Raises:
+      InputError: shards are missing, or there is not one example in them.
+    """
+    num_shards = plan.fields["num_shards"]
+    missing = missing_shards(plan)
+    if missing:
+        raise InputError(
+            plan.path,
+            f"{num_shards - len(missing)} of {num_shards} shards",
+            "all of them: run job=encode again, it goes on",
+        )
+    files = [shard_path(plan.path, number, num_shards) for number in range(num_shards)]
+    shards = [
+        {
+            "file": file.name,
+            "count": ArrayRecordReader(str(file)).num_records(),
+            "bytes": file.stat().st_size,
+        }
+        for file in files
+    ]
+    count = sum(shard["count"] for shard in shards)
+    if not count:
+        raise InputError(plan.path, "no example in any shard", "at least one readable image")
+    _write_json(plan.path / "header.json", {**plan.fields, "count": count, "shards": shards})
+
+
+def _pack(fields, shard, labels, indices, bits, bits_mirrored) -> np.ndarray:
+    """`[B]` of `record_dtype`."""
+    labels, indices = np.asarray(labels), np.asarray(indices)
+    num_classes = fields["num_classes"]
+    for label in labels[(labels < 0) | (labels >= num_classes)]:
+        raise InputError("data.num_classes", f"label {label}", f"0 to {num_classes - 1}")
+    if np.any((indices < shard.start) | (indices >= shard.stop)):
+        raise ValueError(f"indices {indices} outside of {shard}")
+    if (bits_mirrored is not None) != fields["mirrored"]:
+        raise ValueError(f"bits_mirrored do not go with mirrored={fields['mirrored']}")
+    records = np.empty(len(labels), record_dtype(fields))
+    records["label"] = labels
+    records["index"] = indices
+    shape = (len(labels), fields["grid"][0] * fields["grid"][1], fields["bits"])
+    for name, tokens in {"bits": bits, "bits_mirrored": bits_mirrored}.items():
+        if tokens is not None:
+            tokens = np.asarray(tokens)
+            if tokens.shape != shape or tokens.dtype != np.uint8 or np.any(tokens > 1):
+                raise ValueError(
+                    f"{name}: {tokens.dtype} {tokens.shape}, expected uint8 {shape}, 0 or 1"
+                )
+            records[name] = np.packbits(tokens.reshape(len(labels), shape[1] * shape[2]), axis=1)
+    return records
+
+
+def _write_json(file: Path, fields: dict) -> None:
+    # A name of its own: several processes may write the same plan at once.
+    handle, unfinished = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+    with os.fdopen(handle, "w") as stream:
+        json.dump(fields, stream, indent=2)
+    _publish(Path(unfinished), file)
+
+
+def _publish(unfinished: Path, final: Path) -> None:
+    """Gives a complete file its name, which a reader sees whole or not at all."""
+    handle = os.open(unfinished, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+    os.replace(unfinished, final)

@@ -1,0 +1,16 @@
+"""The one error that a user's mistake ends in."""
+
+
+class InputError(ValueError):
+    """A wrong field, file or argument, told in one line.
+
+    `main` prints it and exits with status 2; nothing was compiled or written before.
+
+    Args:
+      where: the config field (`model.generator.heads`) or the file that is wrong.
+      found: what is there.
+      expected: what should be there, or what to do.
+    """
+
+    def __init__(self, where: object, found: str, expected: str):
+        super().__init__(f"{where}: found {found}, expected {expected}")

@@ -1,0 +1,70 @@
+"""Finds the files that come with bar_jax: in the clone, or inside an installed package."""
+
+import difflib
+import os
+from pathlib import Path
+
+from bar_jax.errors import InputError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+# Where configs/ and third_party/ lie: next to the package in a clone; setup.py puts them inside
+# the package elsewhere. The parent of an installed package is site-packages, shared with others.
+_HOME = _PACKAGE.parent if (_PACKAGE.parent / "setup.py").is_file() else _PACKAGE
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """Finds a file or folder that a user names, such as `configs/quickstart.py`.
+
+    A path that exists is taken as it is. Otherwise it is looked for in the clone that bar_jax
+    runs from, or in the installed package, so that `configs/...` and `third_party/...` work from
+    any working directory.
+
+    Args:
+      path: what the user wrote; `~` is expanded.
+
+    Returns:
+      the path as given if it exists, otherwise the absolute path of what was found.
+
+    Raises:
+      InputError: there is no such file; the message lists the configs with similar names.
+    """
+    given = os.path.expanduser(path)
+    # os.path.exists takes any string; Path.exists raises on some (a name that is too long).
+    for candidate in (given, os.path.join(_HOME, given)):
+        if given and os.path.exists(candidate):
+            return Path(candidate)
+    found = "no such file"
+    if not os.path.isabs(given):
+        found += " in " + " or ".join(dict.fromkeys([str(Path.cwd()), str(_HOME)]))
+    expected = "an existing file"
+    if close := _close_configs(given):
+        expected += f"; did you mean {' or '.join(close)}?"
+    raise InputError(repr(str(path)), found, expected)
+
+
+def _close_configs(path: str) -> list[str]:
+    """Configs that `path` may have meant, best first: by whole path, then by name alone."""
+    known = {
+        file.relative_to(home).as_posix()
+        for home in (Path.cwd(), _HOME)
+        for file in home.glob("configs/**/*.py")
+    }
+    stems: dict[str, list[str]] = {}
+    for config in sorted(known):
+        stems.setdefault(Path(config).stem, []).append(config)
+    by_path = difflib.get_close_matches(path, sorted(known), n=3, cutoff=0.8)
+    by_stem = difflib.get_close_matches(Path(path).stem, stems, n=3, cutoff=0.7)
+    same_name = [config for stem in by_stem for config in stems[stem]]
+    return list(dict.fromkeys(by_path + same_name))[:3]
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file so that it is there whole or not at all, whatever is killed when."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

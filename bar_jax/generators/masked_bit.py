@@ -1,0 +1,182 @@
+"""The masked-bit generator: causal transformer, head, training loss and sampler."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from bar_jax.bases import permutation
+from bar_jax.generators.causal import CausalTransformer
+from bar_jax.generators.shuffle import shuffle, unshuffle
+from bar_jax.heads.masked_bit import MaskedBitHead, Masking, Sums
+
+
+class Draws(flax.struct.PyTreeNode):
+    """Random draws of one training step, one row per example.
+
+    Attributes:
+      label: [B] uniform; the label is dropped where below `label_dropout`.
+      order_choice: [B] uniform; the order is random where below the random share.
+      order_places: [B, L] uniform; their argsort is the random order.
+      masking: of the head, [B, L, ...].
+    """
+
+    label: jax.Array
+    order_choice: jax.Array
+    order_places: jax.Array
+    masking: Masking
+
+
+class MaskedBitGenerator(nn.Module):
+    """p(bits of an image's tokens | class).
+
+    Tokens enter and leave as the tokenizer knows them: bits {0, 1} [B, N, k] in raster order.
+
+    Attributes:
+      trunk: the causal transformer, over tokens of n = k p^2 bits.
+      head: from the trunk's output to one token.
+      token_grid: rows and columns of the tokenizer's tokens.
+      patch_size: p of token shuffling.
+      label_dropout: share of examples trained without their class.
+    """
+
+    trunk: CausalTransformer
+    head: MaskedBitHead
+    token_grid: tuple[int, int]
+    patch_size: int = 1
+    label_dropout: float = 0.1
+
+    def draw(self, keys: jax.Array) -> Draws:
+        """Draws for a training step, each example's from its own key [B]."""
+        length = self.trunk.num_tokens
+
+        def draw_one(key):
+            label, choice, places, masking = jax.random.split(key, 4)
+            return Draws(
+                label=jax.random.uniform(label),
+                order_choice=jax.random.uniform(choice),
+                order_places=jax.random.uniform(places, (length,)),
+                masking=self.head.draw(masking, length),
+            )
+
+        return jax.vmap(draw_one)(keys)
+
+    def loss(
+        self,
+        bits: jax.Array,
+        labels: jax.Array,
+        draws: Draws,
+        random_share: jax.Array | float,
+        deterministic: bool,
+        counted: jax.Array | None = None,
+    ) -> Sums:
+        """The head's loss over all tokens of a batch.
+
+        Args:
+          bits: [B, N, k] in {0, 1}.
+          labels: [B] in 0..num_classes - 1.
+          random_share: probability of a random order (RAR).
+          deterministic: evaluation: no dropout, every label kept.
+          counted: [B] bool, False where an example is padding; None: all count.
+
+        Returns:
+          Pairs of a sum and its weight; see the head's `loss`.
+        """
+        if not deterministic:
+            dropped = draws.label < self.label_dropout
+            labels = jnp.where(dropped, self.trunk.num_classes, labels)
+        order = permutation.draw_orders(random_share, draws.order_choice, draws.order_places)
+        tokens = permutation.gather(shuffle(bits, self.token_grid, self.patch_size), order)
+        z = self.trunk(tokens, labels, order, deterministic)
+        flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+        if counted is not None:
+            counted = jnp.repeat(counted, order.shape[1])
+        return self.head.loss(flat(z), flat(tokens), jax.tree.map(flat, draws.masking), counted)
+
+    def initialize(self, bits: jax.Array, labels: jax.Array, keys: jax.Array) -> Sums:
+        """Touches every parameter, for `init`: arguments as in `loss`."""
+        return self.loss(bits, labels, self.draw(keys), 0.0, deterministic=True)
+
+
+def sample(
+    generator: MaskedBitGenerator,
+    params: dict,
+    labels: jax.Array,
+    *,
+    schedule: tuple[int, ...],
+    guidance_scale: jax.Array | float | None,
+    temperature: jax.Array | float,
+    noise: Callable[[jax.Array], jax.Array],
+    order: jax.Array,
+    kept: tuple[jax.Array, jax.Array] | None = None,
+    record: bool = False,
+) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+    """Writes images' tokens one after another: one scan over tokens with a KV cache.
+
+    Guidance acts on the head's logits, u + s (c - u), with s = 1 + (S - 1) i / L at token i, so
+    none at the first token and never the full S (published).
+
+    Args:
+      params: of the generator.
+      labels: [B] in 0..num_classes; num_classes is "no class".
+      schedule: bits shown at each of the head's steps, summing to n.
+      guidance_scale: S; None runs without the unconditional branch.
+      temperature: tau.
+      noise: maps the index of a token in the order to uniform draws [B, T, n, 3].
+      order: [B, L], the place of each written token.
+      kept: tokens that are given, (bits [B, N, k], keep [B, N] bool with True where given); with
+        token shuffling a token is given where all of its parts are.
+      record: also return what was drawn from, for tests.
+
+    Returns:
+      bits [B, N, k] uint8 in raster order; with `record` also {`z`: [L, B or 2 B, W],
+      `logits`: [L, T, B, n, 2]}.
+    """
+    trunk, head = generator.trunk, generator.head
+    apply_trunk = lambda method, *args: trunk.apply({"params": params["trunk"]}, *args, method=method)  # noqa: E731
+    length = trunk.num_tokens
+    guided = guidance_scale is not None
+    both = (lambda x: jnp.concatenate([x, x])) if guided else (lambda x: x)
+    all_labels, all_orders = both(labels), both(order)
+    if guided:
+        all_labels = all_labels.at[labels.shape[0] :].set(trunk.num_classes)
+    if kept is not None:
+        given = permutation.gather(shuffle(kept[0], generator.token_grid, generator.patch_size), order)
+        keep = shuffle(kept[1][..., None], generator.token_grid, generator.patch_size)
+        keep = permutation.gather(jnp.all(keep, axis=-1), order)
+
+    def write_token(carry, i):
+        x, cache = carry
+        z, cache = apply_trunk(trunk.decode, x, all_labels, all_orders, i, cache)
+        guidance = 1 + (guidance_scale - 1) * i / length if guided else None
+        bits, logits = head.apply(
+            {"params": params["head"]}, z, guidance, temperature, schedule, noise(i),
+            method=head.sample,
+        )
+        if kept is not None:
+            bits = jnp.where(keep[:, i, None], given[:, i], bits)
+        x = both(apply_trunk(trunk.embed_tokens, bits[:, None])[:, 0])
+        return (x, cache), (bits, {"z": z, "logits": logits} if record else None)
+
+    cache = apply_trunk(trunk.prefill, all_labels, all_orders)
+    x = apply_trunk(trunk.embed_class, all_labels).astype(trunk.dtype)
+    _, (bits, recorded) = jax.lax.scan(write_token, (x, cache), jnp.arange(length))
+    bits = permutation.scatter(jnp.moveaxis(bits, 0, 1), order)
+    bits = unshuffle(bits, generator.token_grid, generator.patch_size)
+    return (bits, recorded) if record else bits
+
+
+def token_noise(
+    head: MaskedBitHead, keys: jax.Array, schedule: tuple[int, ...]
+) -> Callable[[jax.Array], jax.Array]:
+    """Noise for `sample` from one key per example [B]: what example i gets depends on its key only."""
+
+    def noise(i):
+        draw = lambda key: jax.random.uniform(  # noqa: E731
+            jax.random.fold_in(key, i), head.noise_shape(schedule)
+        )
+        return jax.vmap(draw)(keys)
+
+    return noise

@@ -1,0 +1,92 @@
+"""What a config amounts to, without allocating it: prints JSON.
+
+Parameters per part, the bit budget, the sequence length, FLOPs per image and the bytes of training
+state on each device of the mesh.
+"""
+
+import math
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bar_jax import models
+from bar_jax.config import bits_per_token, token_grid
+from bar_jax.generators import make_generator
+from bar_jax.mesh import make_mesh
+from bar_jax.tokenizers import make_tokenizer
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Describes the configured model on the configured mesh."""
+    mesh = make_mesh(**config.mesh)
+    tokenizer, generator = make_tokenizer(config), make_generator(config)
+    bits = config.model.tokenizer.bits
+    shapes = {
+        "tokenizer": models.param_shapes(lambda k: models.init_tokenizer(tokenizer, k), mesh),
+        "generator": models.param_shapes(lambda k: models.init_generator(generator, bits, k), mesh),
+    }
+    rows, columns = token_grid(config)
+    flops = sampling_flops(config, shapes["generator"])
+    return {
+        "parameters": {
+            "tokenizer": {part: count(tree) for part, tree in shapes["tokenizer"].items()},
+            "tokenizer_total": count(shapes["tokenizer"]),
+            "generator": {part: count(tree) for part, tree in shapes["generator"].items()},
+            "generator_total": count(shapes["generator"]),
+        },
+        "bits_per_token": bits,
+        "tokens": rows * columns,
+        "bit_budget": rows * columns * bits,  # eq. 3
+        "generator_bits_per_token": bits_per_token(config),
+        "generator_tokens": generator.trunk.num_tokens,
+        "sequence_length": generator.trunk.prefix + generator.trunk.num_tokens,
+        "sampling_flops_per_image": flops | {"total": sum(flops.values())},
+        "mesh": dict(mesh.shape),
+        "state_bytes_per_device": {
+            part: _state_bytes(shapes[part], config[f"train_{part}"].ema_decay > 0)
+            for part in ("tokenizer", "generator")
+        },
+    }
+
+
+def count(tree: object) -> int:
+    """Number of parameters."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def sampling_flops(config: ConfigDict, params: dict) -> dict[str, int]:
+    """Floating-point operations of sampling one image's tokens (without decoding them to pixels).
+
+    Counts matrix products, two operations per multiply-add, as the sampler does them: attention
+    over the whole preallocated cache, every step of the unmasking schedule, both branches of
+    guidance.
+    """
+    generator = config.model.generator
+    branches = 2 if config.sample.guidance_scale > 1 else 1
+    rows, columns = (side // generator.patch_size for side in token_grid(config))
+    tokens, prefix = rows * columns, 1 + generator.class_repeats
+    positions = prefix - 1 + tokens  # the last class copy is the first step of the scan
+    attention = 4 * (prefix + tokens) * generator.width * generator.depth
+    blocks = _kernel_flops(params["trunk"]["blocks"]) + attention
+    edges = _kernel_flops({k: v for k, v in params["trunk"].items() if k != "blocks"})
+    evaluations = tokens * len(config.sample.unmasking_schedule)
+    return {
+        "trunk": branches * (positions * blocks + tokens * edges),
+        "head": branches * evaluations * _kernel_flops(params["head"]),
+    }
+
+
+def _kernel_flops(tree: dict) -> int:
+    """Operations of one row through every kernel of a tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return sum(2 * math.prod(leaf.shape) for path, leaf in leaves if path[-1].key == "kernel")
+
+
+def _state_bytes(shapes: dict, keeps_ema: bool) -> int:
+    """Bytes on each device of the parameters, Adam's two moments and the EMA, all float32."""
+    local = sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(shapes)
+    )
+    return local * (4 if keeps_ema else 3)

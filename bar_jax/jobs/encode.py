@@ -1,0 +1,107 @@
+"""Images (and their mirror images) to cached tokens, `cache/train` and `cache/validation`."""
+
+import functools
+import logging
+import pathlib
+import time
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from bar_jax import data, models
+from bar_jax import mesh as mesh_lib
+from bar_jax.config import token_grid
+from bar_jax.jobs.reconstruct import local_rows
+from bar_jax.training import preemption
+from bar_jax.training.loop import format_seconds
+from bar_jax.training.writer import update_summary
+
+logger = logging.getLogger(__name__)
+CROP = "adm"  # published token caches hold ADM centre crops
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Encodes both splits; shards that are there already stay. Returns the summary."""
+    began = time.monotonic()
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
+        tokenizer = models.load_tokenizer(config, mesh)
+        fingerprint = models.fingerprint(config, tokenizer.params)
+        counts = {
+            split: _encode(config, mesh, tokenizer, fingerprint, split)
+            for split in ("train", "validation")
+        }
+    summary = {f"cached_{split}_images": count for split, (count, _) in counts.items()}
+    if any(written for _, written in counts.values()):
+        summary["seconds_encode"] = round(time.monotonic() - began, 1)
+    return update_summary(config.workdir, {"tokenizer_fingerprint": fingerprint, **summary})
+
+
+def cache_path(config: ConfigDict, split: str) -> pathlib.Path:
+    """Folder of a split's cache."""
+    return pathlib.Path(config.workdir) / "cache" / split
+
+
+def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
+    """Encodes one split; returns its number of images and whether anything was written."""
+    source = data.open_images(config, validation=split == "validation")
+    mirrored = config.data.mirror and split == "train"
+    plan = data.plan_cache(
+        cache_path(config, split),
+        fingerprint=fingerprint,
+        bits=config.model.tokenizer.bits,
+        grid=token_grid(config),
+        num_classes=config.data.num_classes,
+        mirrored=mirrored,
+        preprocessing={
+            "source": config.data.source,
+            "name": config.data.name,
+            "split": config.data[f"{split}_split"],
+            "image_size": config.data.image_size,
+            "crop": CROP,
+        },
+        num_examples=len(source),
+        num_shards=config.encode.shards,
+    )
+    shards = data.missing_shards(plan)
+    began, total, done = time.monotonic(), sum(s.stop - s.start for s in shards), 0
+    bar = tqdm(total=total, desc=f"encode {split}", unit="image", disable=None)
+    for shard in shards:
+        batches = data.eval_batches(
+            source,
+            image_size=config.data.image_size,
+            crop=CROP,
+            batch_size=config.encode.batch_size,
+            mirrors=mirrored,
+            start=shard.start,
+            stop=shard.stop,
+            on_damaged=config.data.on_damaged,
+        )
+        with data.shard_writer(plan, shard) as write:
+            for batch in batches:
+                preemption.check(f"encode: {split} shards before {shard.number} are kept")
+                write(*_encode_batch(mesh, tokenizer, batch, mirrored))
+                bar.update(int(batch["mask"].sum()))
+        done += shard.stop - shard.start
+        left = (time.monotonic() - began) / done * (total - done)
+        logger.info("encode %s: %d/%d, %s left", split, done, total, format_seconds(left))
+    bar.close()
+    data.finish_cache(plan)
+    return len(data.open_cache(cache_path(config, split))), bool(shards)
+
+
+def _encode_batch(mesh, tokenizer, batch, mirrored):
+    """Labels, indices, bits and mirrored bits of the images that the mask keeps."""
+    keep = batch["mask"]
+    rows = [batch["label"][keep], batch["index"][keep]]
+    for name in ("image", "image_mirrored") if mirrored else ("image",):
+        images = mesh_lib.put_batch(mesh, {"image": batch[name]})["image"]
+        bits = _tokens(tokenizer.module, tokenizer.params, images)
+        rows.append(local_rows(bits)[keep])
+    return rows
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _tokens(tokenizer, params, images):
+    return tokenizer.apply({"params": params}, data.to_float(images), method=tokenizer.encode)

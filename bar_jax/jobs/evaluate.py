@@ -1,0 +1,86 @@
+"""Metrics of `samples.npz` (or another .npz of images) against the data set.
+
+`class_accuracy`: a support vector machine trained on real training images reads the samples, and
+held-out real images for comparison.
+"""
+
+import logging
+import pathlib
+import time
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from bar_jax import data
+from bar_jax.errors import InputError
+from bar_jax.metrics import class_accuracy
+from bar_jax.training import preemption
+from bar_jax.training.writer import update_summary
+
+logger = logging.getLogger(__name__)
+CLASSIFIER_IMAGES = 10_000  # training images of the classifier, at most
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Evaluates the samples; returns the summary."""
+    began = time.monotonic()
+    path = pathlib.Path(config.evaluate.samples or pathlib.Path(config.workdir) / "samples.npz")
+    images, labels = read_samples(path, config.data.num_classes)
+    results: dict[str, object] = {"evaluated_samples": len(images)}
+    if "class_accuracy" in config.evaluate.metrics:
+        preemption.check("evaluate: nothing is kept")
+        classifier = class_accuracy.train_classifier(*_real(config, False, CLASSIFIER_IMAGES))
+        real = _real(config, True, CLASSIFIER_IMAGES)
+        results |= {
+            "sample_class_accuracy": class_accuracy.class_accuracy(classifier, images, labels),
+            "real_class_accuracy": class_accuracy.class_accuracy(classifier, *real),
+        }
+    for name, value in results.items():
+        logger.info("evaluate: %s %.4g", name, value)
+    seconds = {"seconds_evaluate": round(time.monotonic() - began, 1)}
+    return update_summary(config.workdir, results | seconds)
+
+
+def read_samples(path: pathlib.Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [B, H, W, 3] and labels [B] of an .npz.
+
+    Raises:
+      InputError: naming the file and what is wrong with it.
+    """
+    if not path.exists():
+        raise InputError(str(path), "no such file", "an .npz of samples; run job=sample")
+    try:
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in ("arr_0", "arr_1") if name in stored}
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(str(path), f"an unreadable file ({error})", "an .npz of samples") from error
+    missing = {"arr_0", "arr_1"} - arrays.keys()
+    if missing:
+        raise InputError(str(path), f"no {', '.join(sorted(missing))}",
+                         "arr_0 (images) and arr_1 (labels)")  # fmt: skip
+    images, labels = arrays["arr_0"], arrays["arr_1"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise InputError(f"{path}: arr_0", f"{images.dtype}{list(images.shape)}", "uint8 [B, H, W, 3]")
+    if labels.shape != images.shape[:1] or labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(f"{path}: arr_1", f"{labels.dtype}{list(labels.shape)} from {labels.min()}"
+                         f" to {labels.max()}", f"a label below {num_classes} for each image")  # fmt: skip
+    return images, labels
+
+
+def _real(config: ConfigDict, validation: bool, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Real images uint8 [B, S, S, 3] and labels, evenly taken from the whole split."""
+    source = data.open_images(config, validation)
+    batches = list(
+        data.eval_batches(
+            source,
+            image_size=config.data.image_size,
+            crop="center",
+            batch_size=config.encode.batch_size,
+            on_damaged=config.data.on_damaged,
+        )
+    )
+    images, labels, mask = (
+        np.concatenate([b[n] for b in batches]) for n in ("image", "label", "mask")
+    )
+    every = -(-len(images) // limit)
+    return images[mask][::every], labels[mask][::every]

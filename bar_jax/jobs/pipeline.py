@@ -1,0 +1,24 @@
+"""The stages in order: tokenizer, token cache, generator, samples, evaluation.
+
+A stage that is finished is skipped, one that was cut off goes on.
+"""
+
+import logging
+
+from ml_collections import ConfigDict
+
+from bar_jax.jobs import encode, evaluate, sample, train_generator, train_tokenizer
+from bar_jax.training.writer import update_summary
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Runs what is not finished yet; returns the summary."""
+    train_tokenizer.run(config)
+    encode.run(config)
+    train_generator.run(config)
+    sample.run(config)
+    summary = evaluate.run(config)
+    seconds = sum(value for name, value in summary.items() if name.startswith("seconds_"))
+    return update_summary(config.workdir, {"total_seconds": round(seconds, 1)})

@@ -1,0 +1,110 @@
+"""How well a tokenizer reconstructs the validation images.
+
+Writes `reconstructions.png` (originals above their reconstructions, a pair of rows per class) and
+into `summary.json` the numbers, named `reconstruction_...`.
+"""
+
+import functools
+import pathlib
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bar_jax import data, models
+from bar_jax import mesh as mesh_lib
+from bar_jax.metrics.reconstruction import bit_statistics, reconstruction_sums
+from bar_jax.training.writer import update_summary
+from bar_jax.visualize.grid import image_grid, save_png
+
+COLUMNS = 8  # examples of a class in the picture
+CLASSES = 10  # at most this many classes in the picture
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Measures the trained tokenizer on all validation images; returns the summary."""
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
+        tokenizer = models.load_tokenizer(config, mesh)
+        numbers, originals, decoded = measure(
+            config, mesh, tokenizer.module, tokenizer.params, config.encode.batch_size
+        )
+        save_picture(config, originals, decoded)
+    return update_summary(
+        config.workdir,
+        {
+            "tokenizer_step": tokenizer.step,
+            **{f"reconstruction_{name}": value for name, value in numbers.items()},
+        },
+    )
+
+
+def measure(
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    tokenizer: nn.Module,
+    params: dict,
+    batch_size: int,
+    limit: int | None = None,
+) -> tuple[dict[str, float], dict[int, list], dict[int, list]]:
+    """Reconstruction metrics over (at most `limit`) validation images.
+
+    Returns:
+      `psnr` (dB), `l1`, `l2`, `bit_entropy`, `dead_bits` and the number of `images`; and a few
+      originals and their reconstructions by class, uint8 [H, W, 3] each.
+    """
+    source = data.open_images(config, validation=True)
+    batches = data.eval_batches(
+        source,
+        image_size=config.data.image_size,
+        crop="center",
+        batch_size=batch_size,
+        stop=min(limit or len(source), len(source)),
+        on_damaged=config.data.on_damaged,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    totals, originals, decoded = None, {}, {}
+    for batch in batches:
+        arrays = mesh_lib.put_batch(mesh, {name: batch[name] for name in ("image", "mask")})
+        sums, pictures = _reconstruct(tokenizer, params, arrays["image"], arrays["mask"])
+        totals = sums if totals is None else jax.tree.map(np.add, totals, jax.device_get(sums))
+        pictures = local_rows(pictures)
+        for i in np.flatnonzero(batch["mask"]):
+            label = int(batch["label"][i])
+            if label < CLASSES and len(originals.setdefault(label, [])) < COLUMNS:
+                originals[label].append(batch["image"][i])
+                decoded.setdefault(label, []).append(pictures[i])
+    means = {name: total / count for name, (total, count) in totals.items()}
+    numbers = bit_statistics(means.pop("ones")) | {k: float(v) for k, v in means.items()}
+    return numbers | {"images": float(totals["psnr"][1])}, originals, decoded
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(tokenizer, params, images, mask):
+    images = data.to_float(images)
+    bits = tokenizer.apply({"params": params}, images, method=tokenizer.encode)
+    decoded = tokenizer.apply({"params": params}, bits, method=tokenizer.decode)
+    return reconstruction_sums(images, decoded, bits, mask), data.to_uint8(decoded)
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+    """This process's rows of an array that is cut along its first axis."""
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def save_picture(
+    config: ConfigDict, originals: dict[int, list], decoded: dict[int, list]
+) -> np.ndarray:
+    """Writes `reconstructions.png`: for each class a row of originals above their reconstructions."""
+    blank = np.full((config.data.image_size, config.data.image_size, 3), 255, np.uint8)
+    rows = []
+    for label in sorted(originals):
+        for row in (originals[label], decoded[label]):
+            rows += row + [blank] * (COLUMNS - len(row))
+    picture = image_grid(np.stack(rows), COLUMNS)
+    if jax.process_index() == 0:
+        save_png(pathlib.Path(config.workdir) / "reconstructions.png", picture)
+    return picture

@@ -1,0 +1,251 @@
+"""Images for given classes, or equally many of every class.
+
+Writes `samples.npz` (`arr_0`: uint8 [B, H, W, 3], as the ADM evaluator reads it; `arr_1`: labels;
+`settings`: what they were drawn with, JSON) and `samples.png`, a row per class. Image i depends on
+the seed and i alone, not on the batch it was drawn in.
+"""
+
+import collections
+import functools
+import io
+import itertools
+import json
+import logging
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from bar_jax import data, models
+from bar_jax import mesh as mesh_lib
+from bar_jax.bases.permutation import draw_orders
+from bar_jax.config import token_grid
+from bar_jax.errors import InputError
+from bar_jax.files import write_atomically
+from bar_jax.generators.masked_bit import sample, token_noise
+from bar_jax.jobs.reconstruct import local_rows
+from bar_jax.training import preemption
+from bar_jax.training.step import stream_key
+from bar_jax.training.writer import update_summary
+from bar_jax.visualize.grid import image_grid, save_png
+
+logger = logging.getLogger(__name__)
+GRID_ROWS, GRID_COLUMNS = 10, 10
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Draws the configured samples, unless they are there already; returns the summary."""
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    folder = pathlib.Path(config.workdir)
+    with jax.set_mesh(mesh):
+        generator = models.load_generator(config, mesh)
+        tokenizer = models.load_tokenizer(config, mesh)
+        settings = _settings(config, generator.step, tokenizer.step)
+        if _stored_settings(folder / "samples.npz") == settings:
+            logger.info("sample: %s is finished, nothing to do", folder / "samples.npz")
+            return update_summary(config.workdir, settings)
+        began = time.monotonic()
+        labels = sample_labels(config)
+        kept = ()
+        if config.sample.keep != "none":
+            half = half_mask(token_grid(config), config.sample.keep)
+            kept = real_images(config, labels), np.tile(half, (len(labels), 1))
+        images = sample_images(config, mesh, generator, tokenizer, labels, *kept)
+    seconds = {"seconds_sample": round(time.monotonic() - began, 1)}
+    if jax.process_index() == 0:
+        _save(folder / "samples.npz", images, labels, settings)
+        save_png(folder / "samples.png", class_grid(images, labels))
+    return update_summary(config.workdir, settings | seconds)
+
+
+def sample_labels(config: ConfigDict) -> np.ndarray:
+    """Labels [B] int32: those given, or every class equally often, interleaved.
+
+    Interleaved because Inception Scores are averaged over consecutive groups.
+    """
+    if config.sample.labels:
+        return np.asarray(config.sample.labels, np.int32)
+    classes = config.data.num_classes
+    return np.tile(np.arange(classes, dtype=np.int32), config.sample.images_per_class)
+
+
+def sample_images(
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    generator: models.Trained,
+    tokenizer: models.Trained,
+    labels: np.ndarray,
+    given: np.ndarray | None = None,
+    keep: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draws an image for each label, in batches of `sample.batch_size`.
+
+    Args:
+      labels: [B] integers; image i is drawn from key (seed, i).
+      given: uint8 [B, H, W, 3] images of which tokens are kept; None: none are.
+      keep: bool [B, N], True where a token of the given image is kept.
+
+    Returns:
+      uint8 [B, H, W, 3], on every process.
+    """
+    section, size = config.sample, config.sample.batch_size
+    key = stream_key(config.seed, "sample")
+    images = []
+    bar = tqdm(total=len(labels), desc="sample", unit="image", disable=None)
+    for begin in range(0, len(labels), size):
+        preemption.check("sample: nothing is kept of an unfinished set")
+        rows = np.arange(begin, begin + size)
+        inside = np.minimum(rows, len(labels) - 1)  # the last batch is filled up
+        # Process p draws the rows p * b to (p + 1) * b - 1 of the batch.
+        local = np.array_split(np.arange(size), jax.process_count())[jax.process_index()]
+        batch = {"index": rows[local].astype(np.int32), "label": labels[inside[local]]}
+        if given is not None:
+            batch |= {"image": given[inside[local]], "keep": keep[inside[local]]}
+        drawn = _sample(
+            generator.module,
+            tokenizer.module,
+            tuple(section.unmasking_schedule),
+            section.guidance_scale > 1,
+            section.order == "random",
+            generator.params,
+            tokenizer.params,
+            mesh_lib.put_batch(mesh, batch),
+            jnp.float32(section.guidance_scale),
+            jnp.float32(section.temperature),
+            key,
+        )
+        images.append(whole(drawn))
+        bar.update(min(size, len(labels) - begin))
+    bar.close()
+    return np.concatenate(images)[: len(labels)]
+
+
+@functools.partial(jax.jit, static_argnums=range(5))
+def _sample(
+    generator, tokenizer, schedule, guided, random_order, params, tokenizer_params, batch,
+    guidance_scale, temperature, key,
+):  # fmt: skip
+    """Tokens of a batch, decoded: uint8 [B, H, W, 3]."""
+    labels = batch["label"]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+    length = generator.trunk.num_tokens
+    # Tokens use the folds 0 to L - 1 of an image's key; its order uses L.
+    places = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, length), (length,)))(keys)
+    order = draw_orders(float(random_order), jnp.zeros(labels.shape), places)
+    kept = None
+    if "keep" in batch:
+        bits = tokenizer.apply(
+            {"params": tokenizer_params}, data.to_float(batch["image"]), method=tokenizer.encode
+        )
+        kept = bits, batch["keep"]
+    bits = sample(
+        generator,
+        params,
+        labels,
+        schedule=schedule,
+        guidance_scale=guidance_scale if guided else None,
+        temperature=temperature,
+        noise=token_noise(generator.head, keys, schedule),
+        order=order,
+        kept=kept,
+    )
+    images = tokenizer.apply({"params": tokenizer_params}, bits, method=tokenizer.decode)
+    return data.to_uint8(images)
+
+
+def whole(x: jax.Array) -> np.ndarray:
+    """An array that is cut along its first axis, whole on every process."""
+    if jax.process_count() == 1:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def half_mask(grid: tuple[int, int], half: str) -> np.ndarray:
+    """bool [N], True where a token of the grid lies in that half: upper | lower | left | right."""
+    row, column = np.indices(grid)
+    rows, columns = grid
+    inside = {
+        "upper": row < rows / 2,
+        "lower": row >= rows / 2,
+        "left": column < columns / 2,
+        "right": column >= columns / 2,
+    }
+    return inside[half].reshape(-1)
+
+
+def real_images(config: ConfigDict, labels: np.ndarray) -> np.ndarray:
+    """A validation image of each label's class, each time another one while there are enough."""
+    source = data.open_images(config, validation=True)
+    wanted = collections.Counter(map(int, labels))
+    found: dict[int, list] = {label: [] for label in wanted}
+    batches = data.eval_batches(
+        source,
+        image_size=config.data.image_size,
+        crop="center",
+        batch_size=config.encode.batch_size,
+        on_damaged=config.data.on_damaged,
+    )
+    for batch in batches:
+        for i in np.flatnonzero(batch["mask"]):
+            label = int(batch["label"][i])
+            if len(found.get(label, ())) < wanted[label]:
+                found[label].append(batch["image"][i])
+    for label, images in found.items():
+        if not images:
+            raise InputError("sample.keep", f"no validation image of class {label}", "at least one")
+    turns = {label: itertools.cycle(images) for label, images in found.items()}
+    return np.stack([next(turns[int(label)]) for label in labels])
+
+
+def class_grid(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A picture with a row for each of the first classes, uint8 [H', W', 3]."""
+    classes = np.unique(labels)[:GRID_ROWS]
+    rows = [images[labels == label][:GRID_COLUMNS] for label in classes]
+    columns = max(map(len, rows))
+    blank = np.full((columns, *images.shape[1:]), 255, np.uint8)
+    return image_grid(np.concatenate([np.concatenate([r, blank[len(r) :]]) for r in rows]), columns)
+
+
+def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> dict[str, object]:
+    """What the samples depend on."""
+    section = config.sample
+    labels = list(section.labels)
+    return {
+        "samples": len(sample_labels(config)),
+        "sample_classes": labels or f"{section.images_per_class} of every class",
+        "sample_seed": config.seed,
+        "sample_guidance_scale": section.guidance_scale,
+        "sample_temperature": section.temperature,
+        "sample_unmasking_schedule": list(section.unmasking_schedule),
+        "sample_order": section.order,
+        "sample_keep": section.keep,
+        "sample_dtype": config.dtype,
+        "generator_step": generator_step,
+        "tokenizer_step": tokenizer_step,
+    }
+
+
+def _stored_settings(path: pathlib.Path) -> dict | None:
+    if not path.exists():
+        return None
+    with np.load(path) as stored:
+        return json.loads(str(stored["settings"])) if "settings" in stored else None
+
+
+def _save(path: pathlib.Path, images, labels, settings) -> None:
+    """Writes the .npz whole or not at all; one drawn with other settings is kept under a number."""
+    if path.exists():
+        number = 1
+        while (older := path.with_name(f"{path.stem}.{number}.npz")).exists():
+            number += 1
+        logger.info("sample: the samples drawn with other settings are kept as %s", older)
+        path.rename(older)
+    buffer = io.BytesIO()
+    np.savez(buffer, arr_0=images, arr_1=labels, settings=json.dumps(settings))
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,167 @@
+"""Stage 2: train the generator on cached tokens.
+
+Writes `generator/` (checkpoints), `samples_during_training.png`, and into `summary.json` the
+validation loss in bits per bit.
+"""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bar_jax import data, models, workdir
+from bar_jax import mesh as mesh_lib
+from bar_jax.bases.permutation import random_share
+from bar_jax.config import duration, token_grid
+from bar_jax.generators import make_generator
+from bar_jax.jobs import sample
+from bar_jax.jobs.encode import cache_path
+from bar_jax.training import loop
+from bar_jax.training.step import quotients, stream_key
+from bar_jax.training.writer import update_summary
+from bar_jax.visualize.grid import save_png
+
+STAGE = "train_generator"
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Trains to the end, or goes on from the last checkpoint; returns the summary."""
+    section, mesh = config.train_generator, mesh_lib.make_mesh(**config.mesh)
+    folder = workdir.begin_training(config, "generator")
+    with jax.set_mesh(mesh):
+        tokenizer = models.load_tokenizer(config, mesh)
+    cache, validation = (_open_cache(config, tokenizer, s) for s in ("train", "validation"))
+    generator = make_generator(config, remat=section.remat)
+    sampler = make_generator(config, unroll=True)  # the same, unrolled for decoding
+    order = config.model.generator.order
+    start, end = (
+        duration(order, f"model.generator.order.anneal_{point}_", section.batch_size, len(cache),
+                 required=False)
+        for point in ("start", "end")
+    )  # fmt: skip
+
+    def loss_fn(params, batch, keys, dropout_key, step):
+        return generator.apply(
+            {"params": params},
+            batch["bits"],
+            batch["label"],
+            generator.draw(keys),
+            random_share(step, start, end),
+            deterministic=False,
+            method=generator.loss,
+            rngs={"dropout": dropout_key},
+        )
+
+    def batches(start_step):
+        return data.token_batches(
+            cache,
+            batch_size=section.batch_size,
+            seed=config.seed,
+            mirror=config.data.mirror,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def evaluate(state, writer):
+        params = state.params if state.ema is None else state.ema
+        step = int(state.step)
+        trained = models.Trained(sampler, params, step)
+        picture = _sample_grid(config, mesh, trained, tokenizer)
+        if jax.process_index() == 0:
+            save_png(pathlib.Path(config.workdir) / "samples_during_training.png", picture)
+        writer.image(step, "samples", picture)
+        return validation_loss(
+            generator, params, validation, mesh, config.seed, section.batch_size,
+            section.evaluate_images,
+        )  # fmt: skip
+
+    steps, results = loop.train(
+        STAGE,
+        section,
+        seed=config.seed,
+        examples=len(cache),
+        mesh=mesh,
+        init_params=lambda k: models.init_generator(generator, config.model.tokenizer.bits, k),
+        loss_fn=loss_fn,
+        batches=batches,
+        evaluate=evaluate,
+        folder=folder,
+        init_from=pathlib.Path(config.init_from) / "generator" if config.init_from else None,
+        config=workdir.to_json(config),
+    )
+    return update_summary(
+        config.workdir,
+        {
+            "generator_step": steps,
+            "generator_loss_bits": results["bits_per_bit"],
+            "generator_bit_accuracy": results["bit_accuracy"],
+            f"seconds_{STAGE}": round(results["seconds"], 1),
+        },
+    )
+
+
+def _open_cache(config, tokenizer, split):
+    return data.open_cache(
+        cache_path(config, split),
+        fingerprint=models.fingerprint(config, tokenizer.params),
+        bits=config.model.tokenizer.bits,
+        grid=token_grid(config),
+        num_classes=config.data.num_classes,
+    )
+
+
+def validation_loss(
+    generator, params, cache, mesh, seed: int, batch_size: int, limit: int
+) -> dict[str, float]:
+    """The head's loss over (about `limit`) validation images, in raster order.
+
+    The bits to hide are drawn from a fixed stream, so that two checkpoints are asked the same.
+
+    Returns:
+      `validation_loss` in nats (hidden bits weigh 1, visible ones 0.1), and over hidden bits alone
+      `bits_per_bit` (cross-entropy in bits) and `bit_accuracy`.
+    """
+    key = stream_key(seed, "validation")
+    totals, seen = None, 0
+    for i, batch in enumerate(
+        data.token_eval_batches(
+            cache,
+            batch_size=batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    ):
+        arrays = mesh_lib.put_batch(mesh, {n: batch[n] for n in ("bits", "label", "mask")})
+        sums = jax.device_get(_loss(generator, params, arrays, jax.random.fold_in(key, i)))
+        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+        seen += batch_size
+        if seen >= limit:
+            break
+    means = {name: float(value) for name, value in quotients(totals).items()}
+    return {"validation_loss": means.pop("loss"), **means}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loss(generator, params, batch, key):
+    keys = jax.random.split(key, batch["label"].shape[0])
+    return generator.apply(
+        {"params": params},
+        batch["bits"],
+        batch["label"],
+        generator.draw(keys),
+        0.0,
+        deterministic=True,
+        counted=batch["mask"],
+        method=generator.loss,
+    )
+
+
+def _sample_grid(config, mesh, generator, tokenizer) -> np.ndarray:
+    """One batch of samples, a row per class."""
+    classes = min(config.data.num_classes, sample.GRID_ROWS)
+    labels = np.arange(config.sample.batch_size, dtype=np.int32) % classes
+    images = sample.sample_images(config, mesh, generator, tokenizer, labels)
+    return sample.class_grid(images, labels)

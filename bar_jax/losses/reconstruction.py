@@ -1,0 +1,28 @@
+"""Pixel losses of a tokenizer (masked-bit paper, Table 6)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def reconstruction(
+    images: jax.Array, reconstructions: jax.Array, l1: float, l2: float
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Weighted mean absolute and squared error.
+
+    Args:
+      images, reconstructions: [B, H, W, 3] float32, range [-1, 1].
+      l1, l2: weights of the terms.
+
+    Returns:
+      Pairs of a sum over examples and their number: `loss` (the weighted total) and the terms
+      alone, `l1` and `l2`.
+    """
+    count = jnp.asarray(images.shape[0], jnp.float32)
+    error = reconstructions.astype(jnp.float32) - images
+    absolute = jnp.sum(jnp.mean(jnp.abs(error), axis=(1, 2, 3)))
+    squared = jnp.sum(jnp.mean(jnp.square(error), axis=(1, 2, 3)))
+    return {
+        "loss": (l1 * absolute + l2 * squared, count),
+        "l1": (absolute, count),
+        "l2": (squared, count),
+    }

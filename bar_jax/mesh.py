@@ -1,0 +1,122 @@
+"""The device mesh and how arrays are laid out on it.
+
+Three axes: `data` (copies of the parameters, shares of the batch), `fsdp` (shares of the
+parameters and of the batch) and `tensor` (shares of heads and hidden units). Parameters carry
+logical axis names (`embed`, `mlp`, ...); the table below is the only place that maps them to the
+mesh. The same program runs on one CPU, eight GPUs and a pod.
+"""
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bar_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# logical axis of a parameter -> mesh axis. An axis that is not listed is never split.
+RULES = {
+    "embed": "fsdp",  # the width of the residual stream
+    "heads": "tensor",  # attention heads
+    "mlp": "tensor",  # hidden units of an MLP
+}
+
+
+def axis_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """Sizes of the mesh axes, with -1 (at most one) replaced by whatever is left.
+
+    Raises:
+      InputError: if the sizes do not multiply to the number of devices.
+    """
+    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    found = f"data={data}, fsdp={fsdp}, tensor={tensor}"
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+        raise InputError("mesh", found, "positive sizes, at most one of them -1 (what is left)")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if free and devices % known == 0:
+        sizes[free[0]] = devices // known
+    if math.prod(sizes.values()) != devices:
+        raise InputError("mesh", found, f"sizes whose product is the {devices} devices present")
+    return tuple(sizes.values())
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> jax.sharding.Mesh:
+    """The mesh over all (or the given) devices; -1 takes whatever is left."""
+    devices = jax.devices() if devices is None else devices
+    sizes = axis_sizes(data, fsdp, tensor, len(devices))
+    # Auto: under the default (Explicit) axes FSDP matmuls and table lookups raise.
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_ways(mesh: jax.sharding.Mesh) -> int:
+    """Into how many shares a batch is cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """First axis cut over `data` and `fsdp`, the rest whole."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def put_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Puts this process's rows of a global batch on its devices.
+
+    Args:
+      batch: arrays [B_local, ...]; process p of n holds rows p * B_local to (p + 1) * B_local.
+
+    Returns:
+      Global arrays [B, ...], cut over `data` and `fsdp`.
+    """
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Tells the compiler that the first axis of an activation is the batch.
+
+    Without it the compiler may split activations like the weights they meet, and gather the
+    batch instead of the weights. Outside a mesh (`jax.set_mesh`) it does nothing.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
+
+
+def shardings(mesh: jax.sharding.Mesh, boxed: object) -> object:
+    """Shardings of a tree whose parameters carry logical axis names.
+
+    Args:
+      boxed: a tree of arrays or `jax.ShapeDtypeStruct`, those with names inside
+        `nn.LogicallyPartitioned` (as `module.init` returns them); the rest is replicated.
+
+    Returns:
+      The unboxed tree's `NamedSharding`s. An axis that its mesh axis does not divide stays whole.
+    """
+
+    def sharding(leaf):
+        if not isinstance(leaf, nn.LogicallyPartitioned):
+            return replicated(mesh)
+        axes = []
+        for name, size in zip(leaf.names, leaf.value.shape, strict=True):
+            axis = RULES.get(name)
+            axes.append(axis if axis and size % mesh.shape[axis] == 0 else None)
+        return NamedSharding(mesh, P(*axes))
+
+    return jax.tree.map(sharding, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))

@@ -1,0 +1,1 @@
+"""Numbers about images: how well they are reconstructed, how real samples look."""

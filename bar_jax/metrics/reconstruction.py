@@ -1,0 +1,63 @@
+"""Reconstruction metrics, as sums over examples so that batches and processes add up."""
+
+import jax
+import jax.numpy as jnp
+
+
+def to_8_bits(images: jax.Array) -> jax.Array:
+    """[-1, 1] -> [0, 1], clipped and rounded to the 256 values of a stored image."""
+    return jnp.round(jnp.clip((images + 1) / 2, 0, 1) * 255) / 255
+
+
+def psnr(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
+    """Peak signal-to-noise ratio of each image, in dB: 10 log10(1 / (MSE + 1e-10)).
+
+    Args:
+      images, reconstructions: [B, H, W, 3] in [-1, 1]; the reconstruction is rounded to 8 bits.
+
+    Returns:
+      [B] float32.
+    """
+    original = jnp.clip((images + 1) / 2, 0, 1)
+    error = jnp.mean(jnp.square(original - to_8_bits(reconstructions)), axis=(1, 2, 3))
+    return -10 * jnp.log10(error + 1e-10)
+
+
+def reconstruction_sums(
+    images: jax.Array, reconstructions: jax.Array, bits: jax.Array, mask: jax.Array
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Sums for the metrics of a tokenizer over the examples that `mask` [B] marks True.
+
+    Args:
+      images, reconstructions: [B, H, W, 3] in [-1, 1].
+      bits: [B, N, k] in {0, 1}.
+
+    Returns:
+      Pairs of a sum and a count: `psnr` (dB), `l1` and `l2` (mean absolute and squared error in
+      [-1, 1]), and `ones` [k]: how often each bit is one.
+    """
+    weight = mask.astype(jnp.float32)
+    count = jnp.sum(weight)
+    error = reconstructions - images
+    over_pixels = lambda x: jnp.sum(weight * jnp.mean(x, axis=(1, 2, 3)))  # noqa: E731
+    ones = jnp.einsum("b,bnk->k", weight, bits.astype(jnp.float32)) / bits.shape[1]
+    return {
+        "psnr": (jnp.sum(weight * psnr(images, reconstructions)), count),
+        "l1": (over_pixels(jnp.abs(error)), count),
+        "l2": (over_pixels(jnp.square(error)), count),
+        "ones": (ones, count),
+    }
+
+
+def bit_statistics(ones: jax.Array) -> dict[str, float]:
+    """Usage of a tokenizer's bits from how often each is one, [k] in [0, 1].
+
+    Returns:
+      `bit_entropy`: mean entropy of a bit, in bits; `dead_bits`: share of bits that never change.
+    """
+    p = jnp.clip(ones, 1e-12, 1 - 1e-12)
+    entropy = -(p * jnp.log2(p) + (1 - p) * jnp.log2(1 - p))
+    return {
+        "bit_entropy": float(jnp.mean(entropy)),
+        "dead_bits": float(jnp.mean((ones <= 0) | (ones >= 1))),
+    }

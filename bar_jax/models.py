@@ -1,0 +1,89 @@
+"""Trained parts of a workdir, ready for use: the module, its parameters, where they came from."""
+
+import hashlib
+import json
+import typing
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from bar_jax import mesh as mesh_lib
+from bar_jax import workdir
+from bar_jax.config import token_grid
+from bar_jax.generators import make_generator
+from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training import checkpoint
+
+
+class Trained(typing.NamedTuple):
+    """A module with its parameters (the EMA where one was kept) and their training step."""
+
+    module: nn.Module
+    params: dict
+    step: int
+
+
+def init_tokenizer(tokenizer: nn.Module, key: jax.Array) -> dict:
+    """Fresh parameters of a tokenizer, with logical axis names."""
+    images = jnp.zeros((1, tokenizer.image_size, tokenizer.image_size, 3))
+    return tokenizer.init(key, images)["params"]
+
+
+def init_generator(generator: nn.Module, bits: int, key: jax.Array) -> dict:
+    """Fresh parameters of a generator of tokens of `bits` bits, with logical axis names."""
+    rows, columns = generator.token_grid
+    tokens = jnp.zeros((1, rows * columns, bits), jnp.uint8)
+    labels = jnp.zeros((1,), jnp.int32)
+    keys = jax.random.split(key, 1)
+    return generator.init(key, tokens, labels, keys, method=generator.initialize)["params"]
+
+
+def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
+    """The trained tokenizer of `config.workdir`.
+
+    Raises:
+      InputError: if there is none, or it is not the one the config describes.
+    """
+    tokenizer = make_tokenizer(config)
+    return _load(
+        workdir.trained(config, "tokenizer"), tokenizer, lambda k: init_tokenizer(tokenizer, k), mesh
+    )
+
+
+def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
+    """The trained generator of `config.workdir`, made for sampling.
+
+    Raises:
+      InputError: if there is none, or it is not the one the config describes.
+    """
+    generator = make_generator(config, unroll=True)
+    init = lambda k: init_generator(generator, config.model.tokenizer.bits, k)  # noqa: E731
+    return _load(workdir.trained(config, "generator"), generator, init, mesh)
+
+
+def _load(folder, module, init, mesh) -> Trained:
+    params, step = checkpoint.restore_params(folder, param_shapes(init, mesh))
+    return Trained(module, params, step)
+
+
+def param_shapes(init, mesh: jax.sharding.Mesh) -> dict:
+    """Shapes and shardings of what `init` (key -> named parameters) makes, without making it."""
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.unbox(boxed),
+        mesh_lib.shardings(mesh, boxed),
+    )
+
+
+def fingerprint(config: ConfigDict, params: dict) -> str:
+    """Names a tokenizer by its fields and weights, so that its tokens can be told from others'."""
+    fields = workdir.to_json(config)["model"]["tokenizer"] | {"grid": token_grid(config)}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,48 @@
+"""The two feed-forward networks: SwiGLU and GELU."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bar_jax.nn.linear import NORMAL_02, Init, linear
+
+
+def swiglu_width(width: int) -> int:
+    """Hidden units of a SwiGLU with the parameters of a 4x MLP: int(2/3 * 4 * width)."""
+    return int(2 / 3 * 4 * width)
+
+
+class SwiGLU(nn.Module):
+    """Linear(SiLU(gate) * value) with gate and value from one product (Shazeer 2020)."""
+
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+        """[..., D] -> [..., D]; dropout acts on the hidden units."""
+        width = x.shape[-1]
+        hidden = swiglu_width(width)
+        gate_value = linear((2, hidden), ("embed", None, "mlp"), dtype=self.dtype, name="up")(x)
+        x = nn.silu(gate_value[..., 0, :]) * gate_value[..., 1, :]
+        x = nn.Dropout(self.dropout)(x, deterministic)
+        return linear(width, ("mlp", "embed"), dtype=self.dtype, name="down")(x)
+
+
+class GeluMLP(nn.Module):
+    """Linear(GELU(Linear)); the GELU exact or by its tanh approximation."""
+
+    hidden: int
+    approximate: bool = False
+    kernel_init: Init = NORMAL_02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        dense = functools.partial(linear, kernel_init=self.kernel_init, dtype=self.dtype)
+        width = x.shape[-1]
+        x = nn.gelu(dense(self.hidden, ("embed", "mlp"), name="up")(x), self.approximate)
+        return dense(width, ("mlp", "embed"), name="down")(x)

@@ -1,0 +1,143 @@
+"""Trained models from Python: load a workdir, then sample, encode and decode."""
+
+import functools
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bar_jax import data, models, workdir
+from bar_jax.config import bits_per_token, check_labels, check_sampling, token_grid
+from bar_jax.errors import InputError
+from bar_jax.jobs import sample
+from bar_jax.mesh import make_mesh
+
+
+class Pipeline:
+    """A trained tokenizer and generator.
+
+        pipe = bar_jax.Pipeline.load("runs/quickstart")
+        images = pipe.sample(labels=[3, 7], seed=0)    # uint8 [2, H, W, 3]
+        tokens = pipe.encode(images)                   # bits, uint8 [2, N, k]
+        images = pipe.decode(tokens)
+
+    Attributes:
+      config: of the workdir; its `sample` section holds the defaults of `sample`.
+    """
+
+    def __init__(self, config: ConfigDict, tokenizer: models.Trained, generator: models.Trained):
+        """See `Pipeline.load`."""
+        self.config = config
+        self._tokenizer, self._generator = tokenizer, generator
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Pipeline":
+        """Loads the tokenizer and the generator trained in a workdir, onto one device.
+
+        Raises:
+          InputError: if the workdir holds no config or no trained model.
+        """
+        config = workdir.read_config(folder)
+        config.mesh.update(dict(data=1, fsdp=1, tensor=1))
+        mesh = make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
+        return cls(
+            config, models.load_tokenizer(config, mesh), models.load_generator(config, mesh)
+        )
+
+    def sample(
+        self,
+        labels: Sequence[int],
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        unmasking_schedule: Sequence[int] | None = None,
+        images: np.ndarray | None = None,
+        keep: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Draws an image for each label; image i depends on the seed, its label and i alone.
+
+        Args:
+          labels: B integers in 0..num_classes - 1.
+          guidance_scale, temperature, unmasking_schedule: None for those of `config.sample`.
+          images: uint8 [B, H, W, 3], of which tokens are kept (inpainting).
+          keep: bool [h, w] over the tokens' grid, or [B, h, w]: True where a token is kept.
+
+        Returns:
+          uint8 [B, H, W, 3].
+
+        Raises:
+          InputError: naming the argument that is wrong.
+        """
+        config = self.config.copy_and_resolve_references()
+        config.seed = seed
+        section = config.sample
+        if guidance_scale is not None:
+            section.guidance_scale = float(guidance_scale)
+        if temperature is not None:
+            section.temperature = float(temperature)
+        if unmasking_schedule is not None:
+            section.unmasking_schedule = tuple(unmasking_schedule)
+        labels = [int(label) for label in labels]
+        check_labels(labels, config.data.num_classes)
+        check_sampling(
+            section.guidance_scale,
+            section.temperature,
+            section.unmasking_schedule,
+            bits_per_token(config),
+        )
+        if (images is None) != (keep is None):
+            raise InputError("images, keep", "one of them", "both, or neither")
+        if keep is not None:
+            images = self._check_images(images)
+            keep = self._check_keep(keep, len(labels))
+        mesh = make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
+        with jax.set_mesh(mesh):
+            return sample.sample_images(
+                config, mesh, self._generator, self._tokenizer, np.asarray(labels, np.int32),
+                images, keep,
+            )  # fmt: skip
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Images uint8 [B, H, W, 3] -> tokens, bits {0, 1} [B, N, k] uint8 in raster order."""
+        tokenizer = self._tokenizer
+        return np.asarray(_encode(tokenizer.module, tokenizer.params, self._check_images(images)))
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens, bits {0, 1} [B, N, k] -> images uint8 [B, H, W, 3]."""
+        rows, columns = token_grid(self.config)
+        shape = (rows * columns, self.config.model.tokenizer.bits)
+        tokens = np.asarray(tokens)
+        if tokens.shape[1:] != shape or not np.isin(tokens, (0, 1)).all():
+            raise InputError(
+                "tokens", f"{tokens.dtype}{list(tokens.shape)}", f"bits {{0, 1}} [B, {shape[0]}, {shape[1]}]"
+            )
+        tokenizer = self._tokenizer
+        return np.asarray(_decode(tokenizer.module, tokenizer.params, tokens.astype(np.uint8)))
+
+    def _check_images(self, images: np.ndarray) -> np.ndarray:
+        images, size = np.asarray(images), self.config.data.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            found = f"{images.dtype}{list(images.shape)}"
+            raise InputError("images", found, f"uint8[B, {size}, {size}, 3]")
+        return images
+
+    def _check_keep(self, keep: np.ndarray, batch: int) -> np.ndarray:
+        keep, grid = np.asarray(keep), token_grid(self.config)
+        if keep.dtype != bool or keep.shape not in (grid, (batch, *grid)):
+            found = f"{keep.dtype}{list(keep.shape)}"
+            raise InputError("keep", found, f"bool{list(grid)} or bool{[batch, *grid]}")
+        return np.broadcast_to(keep, (batch, *grid)).reshape(batch, -1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(tokenizer, params, images):
+    return tokenizer.apply({"params": params}, data.to_float(images), method=tokenizer.encode)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(tokenizer, params, bits):
+    images = tokenizer.apply({"params": params}, bits, method=tokenizer.decode)
+    return data.to_uint8(images)

@@ -1,0 +1,1 @@
+"""Other people's weights: pure maps from a flat dict of arrays to our parameters."""

@@ -1,0 +1,1 @@
+"""Train state, optimiser, the loop, checkpoints and logs."""

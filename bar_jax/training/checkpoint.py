@@ -1,0 +1,157 @@
+"""Checkpoints: Orbax, asynchronous, with parameters, EMA, optimiser state and metadata apart.
+
+A step that was cut off while it was written is never seen again: the last complete one is used.
+Evaluation restores only the parameters it needs, on any mesh.
+"""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from bar_jax import __version__
+from bar_jax.errors import InputError
+from bar_jax.training.step import TrainState
+
+
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    arrays = {item: ocp.StandardCheckpointHandler() for item in ("params", "ema", "opt_state")}
+    return arrays | {"meta": ocp.JsonCheckpointHandler()}
+
+
+def open_manager(directory: str | os.PathLike, keep: int) -> ocp.CheckpointManager:
+    """The checkpoints of one stage, `keep` of them; leftovers of a cut-off save are removed."""
+    return ocp.CheckpointManager(
+        os.path.abspath(directory),
+        item_handlers=_handlers(),
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+    )
+
+
+def save(
+    manager: ocp.CheckpointManager, state: TrainState, config: dict, results: dict[str, float]
+) -> None:
+    """Starts to save a state under its step, unless that step is there already.
+
+    Args:
+      config: the run's fields, to rebuild the model from.
+      results: numbers to keep with it: the last evaluation, seconds of training so far.
+    """
+    step = int(state.step)
+    if manager.latest_step() == step:
+        return
+    meta = {"step": step, "config": config, "version": __version__, "results": results}
+    items = {"params": state.params, "opt_state": state.opt_state}
+    if state.ema is not None:
+        items["ema"] = state.ema
+    arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+    # force: also off the interval, as a preempted run needs.
+    manager.save(
+        step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta)), force=True
+    )
+
+
+def restore_state(
+    manager: ocp.CheckpointManager, shapes: TrainState
+) -> tuple[TrainState, dict[str, float]]:
+    """The latest state, laid out as `shapes` says, and the results saved with it.
+
+    Raises:
+      InputError: if a parameter is missing or of another shape.
+    """
+    step = manager.latest_step()
+    items = {"params": shapes.params, "opt_state": shapes.opt_state}
+    if shapes.ema is not None:
+        items["ema"] = shapes.ema
+    _check_shapes(manager, step, items)
+    arrays = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+    restored = manager.restore(
+        step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonRestore())
+    )
+    state = TrainState(
+        step=jax.device_put(jnp.asarray(step, jnp.int32), shapes.step.sharding),
+        params=restored["params"],
+        ema=restored["ema"] if shapes.ema is not None else None,
+        opt_state=restored["opt_state"],
+    )
+    return state, restored["meta"]["results"]
+
+
+def restore_params(directory: str | os.PathLike, shapes: dict) -> tuple[dict, int]:
+    """The latest parameters of a stage for evaluation: the EMA where one was kept.
+
+    Args:
+      shapes: `jax.ShapeDtypeStruct`s with the shardings to restore to.
+
+    Returns:
+      The parameters and the step they were saved at.
+
+    Raises:
+      InputError: if there is no checkpoint, or one of another shape.
+    """
+    with _read_only(directory) as manager:
+        step = _latest(manager, directory)
+        item = "ema" if manager.item_metadata(step)["ema"] is not None else "params"
+        _check_shapes(manager, step, {item: shapes})
+        restored = manager.restore(
+            step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(shapes)})
+        )
+        return restored[item], step
+
+
+def read_meta(directory: str | os.PathLike) -> dict | None:
+    """The latest checkpoint's `step`, `config`, `version` and `results`; None where none is."""
+    if not pathlib.Path(directory).is_dir():
+        return None
+    with _read_only(directory) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+
+def _read_only(directory: str | os.PathLike) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        os.path.abspath(directory),
+        item_handlers=_handlers(),
+        options=ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False),
+    )
+
+
+def _latest(manager: ocp.CheckpointManager, directory: str | os.PathLike) -> int:
+    step = manager.latest_step()
+    if step is None:
+        raise InputError(str(directory), "no complete checkpoint", "a trained model; train first")
+    return step
+
+
+def _check_shapes(manager: ocp.CheckpointManager, step: int, items: dict[str, object]) -> None:
+    """Compares names, shapes and dtypes with what was saved; Orbax would cast dtypes silently."""
+    metadata = manager.item_metadata(step)
+    for item, wanted in items.items():
+        where = f"{manager.directory / str(step) / item}"
+        if metadata[item] is None:
+            raise InputError(where, f"no {item}", "a checkpoint of this model's training")
+        saved = {_name(path): leaf for path, leaf in _leaves(metadata[item].tree)}
+        expected = {_name(path): leaf for path, leaf in _leaves(wanted)}
+        for name in sorted(saved.keys() ^ expected.keys()):
+            found = f"an array {name}" if name in saved else f"no array {name}"
+            raise InputError(where, found, "the arrays of the configured model")
+        for name, leaf in expected.items():
+            found = tuple(saved[name].shape), jnp.dtype(saved[name].dtype)
+            if found != (leaf.shape, leaf.dtype):
+                raise InputError(
+                    f"{where}: {name}", f"{found[1]}{list(found[0])}",
+                    f"{leaf.dtype}{list(leaf.shape)} of the configured model",
+                )
+
+
+def _leaves(tree: object) -> list:
+    is_leaf = lambda x: hasattr(x, "shape")  # noqa: E731
+    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

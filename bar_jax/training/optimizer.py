@@ -1,0 +1,70 @@
+"""AdamW with warm-up and cosine, clipping, and the published rule of what does not decay."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+# A parameter whose path holds one of these does not decay. Published code excludes 1-D
+# parameters and names with norm, ln, bias or embed; "ln" also catches every "adaLN".
+NO_DECAY = ("norm", "bias", "embed", "adaln")
+
+
+def warmup_cosine(
+    peak: float, end: float, warmup: int, total: int
+) -> Callable[[jax.Array | int], jax.Array]:
+    """Learning rate at a step: linear from 0 to `peak` at `warmup`, cosine to `end` at `total`.
+
+    Past `total` the cosine goes on, as in the published schedule.
+    """
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.float32)
+        progress = (step - warmup) / max(total - warmup, 1)
+        # (1 + cos(pi p)) / 2, in the form that keeps its precision near p = 1.
+        cosine = end + (peak - end) * jnp.cos(jnp.pi / 2 * progress) ** 2
+        return jnp.where(step < warmup, peak * step / max(warmup, 1), cosine)
+
+    return schedule
+
+
+def decays(params: dict) -> dict:
+    """True for each parameter that weight decay acts on."""
+
+    def by_path(path, _):
+        name = jax.tree_util.keystr(path, simple=True, separator="/").lower()
+        return not any(part in name for part in NO_DECAY)
+
+    return jax.tree_util.tree_map_with_path(by_path, params)
+
+
+def adamw(
+    schedule: Callable[[jax.Array], jax.Array],
+    *,
+    b1: float,
+    b2: float,
+    weight_decay: float,
+    clip_norm: float,
+) -> optax.GradientTransformation:
+    """AdamW on gradients clipped to a global norm."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays),
+    )
+
+
+def from_section(
+    section: ConfigDict, warmup: int, total: int
+) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
+    """The optimiser and the schedule of a config's `optimizer` section; `warmup`, `total` steps."""
+    schedule = warmup_cosine(section.learning_rate, section.end_learning_rate, warmup, total)
+    tx = adamw(
+        schedule,
+        b1=section.b1,
+        b2=section.b2,
+        weight_decay=section.weight_decay,
+        clip_norm=section.clip_norm,
+    )
+    return tx, schedule

@@ -1,0 +1,79 @@
+"""Logs of a run: a line of JSON per logged step, TensorBoard events, and pictures."""
+
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+import tensorboardX
+
+from bar_jax.files import write_atomically
+
+
+class MetricsWriter:
+    """Writes `metrics.jsonl` and TensorBoard events of one stage; only process 0 writes.
+
+    A run that goes on at step s first forgets what was logged after s, so that every step stands
+    in the file once.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, stage: str, start_step: int = 0):
+        """Opens the logs of a stage that goes on at `start_step`."""
+        self._stage = stage
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        path = pathlib.Path(workdir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _forget(path, stage, start_step)
+        self._lines = path.open("a")
+        self._events = tensorboardX.SummaryWriter(
+            str(path.parent / "tensorboard" / stage), purge_step=start_step or None
+        )
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Logs numbers at a step."""
+        if not self._active:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        self._lines.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Logs a picture, uint8 [H, W, 3]."""
+        if self._active:
+            self._events.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        if self._active:
+            self._lines.close()
+            self._events.close()
+
+
+def _forget(path: pathlib.Path, stage: str, after: int) -> None:
+    """Drops the lines of a stage past a step, and a line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if entry["stage"] != stage or entry["step"] <= after:
+            kept.append(line + "\n")
+    write_atomically(path, "".join(kept).encode())
+
+
+def update_summary(workdir: str | os.PathLike, values: dict[str, object]) -> dict[str, object]:
+    """Adds final numbers to the workdir's `summary.json`, a flat object, and returns all of it."""
+    path = pathlib.Path(workdir) / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    summary |= values
+    if jax.process_index() == 0:
+        write_atomically(path, (json.dumps(summary, indent=2) + "\n").encode())
+    return summary

@@ -1,0 +1,121 @@
+"""What a workdir holds, and the guard of what was begun there.
+
+    config.json      all fields of the last job, as resolved
+    summary.json     final numbers, with the settings they depend on
+    metrics.jsonl    a line per logged step; tensorboard/ the same as events
+    tokenizer/       checkpoints of stage 1, with the config they were begun with
+    cache/           tokens of the data set
+    generator/       checkpoints of stage 2, with the config they were begun with
+    samples.npz      generated images and labels; samples.png, reconstructions.png
+"""
+
+import json
+import os
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from bar_jax.config import default_config, flatten
+from bar_jax.errors import InputError
+from bar_jax.files import write_atomically
+
+# Fields of a training stage that may change when it goes on: they alter what is seen of the run,
+# or where it runs, but not what it computes.
+FREE = (
+    "data.path", "data.on_damaged", "data.num_workers",
+    "accumulate", "remat", "log_every", "save_every", "evaluate_every", "evaluate_images",
+    "keep_checkpoints",
+)  # fmt: skip
+TOKENIZER_FIELDS = ("model.tokenizer.",)
+GENERATOR_FIELDS = ("model.generator.", "model.head.")
+TRAINING_FIELDS = {
+    "tokenizer": ("seed", "dtype", "data.", "train_tokenizer.", *TOKENIZER_FIELDS),
+    "generator": ("seed", "dtype", "data.", "train_generator.", *GENERATOR_FIELDS),
+}
+
+
+def to_json(config: ConfigDict) -> dict:
+    """A config as JSON has it (tuples become lists)."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def write_config(config: ConfigDict) -> None:
+    """Writes `config.json`."""
+    path = pathlib.Path(config.workdir)
+    path.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        write_atomically(path / "config.json", _dump(to_json(config)))
+
+
+def read_config(workdir: str | os.PathLike) -> ConfigDict:
+    """The config of a workdir's last job.
+
+    Raises:
+      InputError: if there is none.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise InputError(str(path), "no such file", "a workdir that a job has written to")
+    config = default_config()
+    _update(config, json.loads(path.read_text()))
+    config.workdir = str(workdir)
+    return config
+
+
+def _update(config: ConfigDict, values: dict) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _update(config[name], value)
+        else:
+            config[name] = tuple(value) if isinstance(value, list) else value
+
+
+def begin_training(config: ConfigDict, part: str) -> pathlib.Path:
+    """The folder of a part's checkpoints; the first call stores the config, later ones compare.
+
+    Args:
+      part: `tokenizer` or `generator`.
+
+    Raises:
+      InputError: if training was begun with another value of a field that cannot change.
+    """
+    folder = pathlib.Path(config.workdir) / part
+    path = folder / "config.json"
+    if path.exists():
+        _compare(path, config, TRAINING_FIELDS[part], FREE)
+    elif jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _dump(to_json(config)))
+    return folder
+
+
+def trained(config: ConfigDict, part: str) -> pathlib.Path:
+    """The folder of a part's checkpoints, for use; the configured model must be the trained one.
+
+    Raises:
+      InputError: if nothing was trained there, or a model with other fields.
+    """
+    folder = pathlib.Path(config.workdir) / part
+    path = folder / "config.json"
+    if not path.exists():
+        raise InputError(str(folder), "no trained model", f"job=train_{part} to have run there")
+    # Dropout says how a model was trained, not what it is.
+    fields = TOKENIZER_FIELDS if part == "tokenizer" else GENERATOR_FIELDS
+    _compare(path, config, fields, free=("dropout",))
+    return folder
+
+
+def _compare(
+    path: pathlib.Path, config: ConfigDict, fields: tuple[str, ...], free: tuple[str, ...]
+) -> None:
+    stored = dict(flatten(ConfigDict(json.loads(path.read_text()))))
+    for name, value in flatten(ConfigDict(to_json(config))):
+        fixed = name.startswith(fields) and not name.endswith(free)
+        if fixed and name in stored and stored[name] != value:
+            begun = f"{stored[name]}, with which {path.parent} was begun; or another workdir"
+            raise InputError(name, str(value), begun)
+
+
+def _dump(values: dict) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()

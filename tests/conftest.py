@@ -1,0 +1,60 @@
+"""Sets up every test run. Nothing may import jax before the environment is set here."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+# Eight devices on any machine, so that every test can use a mesh.
+_DEVICES = "--xla_force_host_platform_device_count=8"
+_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in _XLA_FLAGS:
+    os.environ["XLA_FLAGS"] = f"{_XLA_FLAGS} {_DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # jax's SVD on CPU is about 20 times slower with more
+# Absolute, and always set: test modules read it to list their cases.
+os.environ["BAR_JAX_GOLDEN"] = os.path.abspath(
+    os.environ.get("BAR_JAX_GOLDEN", Path(__file__).parent / "golden")
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# [B, N] + [N] is more often a bug than meant: broadcasting must be written out.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def _cache_folder() -> str:
+    """Where compiled programs are kept for the next run: one folder per kind of processor.
+
+    A program compiled for one processor may use instructions that another does not have.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    features = sorted({line for line in lines if line.startswith(("model name", "flags"))})
+    name = hashlib.sha256("\n".join([platform.machine(), *features]).encode()).hexdigest()[:16]
+    return str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax" / name)
+
+
+# Three times faster from the second run on, with bitwise the same results.
+jax.config.update("jax_compilation_cache_dir", _cache_folder())
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """The key that tests draw from."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of the golden cases: BAR_JAX_GOLDEN, or tests/golden."""
+    return Path(os.environ["BAR_JAX_GOLDEN"])
+
+
+@pytest.fixture
+def user_env() -> dict[str, str]:
+    """The environment for a command run as a user would: without this file's eight devices."""
+    # Taken out rather than remembered: pytest-xdist's workers start with the flag already set.
+    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace(_DEVICES, "")}

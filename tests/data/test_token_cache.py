@@ -1,0 +1,355 @@
+import json
+import pickle
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from bar_jax.data import (
+    finish_cache,
+    missing_shards,
+    open_cache,
+    plan_cache,
+    shard_writer,
+    token_batches,
+    token_cache,
+    token_eval_batches,
+)
+from bar_jax.errors import InputError
+
+FIELDS = dict(
+    fingerprint="bar_fsq-1234",
+    bits=4,
+    grid=(2, 3),
+    num_classes=10,
+    mirrored=True,
+    preprocessing={"crop": "adm", "image_size": 8},
+    num_examples=21,
+    num_shards=4,
+)
+
+
+def tokens_of(index, bits=4, grid=(2, 3), mirrored=False):
+    """What the tokenizer made of image `index`: `[N, K]`."""
+    rng = np.random.default_rng([index, mirrored])
+    return rng.integers(0, 2, (grid[0] * grid[1], bits), dtype=np.uint8)
+
+
+def write_shard(plan, shard, skip=()):
+    fields = plan.fields
+    indices = [i for i in range(shard.start, shard.stop) if i not in skip]
+    stacks = [
+        np.stack([tokens_of(i, fields["bits"], fields["grid"], mirrored) for i in indices])
+        for mirrored in (False, True)
+    ]
+    with shard_writer(plan, shard) as write:
+        half = len(indices) // 2
+        for rows in (slice(0, half), slice(half, None)):
+            write(
+                [i % 10 for i in indices[rows]],
+                indices[rows],
+                stacks[0][rows],
+                stacks[1][rows] if fields["mirrored"] else None,
+            )
+
+
+def make_cache(path, skip=(), **changes):
+    plan = plan_cache(path, **FIELDS | changes)
+    for shard in missing_shards(plan):
+        write_shard(plan, shard, skip)
+    finish_cache(plan)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return make_cache(tmp_path / "cache")
+
+
+# --- round trip ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [1, 10, 16, 64])
+def test_tokens_come_back(tmp_path, bits):
+    grid = (1, 5) if bits < 16 else (2, 3)  # 5 and 50 bits do not fill their bytes
+    cache = open_cache(make_cache(tmp_path, bits=bits, grid=grid))
+    for i in (0, 7, 20):
+        np.testing.assert_array_equal(cache[i]["bits"], tokens_of(i, bits, grid))
+        np.testing.assert_array_equal(cache[i]["bits_mirrored"], tokens_of(i, bits, grid, True))
+
+
+def test_labels_and_indices_come_back_without_the_damaged(tmp_path):
+    cache = open_cache(make_cache(tmp_path, skip=(3, 20)))
+    kept = [i for i in range(21) if i not in (3, 20)]
+    examples = cache.read(range(len(cache)))
+    np.testing.assert_array_equal(examples["index"], kept)
+    np.testing.assert_array_equal(examples["label"], np.array(kept) % 10)
+
+
+def test_a_cache_without_mirror_images(tmp_path):
+    assert set(open_cache(make_cache(tmp_path, mirrored=False))[0]) == {"bits", "label", "index"}
+
+
+def test_a_cache_that_is_too_large_is_read_from_disk(path, monkeypatch):
+    in_memory = open_cache(path).read([20, 0, 5])
+    monkeypatch.setattr(token_cache, "IN_MEMORY_BYTES", 0)
+    on_disk = open_cache(path).read([20, 0, 5])
+    for name in in_memory:
+        np.testing.assert_array_equal(on_disk[name], in_memory[name])
+
+
+def test_a_cache_can_be_pickled(path):
+    cache = pickle.loads(pickle.dumps(open_cache(path)))
+    np.testing.assert_array_equal(cache[9]["bits"], tokens_of(9))
+
+
+def test_an_index_past_the_end(path):
+    with pytest.raises(IndexError):
+        open_cache(path)[21]
+
+
+# --- writing in parts ----------------------------------------------------------------------------
+
+
+def test_shards_are_contiguous_ranges_dealt_to_processes(tmp_path):
+    plan = plan_cache(tmp_path, **FIELDS)
+    ranges = [[(s.start, s.stop) for s in missing_shards(plan, i, 2)] for i in range(2)]
+    assert ranges == [[(0, 5), (10, 15)], [(5, 10), (15, 21)]]
+
+
+def test_a_killed_encoder_goes_on(tmp_path):
+    plan = plan_cache(tmp_path, **FIELDS)
+    first, second, *_ = missing_shards(plan)
+    write_shard(plan, first)
+    left = tmp_path / "tokens-00001-of-00004.array_record.tmp"
+    left.write_bytes(b"half a shard")
+    plan = plan_cache(tmp_path, **FIELDS)
+    assert missing_shards(plan)[0] == second
+    open_cache(make_cache(tmp_path))
+    assert not left.exists()
+
+
+def test_a_shard_that_failed_does_not_exist(tmp_path):
+    plan = plan_cache(tmp_path, **FIELDS)
+    with pytest.raises(KeyboardInterrupt), shard_writer(plan, missing_shards(plan)[0]):
+        raise KeyboardInterrupt
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_going_on_keeps_the_number_of_shards(tmp_path):
+    plan_cache(tmp_path, **FIELDS)
+    assert len(missing_shards(plan_cache(tmp_path, **FIELDS | dict(num_shards=7)))) == 4
+
+
+def test_there_are_no_more_shards_than_examples(tmp_path):
+    assert len(missing_shards(plan_cache(tmp_path, **FIELDS | dict(num_shards=100)))) == 21
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(fingerprint="bar_fsq-5678"),
+        dict(mirrored=False),
+        dict(preprocessing={"crop": "center", "image_size": 8}),
+        dict(num_examples=22),
+    ],
+)
+def test_shards_of_another_plan_are_never_mixed_in(tmp_path, change):
+    plan_cache(tmp_path, **FIELDS)
+    with pytest.raises(InputError, match=f"with {next(iter(change))} .*delete this folder"):
+        plan_cache(tmp_path, **FIELDS | change)
+
+
+def test_shards_without_a_plan_are_refused(tmp_path):
+    (tmp_path / "tokens-00000-of-00004.array_record").write_bytes(b"whose?")
+    with pytest.raises(InputError, match="shards without a plan.json"):
+        plan_cache(tmp_path, **FIELDS)
+
+
+def test_finishing_needs_every_shard(tmp_path):
+    plan = plan_cache(tmp_path, **FIELDS)
+    write_shard(plan, missing_shards(plan)[2])
+    with pytest.raises(InputError, match="found 1 of 4 shards"):
+        finish_cache(plan)
+
+
+def test_a_cache_of_no_examples_is_refused(tmp_path):
+    plan = plan_cache(tmp_path, **FIELDS)
+    for shard in missing_shards(plan):
+        with shard_writer(plan, shard):
+            pass
+    with pytest.raises(InputError, match="no example in any shard"):
+        finish_cache(plan)
+
+
+def try_to_write(tmp_path, **changes):
+    plan = plan_cache(tmp_path, **FIELDS)
+    arrays = dict(
+        labels=[0, 9],
+        indices=[0, 4],
+        bits=np.zeros((2, 6, 4), np.uint8),
+        bits_mirrored=np.zeros((2, 6, 4), np.uint8),
+    )
+    with shard_writer(plan, missing_shards(plan)[0]) as write:
+        write(**arrays | changes)
+
+
+def test_what_fits_is_written(tmp_path):
+    try_to_write(tmp_path)
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_out_of_range_is_refused(tmp_path, label):
+    with pytest.raises(InputError, match=f"label {label}, expected 0 to 9"):
+        try_to_write(tmp_path, labels=[0, label])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(indices=[0, 5]),
+        dict(bits=np.zeros((2, 6, 5), np.uint8)),
+        dict(bits=np.zeros((2, 6, 4), np.float32)),
+        dict(bits=np.full((2, 6, 4), 2, np.uint8)),
+        dict(bits_mirrored=None),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path, change):
+    with pytest.raises(ValueError):
+        try_to_write(tmp_path, **change)
+
+
+# --- opening -------------------------------------------------------------------------------------
+
+
+def test_the_expected_cache_opens(path):
+    open_cache(path, fingerprint="bar_fsq-1234", bits=4, grid=(2, 3), num_classes=10)
+
+
+@pytest.mark.parametrize(
+    "needed, told",
+    [
+        (dict(fingerprint="other"), "fingerprint 'bar_fsq-1234', expected 'other'"),
+        (dict(bits=16), "bits 4, expected 16"),
+        (dict(grid=(3, 2)), r"grid \[2, 3\], expected \[3, 2\]"),
+        (dict(num_classes=1000), "num_classes 10, expected 1000"),
+    ],
+)
+def test_another_cache_is_refused(path, needed, told):
+    with pytest.raises(InputError, match=told):
+        open_cache(path, **needed)
+
+
+def test_no_cache(tmp_path):
+    with pytest.raises(InputError, match="no cache of tokens"):
+        open_cache(tmp_path)
+
+
+def test_an_unfinished_cache(tmp_path):
+    plan_cache(tmp_path, **FIELDS)
+    with pytest.raises(InputError, match="an unfinished cache"):
+        open_cache(tmp_path)
+
+
+def test_a_truncated_shard_is_named(path):
+    shard = path / "tokens-00002-of-00004.array_record"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="tokens-00002-of-00004.array_record: found .* bytes"):
+        open_cache(path)
+
+
+def test_a_missing_shard_is_named(path):
+    (path / "tokens-00002-of-00004.array_record").unlink()
+    with pytest.raises(InputError, match="tokens-00002-of-00004.array_record: found 0 bytes"):
+        open_cache(path)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_damaged_records_are_refused(path, monkeypatch, in_memory):
+    monkeypatch.setattr(token_cache, "IN_MEMORY_BYTES", 2**30 * in_memory)
+    shard = path / "tokens-00002-of-00004.array_record"
+    content = bytearray(shard.read_bytes())
+    packed = np.packbits(tokens_of(12)).tobytes()
+    content[content.index(packed)] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        open_cache(path).read(range(21))
+
+
+def test_a_cache_of_a_later_format_is_refused(path):
+    header = json.loads((path / "header.json").read_text())
+    (path / "header.json").write_text(json.dumps(header | dict(version=2)))
+    with pytest.raises(InputError, match="with version 2, expected 1"):
+        open_cache(path)
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def take(count, cache, **changes):
+    settings = dict(batch_size=6, seed=5, mirror=True) | changes
+    batches = token_batches(cache, **settings)
+    taken = list(islice(batches, count))
+    batches.close()
+    return {name: np.stack([batch[name] for batch in taken]) for name in taken[0]}
+
+
+def index_and_mirror(bits):
+    """Which image's tokens `[N, K]` are, and whether they are its mirror image's."""
+    (found,) = [
+        (i, mirrored)
+        for i in range(21)
+        for mirrored in (False, True)
+        if np.array_equal(bits, tokens_of(i, mirrored=mirrored))
+    ]
+    return found
+
+
+def test_token_batches_are_epochs_of_all_examples(path):
+    batches = take(7, open_cache(path))  # 42 examples: two epochs
+    found = [index_and_mirror(bits)[0] for bits in batches["bits"].reshape(42, 6, 4)]
+    assert sorted(found[:21]) == sorted(found[21:]) == list(range(21))
+    np.testing.assert_array_equal(batches["label"].ravel(), np.array(found) % 10)
+
+
+def test_half_of_the_tokens_are_mirrored(path):
+    batches = take(50, open_cache(path))
+    mirrored = [index_and_mirror(bits)[1] for bits in batches["bits"].reshape(300, 6, 4)]
+    assert 110 < sum(mirrored) < 190  # 150, give or take 4.6 standard deviations
+
+
+def test_without_mirror_no_tokens_are_mirrored(path):
+    batches = take(7, open_cache(path), mirror=False)
+    assert not any(index_and_mirror(bits)[1] for bits in batches["bits"].reshape(42, 6, 4))
+
+
+def test_token_batches_start_at_any_step(path):
+    cache = open_cache(path)
+    np.testing.assert_array_equal(take(3, cache, start_step=4)["bits"], take(7, cache)["bits"][4:])
+
+
+@pytest.mark.parametrize("process_count", [2, 3])
+def test_processes_make_up_the_same_token_batch(path, process_count):
+    cache = open_cache(path)
+    parts = [
+        take(5, cache, process_index=i, process_count=process_count)["bits"]
+        for i in range(process_count)
+    ]
+    whole = take(5, cache)["bits"]
+    np.testing.assert_array_equal(np.stack(parts, axis=1).reshape(whole.shape), whole)
+
+
+def test_mirroring_needs_mirror_images(tmp_path):
+    cache = open_cache(make_cache(tmp_path, mirrored=False))
+    with pytest.raises(InputError, match="data.mirror"):
+        token_batches(cache, batch_size=6, seed=0, mirror=True)
+
+
+def test_token_eval_batches_are_in_order_and_padded(path):
+    batches = list(token_eval_batches(open_cache(path), batch_size=6))
+    whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    np.testing.assert_array_equal(whole["index"], [*range(21), -1, -1, -1])
+    np.testing.assert_array_equal(whole["mask"], [True] * 21 + [False] * 3)
+    np.testing.assert_array_equal(whole["bits"][:21], [tokens_of(i) for i in range(21)])
+    np.testing.assert_array_equal(whole["bits"][21:], 0)
+    np.testing.assert_array_equal(whole["bits_mirrored"][20], tokens_of(20, mirrored=True))

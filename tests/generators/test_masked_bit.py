@@ -1,0 +1,217 @@
+"""Tests of bar_jax/generators/masked_bit.py."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from bar_jax.bases import permutation
+from bar_jax.generators.causal import CausalTransformer
+from bar_jax.generators.masked_bit import MaskedBitGenerator, sample, token_noise
+from bar_jax.generators.shuffle import shuffle
+from bar_jax.heads.masked_bit import MaskedBitHead
+
+CLASSES = 4
+# patch size -> bits of the tokenizer's tokens, their grid, unmasking schedule
+SETTINGS = {1: (4, (2, 3), (1, 3)), 2: (2, (4, 4), (3, 5))}
+
+
+def make(patch_size, **changes):
+    k, token_grid, _ = SETTINGS[patch_size]
+    bits = k * patch_size**2
+    trunk = CausalTransformer(
+        bits,
+        tuple(side // patch_size for side in token_grid),
+        CLASSES,
+        width=16,
+        depth=2,
+        heads=4,
+        output_width=12,
+        class_repeats=2,
+    )
+    return MaskedBitGenerator(trunk, MaskedBitHead(bits, 12, 1), token_grid, patch_size, **changes)
+
+
+@functools.cache
+def params_of(patch_size):
+    """Random parameters: as initialised, no block does anything."""
+    generator = make(patch_size)
+    k, (rows, columns), _ = SETTINGS[patch_size]
+    key = jax.random.key(0)
+    init = functools.partial(generator.init, method=generator.initialize)
+    arguments = jnp.zeros((1, rows * columns, k), jnp.uint8), jnp.zeros(1, jnp.int32), key[None]
+    shapes = meta.unbox(jax.eval_shape(init, key, *arguments))["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 2, jnp.float32), shapes)
+
+
+@functools.cache
+def sampler(patch_size, guided, forced=False):
+    """(labels, order, keys, temperature[, bits, keep]) -> bits and what they were drawn from."""
+    generator, schedule = make(patch_size), SETTINGS[patch_size][2]
+    params = params_of(patch_size)
+
+    @jax.jit
+    def run(labels, order, keys, temperature, *kept):
+        return sample(
+            generator,
+            params,
+            labels,
+            schedule=schedule,
+            guidance_scale=3.0 if guided else None,
+            temperature=temperature,
+            noise=token_noise(generator.head, keys, schedule),
+            order=order,
+            kept=kept if forced else None,
+            record=True,
+        )
+
+    return run
+
+
+@functools.cache
+def trunk(patch_size):
+    """The whole sequence at once: (tokens in the order written, labels, order) -> [B, L, W]."""
+    module = make(patch_size).trunk
+    return jax.jit(functools.partial(module.apply, {"params": params_of(patch_size)["trunk"]}))
+
+
+def written(bits, patch_size, order):
+    """The tokens that a generator wrote, in the order in which it wrote them."""
+    return permutation.gather(shuffle(bits, SETTINGS[patch_size][1], patch_size), order)
+
+
+def raster(batch, patch_size):
+    length = make(patch_size).trunk.num_tokens
+    return jnp.broadcast_to(jnp.arange(length), (batch, length))
+
+
+@pytest.mark.parametrize("random_order", [False, True])
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_the_cache_changes_nothing(key, patch_size, guided, random_order):
+    """With guidance the second half of the batch has the label "no class", which is num_classes."""
+    labels, keys = jnp.array([1, 3]), jax.random.split(key, 2)
+    order = raster(2, patch_size)
+    if random_order:
+        order = jnp.argsort(jax.random.uniform(key, order.shape), axis=1)
+    bits, recorded = sampler(patch_size, guided)(labels, order, keys, 0.0)
+    tokens = written(bits, patch_size, order)
+    if guided:
+        tokens, order = jnp.concatenate([tokens, tokens]), jnp.concatenate([order, order])
+        labels = jnp.concatenate([labels, jnp.full(2, CLASSES)])
+    z = trunk(patch_size)(tokens, labels, order)
+    np.testing.assert_allclose(recorded["z"].swapaxes(0, 1), z, atol=2e-5)
+
+
+def test_guidance_grows_from_none_at_the_first_token(key):
+    """s = 1 + (S - 1) i / L."""
+    generator = make(1)
+    length, bits = generator.trunk.num_tokens, generator.head.bits
+    labels, order = jnp.array([1, 3]), raster(2, 1)
+    _, recorded = sampler(1, True)(labels, order, jax.random.split(key, 2), 0.0)
+    params = {"params": params_of(1)["head"]}
+    head = lambda z: generator.head.apply(  # noqa: E731
+        params, jnp.full((4, bits), 2), z, jnp.ones(4)
+    )
+    logits = jax.jit(jax.vmap(head))(recorded["z"])  # the head's first step: all bits hidden
+    conditional, unconditional = logits[:, :2], logits[:, 2:]
+    scale = (1 + 2.0 * np.arange(length) / length)[:, None, None, None]
+    expected = unconditional + scale * (conditional - unconditional)
+    np.testing.assert_allclose(recorded["logits"][:, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_kept_tokens_are_forced_and_influence_the_rest(key, patch_size):
+    """Kept: what the sampler would not have written, in the first places and one more."""
+    k, (rows, columns), _ = SETTINGS[patch_size]
+    labels, order, keys = jnp.array([1, 3]), raster(2, patch_size), jax.random.split(key, 2)
+    free, _ = sampler(patch_size, False)(labels, order, keys, 0.0)
+    keep = jnp.zeros((2, rows * columns), bool).at[:, :2].set(True).at[:, columns].set(True)
+    if patch_size == 2:  # places 0, 1, 4 and 5 are one token
+        keep = keep.at[:, columns + 1].set(True).at[:, 2].set(True)  # of 2's token only a part
+    forced, recorded = sampler(patch_size, False, True)(labels, order, keys, 0.0, 1 - free, keep)
+    whole = keep if patch_size == 1 else keep.at[:, 2].set(False)
+    np.testing.assert_array_equal(forced[whole], 1 - free[whole])
+    z = trunk(patch_size)(written(forced, patch_size, order), labels, order)
+    np.testing.assert_allclose(recorded["z"].swapaxes(0, 1), z, atol=2e-5)
+    assert np.any(forced[~whole] != free[~whole])
+
+
+def test_an_example_is_the_same_alone_and_in_a_batch(key):
+    labels, keys = jnp.array([0, 1, 3]), jax.random.split(key, 3)
+    together, _ = sampler(1, True)(labels, raster(3, 1), keys, 2.0)
+    alone, _ = sampler(1, True)(labels[1:2], raster(1, 1), keys[1:2], 2.0)
+    np.testing.assert_array_equal(together[1:2], alone)
+    assert together.dtype == jnp.uint8
+
+
+def test_keys_make_the_difference(key):
+    labels, keys = jnp.array([1, 1]), jax.random.split(key, 2)
+    bits, _ = sampler(1, False)(labels, raster(2, 1), keys, 2.0)
+    assert np.any(bits[0] != bits[1])
+    same, _ = sampler(1, False)(labels, raster(2, 1), keys[jnp.array([0, 0])], 2.0)
+    np.testing.assert_array_equal(same[0], same[1])
+
+
+# Training
+
+
+@functools.cache
+def loss(deterministic):
+    """(bits, labels, label dropout's draws, counted) -> sums, of fixed other draws."""
+    generator, params = make(1, label_dropout=0.5), params_of(1)
+
+    @jax.jit
+    def run(bits, labels, label_draws, counted):
+        draws = generator.draw(jax.random.split(jax.random.key(0), bits.shape[0]))
+        draws = draws.replace(label=label_draws)
+        return generator.apply(
+            {"params": params}, bits, labels, draws, 1.0, deterministic, counted,
+            method=generator.loss,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def bits():
+    return jnp.asarray(np.random.default_rng(0).integers(0, 2, (3, 6, 4)), jnp.uint8)
+
+
+def test_labels_are_dropped_where_the_draw_is_below_label_dropout(bits):
+    run = lambda labels, draws: float(  # noqa: E731
+        loss(False)(bits, jnp.array(labels), jnp.array(draws), None)["loss"][0]
+    )
+    dropped = run([0, 1, 2], [0.0, 0.2, 0.49])
+    assert run([3, 3, 3], [0.0, 0.2, 0.49]) == dropped
+    assert run([CLASSES] * 3, [0.9] * 3) == dropped
+    assert run([0, 1, 2], [0.0, 0.2, 0.5]) != dropped
+    assert run([3, 1, 2], [0.9, 0.2, 0.4]) != run([0, 1, 2], [0.9, 0.2, 0.4])
+
+
+def test_evaluation_keeps_every_label(bits):
+    run = lambda labels, draws: float(  # noqa: E731
+        loss(True)(bits, jnp.array(labels), jnp.array(draws), None)["loss"][0]
+    )
+    assert run([0, 1, 2], [0.0] * 3) == run([0, 1, 2], [0.9] * 3) != run([3, 3, 3], [0.0] * 3)
+
+
+def test_padding_does_not_count(bits):
+    """Only example 1 counts: what the others hold is of no matter."""
+    labels, draws, counted = jnp.array([0, 1, 2]), jnp.ones(3), jnp.array([False, True, False])
+    other = (1 - bits).at[1].set(bits[1])
+    one = loss(False)(bits, labels, draws, counted)
+    two = loss(False)(other, jnp.array([3, 1, 3]), draws, counted)
+    assert one["loss"][0] > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, two)
+
+
+def test_draws_of_an_example_depend_on_its_key_only(key):
+    draw, keys = jax.jit(make(1).draw), jax.random.split(key, 3)
+    together, alone = draw(keys), draw(keys[1:2])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1:2], b), together, alone)
+    assert len(np.unique(together.label)) == 3

@@ -1,0 +1,120 @@
+"""Tests of bar_jax/nn/vit.py."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from bar_jax.nn.vit import ViT, ViTBlock, patchify, unpatchify
+
+WIDTH, DEPTH, HEADS, MLP = 8, 2, 2, 12
+
+
+def vit(**changes):
+    return ViT(WIDTH, DEPTH, HEADS, MLP, **changes)
+
+
+def filled(module, x):
+    """Random parameters, so that no scale is 1 and no bias 0."""
+    shapes = meta.unbox(jax.eval_shape(module.init, jax.random.key(0), x))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32) / 2, shapes)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return np.random.default_rng(1).normal(size=(2, 4, WIDTH)).astype(np.float32)
+
+
+def layer_norm(x, p, eps):
+    mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(var + eps) * p["scale"] + p["bias"]
+
+
+def numpy_vit(params, x, eps, class_token, pre_norm, approximate):
+    """The same network in float64, head by head."""
+    params = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
+    x = x.astype(np.float64)
+    if class_token:
+        front = np.broadcast_to(params["class_embedding"], (x.shape[0], 1, WIDTH))
+        x = np.concatenate([front, x], axis=1)
+    x = x + params["position_embedding"]
+    if pre_norm:
+        x = layer_norm(x, params["pre_norm"], eps)
+    for layer in range(DEPTH):
+        p = jax.tree.map(lambda a, layer=layer: a[layer], params["blocks"])
+        h = layer_norm(x, p["attention_norm"], eps)
+        for head in range(HEADS):
+            q, k, v = (
+                h @ p["qkv"]["kernel"][:, i, head] + p["qkv"]["bias"][i, head] for i in range(3)
+            )
+            weights = np.exp(q @ k.swapaxes(1, 2) / math.sqrt(WIDTH // HEADS))
+            weights /= weights.sum(-1, keepdims=True)
+            x = x + weights @ v @ p["out"]["kernel"][head]
+        x = x + p["out"]["bias"]
+        h = layer_norm(x, p["mlp_norm"], eps)
+        h = h @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"]
+        if approximate:
+            h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+        else:
+            h = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
+        x = x + h @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"]
+    return layer_norm(x, params["norm"], eps)
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_matches_numpy(tokens, decoder):
+    """As the encoder has it (tanh-GELU) and as the decoder has it (class token, norm in front).
+
+    The epsilon is large, so that one that is not used shows.
+    """
+    module = vit(class_token=decoder, pre_norm=decoder, gelu_approximate=not decoder, norm_eps=0.1)
+    params = filled(module, tokens)
+    expected = numpy_vit(params, tokens, 0.1, decoder, decoder, not decoder)
+    np.testing.assert_allclose(jax.jit(module.apply)(params, tokens), expected, atol=1e-5)
+
+
+def test_scan_equals_the_blocks_one_after_another(tokens):
+    module = vit()
+    params = filled(module, tokens)
+    block = ViTBlock(HEADS, MLP, gelu_approximate=False, norm_eps=1e-6, dtype=jnp.float32)
+
+    @jax.jit
+    def unrolled(params, x):
+        params = params["params"]
+        x = x + params["position_embedding"][None]
+        for layer in range(DEPTH):
+            sliced = jax.tree.map(lambda a, layer=layer: a[layer], params["blocks"])
+            x, _ = block.apply({"params": sliced}, x)
+        return jax.vmap(jax.vmap(lambda v: _normed(v, params["norm"])))(x)
+
+    def _normed(v, p):
+        return (v - v.mean()) / jnp.sqrt(v.var() + 1e-6) * p["scale"] + p["bias"]
+
+    np.testing.assert_allclose(
+        jax.jit(module.apply)(params, tokens), unrolled(params, tokens), atol=1e-5
+    )
+
+
+def test_bfloat16_keeps_float32_parameters(tokens):
+    module = vit(dtype=jnp.bfloat16)
+    params = filled(module, tokens)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    assert jax.jit(module.apply)(params, tokens).dtype == jnp.bfloat16
+
+
+def test_patchify_puts_patches_in_raster_order():
+    """A 4x6 image whose pixels hold (row, column): patch 1 of size 2 is rows 0-1, columns 2-3."""
+    image = np.stack(np.meshgrid(np.arange(4), np.arange(6), indexing="ij"), axis=-1)[None]
+    patches = patchify(image, 2)
+    assert patches.shape == (1, 6, 8)
+    np.testing.assert_array_equal(patches[0, 1], [0, 2, 0, 3, 1, 2, 1, 3])
+    np.testing.assert_array_equal(patches[0, 3], [2, 0, 2, 1, 3, 0, 3, 1])
+
+
+def test_unpatchify_is_the_inverse_of_patchify():
+    images = np.random.default_rng(0).normal(size=(2, 4, 6, 3))
+    np.testing.assert_array_equal(unpatchify(patchify(images, 2), (2, 3), 2), images)
