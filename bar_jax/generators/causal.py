@@ -20,8 +20,8 @@ from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import SwiGLU
 from bar_jax.nn.rotary import axial_table, rotate
 
-# width, depth, heads (Table 5)
-SIZES = {"b": (768, 24, 12), "l": (1280, 32, 16)}
+
+
 
 # Published tables have spare rows: places, sequence indices, and three classes in front.
 SPARE_PLACES = 128

@@ -2,6 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy.special import entr
 
 
 def to_8_bits(images: jax.Array) -> jax.Array:
@@ -49,15 +51,15 @@ def reconstruction_sums(
     }
 
 
-def bit_statistics(ones: jax.Array) -> dict[str, float]:
+def bit_statistics(ones: np.ndarray) -> dict[str, float]:
     """Usage of a tokenizer's bits from how often each is one, [k] in [0, 1].
 
     Returns:
       `bit_entropy`: mean entropy of a bit, in bits; `dead_bits`: share of bits that never change.
     """
-    p = jnp.clip(ones, 1e-12, 1 - 1e-12)
-    entropy = -(p * jnp.log2(p) + (1 - p) * jnp.log2(1 - p))
+    p = np.asarray(ones, np.float64)
+    entropy = (entr(p) + entr(1 - p)) / np.log(2)
     return {
-        "bit_entropy": float(jnp.mean(entropy)),
-        "dead_bits": float(jnp.mean((ones <= 0) | (ones >= 1))),
+        "bit_entropy": float(np.mean(entropy)),
+        "dead_bits": float(np.mean((p <= 0) | (p >= 1))),
     }

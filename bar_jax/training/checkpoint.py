@@ -93,7 +93,7 @@ def restore_params(directory: str | os.PathLike, shapes: dict) -> tuple[dict, in
     """
     with _read_only(directory) as manager:
         step = _latest(manager, directory)
-        item = "ema" if manager.item_metadata(step)["ema"] is not None else "params"
+        item = "ema" if "ema" in _saved_items(manager, step) else "params"
         _check_shapes(manager, step, {item: shapes})
         restored = manager.restore(
             step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(shapes)})
@@ -127,12 +127,17 @@ def _latest(manager: ocp.CheckpointManager, directory: str | os.PathLike) -> int
     return step
 
 
+def _saved_items(manager: ocp.CheckpointManager, step: int) -> dict[str, object]:
+    """The metadata of the items that a step holds."""
+    return {name: item for name, item in manager.item_metadata(step).items() if item is not None}
+
+
 def _check_shapes(manager: ocp.CheckpointManager, step: int, items: dict[str, object]) -> None:
     """Compares names, shapes and dtypes with what was saved; Orbax would cast dtypes silently."""
-    metadata = manager.item_metadata(step)
+    metadata = _saved_items(manager, step)
     for item, wanted in items.items():
         where = f"{manager.directory / str(step) / item}"
-        if metadata[item] is None:
+        if item not in metadata:
             raise InputError(where, f"no {item}", "a checkpoint of this model's training")
         saved = {_name(path): leaf for path, leaf in _leaves(metadata[item].tree)}
         expected = {_name(path): leaf for path, leaf in _leaves(wanted)}

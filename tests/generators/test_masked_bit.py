@@ -37,7 +37,7 @@ def make(patch_size, **changes):
 
 @functools.cache
 def params_of(patch_size):
-    """Random parameters: as initialised, no block does anything."""
+    """Random parameters (as initialised, no block does anything) under which tokens differ."""
     generator = make(patch_size)
     k, (rows, columns), _ = SETTINGS[patch_size]
     key = jax.random.key(0)
@@ -45,17 +45,19 @@ def params_of(patch_size):
     arguments = jnp.zeros((1, rows * columns, k), jnp.uint8), jnp.zeros(1, jnp.int32), key[None]
     shapes = meta.unbox(jax.eval_shape(init, key, *arguments))["params"]
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 2, jnp.float32), shapes)
+    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 2, jnp.float32), shapes)
+    # 512 features of the time, 12 of z: on equal terms the bits would not depend on z.
+    params["head"]["time_embed_in"]["kernel"] /= 50
+    return params
 
 
 @functools.cache
 def sampler(patch_size, guided, forced=False):
     """(labels, order, keys, temperature[, bits, keep]) -> bits and what they were drawn from."""
     generator, schedule = make(patch_size), SETTINGS[patch_size][2]
-    params = params_of(patch_size)
 
     @jax.jit
-    def run(labels, order, keys, temperature, *kept):
+    def run(params, labels, order, keys, temperature, *kept):
         return sample(
             generator,
             params,
@@ -69,14 +71,14 @@ def sampler(patch_size, guided, forced=False):
             record=True,
         )
 
-    return run
+    return functools.partial(run, params_of(patch_size))
 
 
 @functools.cache
 def trunk(patch_size):
     """The whole sequence at once: (tokens in the order written, labels, order) -> [B, L, W]."""
     module = make(patch_size).trunk
-    return jax.jit(functools.partial(module.apply, {"params": params_of(patch_size)["trunk"]}))
+    return functools.partial(jax.jit(module.apply), {"params": params_of(patch_size)["trunk"]})
 
 
 def written(bits, patch_size, order):
@@ -90,8 +92,7 @@ def raster(batch, patch_size):
 
 
 @pytest.mark.parametrize("random_order", [False, True])
-@pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("patch_size, guided", [(1, False), (1, True), (2, True)])
 def test_the_cache_changes_nothing(key, patch_size, guided, random_order):
     """With guidance the second half of the batch has the label "no class", which is num_classes."""
     labels, keys = jnp.array([1, 3]), jax.random.split(key, 2)
@@ -142,10 +143,10 @@ def test_kept_tokens_are_forced_and_influence_the_rest(key, patch_size):
 
 
 def test_an_example_is_the_same_alone_and_in_a_batch(key):
-    labels, keys = jnp.array([0, 1, 3]), jax.random.split(key, 3)
-    together, _ = sampler(1, True)(labels, raster(3, 1), keys, 2.0)
-    alone, _ = sampler(1, True)(labels[1:2], raster(1, 1), keys[1:2], 2.0)
-    np.testing.assert_array_equal(together[1:2], alone)
+    labels, keys = jnp.array([0, 3]), jax.random.split(key, 2)
+    together, _ = sampler(1, False)(labels, raster(2, 1), keys, 2.0)
+    alone, _ = sampler(1, False)(labels[1:], raster(1, 1), keys[1:], 2.0)
+    np.testing.assert_array_equal(together[1:], alone)
     assert together.dtype == jnp.uint8
 
 
@@ -163,10 +164,10 @@ def test_keys_make_the_difference(key):
 @functools.cache
 def loss(deterministic):
     """(bits, labels, label dropout's draws, counted) -> sums, of fixed other draws."""
-    generator, params = make(1, label_dropout=0.5), params_of(1)
+    generator = make(1, label_dropout=0.5)
 
     @jax.jit
-    def run(bits, labels, label_draws, counted):
+    def run(params, bits, labels, label_draws, counted):
         draws = generator.draw(jax.random.split(jax.random.key(0), bits.shape[0]))
         draws = draws.replace(label=label_draws)
         return generator.apply(
@@ -174,7 +175,7 @@ def loss(deterministic):
             method=generator.loss,
         )  # fmt: skip
 
-    return run
+    return functools.partial(run, params_of(1))
 
 
 @pytest.fixture(scope="module")

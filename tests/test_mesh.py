@@ -1,0 +1,197 @@
+"""Tests of bar_jax/mesh.py, and of training in several layouts on eight virtual devices."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from bar_jax import mesh as mesh_lib
+from bar_jax.errors import InputError
+from bar_jax.generators.causal import CausalTransformer
+from bar_jax.generators.masked_bit import MaskedBitGenerator
+from bar_jax.heads.masked_bit import MaskedBitHead
+from bar_jax.tokenizers.bar_fsq import BarFSQ
+from bar_jax.training.optimizer import adamw
+from bar_jax.training.step import init_state, make_train_step
+
+# data, fsdp, tensor
+LAYOUTS = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+STEPS, BATCH = 20, 16
+
+
+@pytest.mark.parametrize(
+    "wanted, sizes",
+    [
+        ((-1, 1, 1), (8, 1, 1)),
+        ((1, -1, 1), (1, 8, 1)),
+        ((2, -1, 2), (2, 2, 2)),
+        ((2, 2, 2), (2, 2, 2)),
+        ((8, -1, 1), (8, 1, 1)),
+    ],
+)
+def test_axis_sizes(wanted, sizes):
+    assert mesh_lib.axis_sizes(*wanted, devices=8) == sizes
+
+
+@pytest.mark.parametrize(
+    "wanted, expected",
+    [
+        ((-1, -1, 1), "at most one"),
+        ((0, 1, 1), "positive"),
+        ((-2, 1, 1), "positive"),
+        ((3, -1, 1), "8 devices"),
+        ((2, 2, 1), "8 devices"),
+        ((16, 1, 1), "8 devices"),
+    ],
+)
+def test_wrong_axis_sizes_are_refused(wanted, expected):
+    found = "data={}, fsdp={}, tensor={}".format(*wanted)
+    with pytest.raises(InputError, match=f"^mesh: found {found}, expected .*{expected}"):
+        mesh_lib.axis_sizes(*wanted, devices=8)
+
+
+def test_mesh_axes():
+    mesh = mesh_lib.make_mesh(2, -1, 2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+    assert mesh_lib.batch_ways(mesh) == 4
+
+
+def test_batches_are_cut_over_data_and_fsdp():
+    mesh = mesh_lib.make_mesh(2, 2, 2)
+    batch = mesh_lib.put_batch(mesh, {"x": np.arange(24).reshape(8, 3), "y": np.arange(8)})
+    rows = {shard.device.id: shard.data.tolist() for shard in batch["y"].addressable_shards}
+    assert rows == {i: [2 * (i // 2), 2 * (i // 2) + 1] for i in range(8)}
+    np.testing.assert_array_equal(batch["x"], np.arange(24).reshape(8, 3))
+
+
+def test_parameters_are_cut_by_their_logical_axes():
+    """An axis that is not named, not in the rules, or not divisible stays whole."""
+    mesh = mesh_lib.make_mesh(2, 2, 2)
+    boxed = {
+        "kernel": nn.LogicallyPartitioned(jnp.zeros((4, 6)), ("embed", "mlp")),
+        "odd": nn.LogicallyPartitioned(jnp.zeros((3, 6)), ("embed", "heads")),
+        "stacked": nn.LogicallyPartitioned(jnp.zeros((2, 4, 6)), ("layers", "embed", None)),
+        "plain": jnp.zeros(4),
+    }
+    got = jax.tree.map(lambda sharding: sharding.spec, mesh_lib.shardings(mesh, boxed))
+    assert got == {
+        "kernel": P("fsdp", "tensor"),
+        "odd": P(None, "tensor"),
+        "stacked": P(None, "fsdp", None),
+        "plain": P(),
+    }
+
+
+def test_activations_keep_their_batch_axis():
+    """Outside a mesh, or where the batch does not divide, nothing happens."""
+    x = jnp.zeros((8, 4))
+    assert mesh_lib.constrain_batch(x) is x
+    with jax.set_mesh(mesh_lib.make_mesh(2, 2, 2)):
+        assert jax.jit(mesh_lib.constrain_batch)(x).sharding.spec == P(("data", "fsdp"))
+        assert jax.jit(mesh_lib.constrain_batch)(x[:3]).shape == (3, 4)
+
+
+# Training
+
+
+def generator_problem():
+    trunk = CausalTransformer(
+        4, (2, 2), 3, width=16, depth=2, heads=2, output_width=16, class_repeats=2
+    )
+    module = MaskedBitGenerator(trunk, MaskedBitHead(4, 16, 1), (2, 2))
+    rng = np.random.default_rng(0)
+    batch = {
+        "bits": rng.integers(0, 2, (BATCH, 4, 4)).astype(np.uint8),
+        "labels": rng.integers(0, 3, BATCH).astype(np.int32),
+    }
+
+    def init(key):
+        inputs = jnp.zeros((1, 4, 4), jnp.uint8), jnp.zeros(1, jnp.int32), key[None]
+        return module.init(key, *inputs, method=module.initialize)["params"]
+
+    def loss(params, batch, keys, dropout_key, step):
+        args = batch["bits"], batch["labels"], module.draw(keys), 0.5, False
+        return module.apply({"params": params}, *args, method=module.loss)
+
+    return init, loss, batch
+
+
+def tokenizer_problem():
+    sizes = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32}
+    module = BarFSQ(8, 4, 4, encoder=sizes, decoder=sizes, centered_bits=True)
+    batch = {"image": np.random.default_rng(0).uniform(-1, 1, (BATCH, 8, 8, 3)).astype(np.float32)}
+
+    def init(key):
+        return module.init(key, jnp.zeros((1, 8, 8, 3)))["params"]
+
+    def loss(params, batch, keys, dropout_key, step):
+        error = module.apply({"params": params}, batch["image"])[0] - batch["image"]
+        return {"loss": (jnp.sum(error**2), jnp.array(error.size, jnp.float32))}
+
+    return init, loss, batch
+
+
+PROBLEMS = {"generator": generator_problem, "tokenizer": tokenizer_problem}
+
+
+@functools.cache
+def trained(problem, layout):
+    """Gradient of the first step, losses of all, and each device's bytes and share of them.
+
+    A layout of one device is the reference.
+    """
+    init, loss, batch = PROBLEMS[problem]()
+    devices = jax.devices()[: math.prod(layout)]
+    mesh = mesh_lib.make_mesh(*layout, devices=devices)
+    # The first transformation does nothing but remember the gradient.
+    tx = optax.chain(
+        optax.trace(decay=0.0),
+        adamw(lambda step: 1e-3, b1=0.9, b2=0.96, weight_decay=0.03, clip_norm=1.0),
+    )
+    with jax.set_mesh(mesh):
+        make_state, _ = init_state(init, tx, True, jax.random.key(0), mesh)
+        state = make_state()
+        step = jax.jit(make_train_step(loss, tx, lambda step: 1e-3), donate_argnums=0)
+        placed = mesh_lib.put_batch(mesh, batch)
+        losses = []
+        for i in range(STEPS):
+            state, metrics = step(state, placed, jax.random.key(1))
+            losses.append(float(metrics["loss"]))
+            if i == 0:
+                gradient = jax.device_get(state.opt_state[0].trace)
+    held = {device: 0 for device in devices}
+    for leaf in jax.tree.leaves(state.params):
+        for shard in leaf.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    return gradient, losses, [bytes_ / total for bytes_ in held.values()]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_training_is_the_same_in_every_layout(problem, layout):
+    """From the start values on: they too must not depend on the layout."""
+    expected_gradient, expected_losses, _ = trained(problem, (1, 1, 1))
+    gradient, losses, _ = trained(problem, layout)
+    flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])  # noqa: E731
+    difference = np.linalg.norm(flat(gradient) - flat(expected_gradient))
+    assert difference <= 1e-5 * np.linalg.norm(flat(expected_gradient))
+    np.testing.assert_allclose(losses, expected_losses, atol=1e-4)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("layout, largest", [((8, 1, 1), 1.0), ((1, 8, 1), 0.25), ((2, 2, 2), 0.5)])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_devices_hold_their_share_of_the_parameters(problem, layout, largest):
+    """1 / (fsdp * tensor) of them, and the few that are not cut."""
+    _, _, shares = trained(problem, layout)
+    smallest = 1 / math.prod(layout[1:])
+    assert len(shares) == 8 and len(set(shares)) == 1
+    assert smallest <= shares[0] <= largest
