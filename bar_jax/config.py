@@ -230,8 +230,10 @@ def unknown_field(name: str) -> InputError:
     close = difflib.get_close_matches(name, fields, n=1, cutoff=0.6) or [
         leaf[match] for match in difflib.get_close_matches(name.rpartition(".")[2], leaf, n=1)
     ]
-    hint = f"a field of bar_jax/config.py; did you mean {close[0]}?" if close else (
-        "a field of bar_jax/config.py"
+    hint = (
+        f"a field of bar_jax/config.py; did you mean {close[0]}?"
+        if close
+        else ("a field of bar_jax/config.py")
     )
     return InputError(f"config.{name}", "no such field", hint)
 
@@ -257,8 +259,16 @@ def validate(config: ConfigDict) -> None:
             raise InputError(name, repr(fields[name]), " | ".join(choices))
     for name, value in fields.items():
         counts = name.startswith(("model.", "encode.")) or name.endswith(
-            ("batch_size", "accumulate", "image_size", "num_classes", "_every", "images_per_class",
-             "keep_checkpoints", "evaluate_images")
+            (
+                "batch_size",
+                "accumulate",
+                "image_size",
+                "num_classes",
+                "_every",
+                "images_per_class",
+                "keep_checkpoints",
+                "evaluate_images",
+            )
         )
         if counts and type(value) is int and "anneal" not in name and value < 1:
             raise InputError(name, str(value), "at least 1")
@@ -279,19 +289,31 @@ def _validate_model(config: ConfigDict) -> None:
         ("model.generator", generator),
     ):
         if part.width % part.heads:
-            raise InputError(f"{name}.heads", f"{part.heads} heads at width {part.width}",
-                             "a number of heads that divides the width")
+            raise InputError(
+                f"{name}.heads",
+                f"{part.heads} heads at width {part.width}",
+                "a number of heads that divides the width",
+            )
     head_dim = generator.width // generator.heads
     if generator.heads % 2 or head_dim % 4:
-        raise InputError("model.generator.heads", f"{generator.heads} heads of {head_dim} channels",
-                         "an even number of heads, each with a multiple of 4 channels")
+        raise InputError(
+            "model.generator.heads",
+            f"{generator.heads} heads of {head_dim} channels",
+            "an even number of heads, each with a multiple of 4 channels",
+        )
     if data.image_size % tokenizer.patch_size:
-        raise InputError("model.tokenizer.patch_size", f"{tokenizer.patch_size}",
-                         f"a divisor of data.image_size={data.image_size}")
+        raise InputError(
+            "model.tokenizer.patch_size",
+            f"{tokenizer.patch_size}",
+            f"a divisor of data.image_size={data.image_size}",
+        )
     rows = token_grid(config)[0]
     if rows % generator.patch_size:
-        raise InputError("model.generator.patch_size", f"{generator.patch_size}",
-                         f"a divisor of the tokenizer's grid, {rows} x {rows}")
+        raise InputError(
+            "model.generator.patch_size",
+            f"{generator.patch_size}",
+            f"a divisor of the tokenizer's grid, {rows} x {rows}",
+        )
     if generator.class_repeats > 99:
         raise InputError("model.generator.class_repeats", f"{generator.class_repeats}", "1 to 99")
 
@@ -300,11 +322,15 @@ def _validate_training(config: ConfigDict) -> None:
     for stage in ("train_tokenizer", "train_generator"):
         train = config[stage]
         if train.batch_size % train.accumulate:
-            raise InputError(f"{stage}.accumulate", f"{train.accumulate}",
-                             f"a divisor of {stage}.batch_size={train.batch_size}")
+            raise InputError(
+                f"{stage}.accumulate",
+                f"{train.accumulate}",
+                f"a divisor of {stage}.batch_size={train.batch_size}",
+            )
         if not train.optimizer.clip_norm > 0:
-            raise InputError(f"{stage}.optimizer.clip_norm", f"{train.optimizer.clip_norm}",
-                             "a positive number")
+            raise InputError(
+                f"{stage}.optimizer.clip_norm", f"{train.optimizer.clip_norm}", "a positive number"
+            )
         duration(train, f"{stage}.", train.batch_size, 1)
         duration(train.optimizer, f"{stage}.optimizer.warmup_", 1, 1, required=False)
     for point in ("anneal_start_", "anneal_end_"):
@@ -313,8 +339,9 @@ def _validate_training(config: ConfigDict) -> None:
 
 def _validate_sampling(config: ConfigDict) -> None:
     sample, classes = config.sample, config.data.num_classes
-    check_sampling(sample.guidance_scale, sample.temperature, sample.unmasking_schedule,
-                   bits_per_token(config))
+    check_sampling(
+        sample.guidance_scale, sample.temperature, sample.unmasking_schedule, bits_per_token(config)
+    )
     check_labels(sample.labels, classes)
     for metric in config.evaluate.metrics:
         if metric not in METRICS:
@@ -331,8 +358,11 @@ def check_sampling(
     whole = all(type(count) is int and count > 0 for count in schedule)
     if not whole or sum(schedule) != bits or sorted(schedule) != list(schedule):
         total = f", which sums to {sum(schedule)}" if whole else ""
-        raise InputError("sample.unmasking_schedule", f"{tuple(schedule)}{total}",
-                         f"positive, non-decreasing integers that sum to {bits} bits")
+        raise InputError(
+            "sample.unmasking_schedule",
+            f"{tuple(schedule)}{total}",
+            f"positive, non-decreasing integers that sum to {bits} bits",
+        )
 
 
 def check_labels(labels, num_classes: int) -> None:

@@ -74,7 +74,9 @@ def parse(argv: Sequence[str]) -> ConfigDict:
         if isinstance(error, InputError):
             raise
         message = str(error).splitlines()[0]
-        raise InputError("command line", message, "--config.FIELD=VALUE of the field's type") from error
+        raise InputError(
+            "command line", message, "--config.FIELD=VALUE of the field's type"
+        ) from error
     if stray:
         raise InputError("command line", repr(stray[0]), "--config.FIELD=VALUE")
     if config is None:

@@ -49,7 +49,10 @@ def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
     """
     tokenizer = make_tokenizer(config)
     return _load(
-        workdir.trained(config, "tokenizer"), tokenizer, lambda k: init_tokenizer(tokenizer, k), mesh
+        workdir.trained(config, "tokenizer"),
+        tokenizer,
+        lambda k: init_tokenizer(tokenizer, k),
+        mesh,
     )
 
 
@@ -60,7 +63,7 @@ def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
       InputError: if there is none, or it is not the one the config describes.
     """
     generator = make_generator(config, unroll=True)
-    init = lambda k: init_generator(generator, config.model.tokenizer.bits, k)  # noqa: E731
+    init = lambda k: init_generator(generator, config.model.tokenizer.bits, k)
     return _load(workdir.trained(config, "generator"), generator, init, mesh)
 
 

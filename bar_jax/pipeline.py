@@ -42,9 +42,7 @@ class Pipeline:
         config = workdir.read_config(folder)
         config.mesh.update(dict(data=1, fsdp=1, tensor=1))
         mesh = make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
-        return cls(
-            config, models.load_tokenizer(config, mesh), models.load_generator(config, mesh)
-        )
+        return cls(config, models.load_tokenizer(config, mesh), models.load_generator(config, mesh))
 
     def sample(
         self,
@@ -112,7 +110,9 @@ class Pipeline:
         tokens = np.asarray(tokens)
         if tokens.shape[1:] != shape or not np.isin(tokens, (0, 1)).all():
             raise InputError(
-                "tokens", f"{tokens.dtype}{list(tokens.shape)}", f"bits {{0, 1}} [B, {shape[0]}, {shape[1]}]"
+                "tokens",
+                f"{tokens.dtype}{list(tokens.shape)}",
+                f"bits {{0, 1}} [B, {shape[0]}, {shape[1]}]",
             )
         tokenizer = self._tokenizer
         return np.asarray(_decode(tokenizer.module, tokenizer.params, tokens.astype(np.uint8)))

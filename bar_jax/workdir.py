@@ -1,12 +1,12 @@
 """What a workdir holds, and the guard of what was begun there.
 
-    config.json      all fields of the last job, as resolved
-    summary.json     final numbers, with the settings they depend on
-    metrics.jsonl    a line per logged step; tensorboard/ the same as events
-    tokenizer/       checkpoints of stage 1, with the config they were begun with
-    cache/           tokens of the data set
-    generator/       checkpoints of stage 2, with the config they were begun with
-    samples.npz      generated images and labels; samples.png, reconstructions.png
+config.json      all fields of the last job, as resolved
+summary.json     final numbers, with the settings they depend on
+metrics.jsonl    a line per logged step; tensorboard/ the same as events
+tokenizer/       checkpoints of stage 1, with the config they were begun with
+cache/           tokens of the data set
+generator/       checkpoints of stage 2, with the config they were begun with
+samples.npz      generated images and labels; samples.png, reconstructions.png
 """
 
 import json

@@ -13,9 +13,7 @@ def random_share(step: jax.Array | int, start: int, end: int) -> jax.Array:
     return jnp.clip((end - step) / max(end - start, 1), 0.0, 1.0)
 
 
-def draw_orders(
-    share: jax.Array | float, choice: jax.Array, places: jax.Array
-) -> jax.Array:
+def draw_orders(share: jax.Array | float, choice: jax.Array, places: jax.Array) -> jax.Array:
     """The order in which each example's tokens are written.
 
     Args:

@@ -30,7 +30,6 @@ from bar_jax.data.token_writer import (
 )
 
 
-
 def open_images(config: ConfigDict, validation: bool = False):
     """The training or the validation images that a config describes.
 

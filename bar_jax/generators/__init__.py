@@ -39,9 +39,7 @@ def _causal(config: ConfigDict, remat: bool, unroll: bool) -> MaskedBitGenerator
 KINDS = {"causal": _causal}
 
 
-def make_generator(
-    config: ConfigDict, remat: bool = False, unroll: bool = False
-) -> nn.Module:
+def make_generator(config: ConfigDict, remat: bool = False, unroll: bool = False) -> nn.Module:
     """The generator that a config describes.
 
     Args:

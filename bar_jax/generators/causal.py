@@ -20,9 +20,6 @@ from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import SwiGLU
 from bar_jax.nn.rotary import axial_table, rotate
 
-
-
-
 # Published tables have spare rows: places, sequence indices, and three classes in front.
 SPARE_PLACES = 128
 SPARE_INDICES = 100
@@ -139,7 +136,7 @@ class CausalTransformer(nn.Module):
       class_repeats: R, copies of the class embedding in front.
       output_width: of the head.
       dropout: after the attention's projection and on the MLP's hidden units.
-      attention_dropout: on the attention weights (declared, but not applied, in the published code).
+      attention_dropout: on the attention weights (the published code declares it, but never uses it).
       remat: recompute a block's activations in the backward pass instead of keeping them.
       unroll: unroll the loop over layers (faster decoding on CPU, slower compilation).
     """
@@ -214,7 +211,7 @@ class CausalTransformer(nn.Module):
         own = jnp.concatenate([prefix, grid_rows], axis=1)
         # The whole prefix aims at the first token, the last token at itself.
         target = jnp.concatenate([first, grid_rows, grid_rows[:, -1:]], axis=1)
-        piece = lambda rows: jax.lax.dynamic_slice_in_dim(rows, start, length, axis=1)  # noqa: E731
+        piece = lambda rows: jax.lax.dynamic_slice_in_dim(rows, start, length, axis=1)
         return Places(own=piece(own), target=piece(target))
 
     def embed_class(self, labels: jax.Array) -> jax.Array:

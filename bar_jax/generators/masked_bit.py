@@ -90,7 +90,7 @@ class MaskedBitGenerator(nn.Module):
         order = permutation.draw_orders(random_share, draws.order_choice, draws.order_places)
         tokens = permutation.gather(shuffle(bits, self.token_grid, self.patch_size), order)
         z = self.trunk(tokens, labels, order, deterministic)
-        flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+        flat = lambda x: x.reshape(-1, *x.shape[2:])
         if counted is not None:
             counted = jnp.repeat(counted, order.shape[1])
         return self.head.loss(flat(z), flat(tokens), jax.tree.map(flat, draws.masking), counted)
@@ -135,24 +135,33 @@ def sample(
       `logits`: [L, T, B, n, 2]}.
     """
     trunk, head = generator.trunk, generator.head
-    apply_trunk = lambda method, *args: trunk.apply({"params": params["trunk"]}, *args, method=method)  # noqa: E731
-    length = trunk.num_tokens
-    guided = guidance_scale is not None
-    both = (lambda x: jnp.concatenate([x, x])) if guided else (lambda x: x)
+    length, guided = trunk.num_tokens, guidance_scale is not None
+
+    def apply_trunk(method, *args):
+        return trunk.apply({"params": params["trunk"]}, *args, method=method)
+
+    def in_order(tokens):
+        return permutation.gather(
+            shuffle(tokens, generator.token_grid, generator.patch_size), order
+        )
+
+    def both(x):
+        """The conditional and the unconditional branch, one after the other in the batch."""
+        return jnp.concatenate([x, x]) if guided else x
+
+    if kept is not None:
+        given, keep = in_order(kept[0]), jnp.all(in_order(kept[1][..., None]), axis=-1)
     all_labels, all_orders = both(labels), both(order)
     if guided:
         all_labels = all_labels.at[labels.shape[0] :].set(trunk.num_classes)
-    if kept is not None:
-        given = permutation.gather(shuffle(kept[0], generator.token_grid, generator.patch_size), order)
-        keep = shuffle(kept[1][..., None], generator.token_grid, generator.patch_size)
-        keep = permutation.gather(jnp.all(keep, axis=-1), order)
 
     def write_token(carry, i):
         x, cache = carry
         z, cache = apply_trunk(trunk.decode, x, all_labels, all_orders, i, cache)
         guidance = 1 + (guidance_scale - 1) * i / length if guided else None
         bits, logits = head.apply(
-            {"params": params["head"]}, z, guidance, temperature, schedule, noise(i),
+            {"params": params["head"]},
+            *(z, guidance, temperature, schedule, noise(i)),
             method=head.sample,
         )
         if kept is not None:
@@ -171,10 +180,10 @@ def sample(
 def token_noise(
     head: MaskedBitHead, keys: jax.Array, schedule: tuple[int, ...]
 ) -> Callable[[jax.Array], jax.Array]:
-    """Noise for `sample` from one key per example [B]: what example i gets depends on its key only."""
+    """Noise for `sample` from one key per example [B]: each gets what its own key gives."""
 
     def noise(i):
-        draw = lambda key: jax.random.uniform(  # noqa: E731
+        draw = lambda key: jax.random.uniform(
             jax.random.fold_in(key, i), head.noise_shape(schedule)
         )
         return jax.vmap(draw)(keys)

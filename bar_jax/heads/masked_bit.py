@@ -88,7 +88,7 @@ class MaskedBitHead(nn.Module):
         Returns:
           [M, n, 2] float32: logits of 0 and 1 for every bit, hidden or not.
         """
-        dense = lambda size, axes, name: linear(size, axes, dtype=self.dtype, name=name)  # noqa: E731
+        dense = lambda size, axes, name: linear(size, axes, dtype=self.dtype, name=name)
         condition = nn.silu(self._time_embedding(hidden_ratio) + z.astype(self.dtype))
 
         bit_width = math.ceil(self.width / self.bits)

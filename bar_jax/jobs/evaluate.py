@@ -53,17 +53,20 @@ def read_samples(path: pathlib.Path, num_classes: int) -> tuple[np.ndarray, np.n
         with np.load(path) as stored:
             arrays = {name: stored[name] for name in ("arr_0", "arr_1") if name in stored}
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(str(path), f"an unreadable file ({error})", "an .npz of samples") from error
+        raise InputError(
+            str(path), f"an unreadable file ({error})", "an .npz of samples"
+        ) from error
     missing = {"arr_0", "arr_1"} - arrays.keys()
     if missing:
-        raise InputError(str(path), f"no {', '.join(sorted(missing))}",
-                         "arr_0 (images) and arr_1 (labels)")  # fmt: skip
+        found = f"no {', '.join(sorted(missing))}"
+        raise InputError(str(path), found, "arr_0 (images) and arr_1 (labels)")
     images, labels = arrays["arr_0"], arrays["arr_1"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise InputError(f"{path}: arr_0", f"{images.dtype}{list(images.shape)}", "uint8 [B, H, W, 3]")
+        found = f"{images.dtype}{list(images.shape)}"
+        raise InputError(f"{path}: arr_0", found, "uint8[B, H, W, 3]")
     if labels.shape != images.shape[:1] or labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(f"{path}: arr_1", f"{labels.dtype}{list(labels.shape)} from {labels.min()}"
-                         f" to {labels.max()}", f"a label below {num_classes} for each image")  # fmt: skip
+        found = f"{labels.shape} labels from {labels.min()} to {labels.max()}"
+        raise InputError(f"{path}: arr_1", found, f"a label below {num_classes} for each image")
     return images, labels
 
 

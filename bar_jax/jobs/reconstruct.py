@@ -98,7 +98,7 @@ def local_rows(x: jax.Array) -> np.ndarray:
 def save_picture(
     config: ConfigDict, originals: dict[int, list], decoded: dict[int, list]
 ) -> np.ndarray:
-    """Writes `reconstructions.png`: for each class a row of originals above their reconstructions."""
+    """Writes `reconstructions.png`: per class a row of originals above their reconstructions."""
     blank = np.full((config.data.image_size, config.data.image_size, 3), 255, np.uint8)
     rows = []
     for label in sorted(originals):

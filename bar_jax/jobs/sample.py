@@ -27,7 +27,6 @@ from bar_jax.config import token_grid
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 from bar_jax.generators.masked_bit import sample, token_noise
-from bar_jax.jobs.reconstruct import local_rows
 from bar_jax.training import preemption
 from bar_jax.training.step import stream_key
 from bar_jax.training.writer import update_summary

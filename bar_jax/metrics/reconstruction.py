@@ -41,7 +41,7 @@ def reconstruction_sums(
     weight = mask.astype(jnp.float32)
     count = jnp.sum(weight)
     error = reconstructions - images
-    over_pixels = lambda x: jnp.sum(weight * jnp.mean(x, axis=(1, 2, 3)))  # noqa: E731
+    over_pixels = lambda x: jnp.sum(weight * jnp.mean(x, axis=(1, 2, 3)))
     ones = jnp.einsum("b,bnk->k", weight, bits.astype(jnp.float32)) / bits.shape[1]
     return {
         "psnr": (jnp.sum(weight * psnr(images, reconstructions)), count),

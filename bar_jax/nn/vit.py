@@ -77,7 +77,9 @@ class ViT(nn.Module):
             token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
         table_shape = (x.shape[1], self.width)
-        positions = self.param("position_embedding", named(self.table_init, None, "embed"), table_shape)
+        positions = self.param(
+            "position_embedding", named(self.table_init, None, "embed"), table_shape
+        )
         x = x + positions.astype(self.dtype)[None]
         if self.pre_norm:
             x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="pre_norm")(x)
@@ -101,7 +103,7 @@ class ViT(nn.Module):
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """Cuts images into flattened patches: [B, H, W, C] -> [B, N, p * p * C], (row, column, channel)."""
+    """Cuts images into patches: [B, H, W, C] -> [B, N, p * p * C], each (row, column, channel)."""
     p = patch_size
     return rearrange(images, "b (h p1) (w p2) c -> b (h w) (p1 p2 c)", p1=p, p2=p)
 

@@ -32,7 +32,7 @@ def _linear(ours: str, theirs: str, *out: int) -> dict[str, tuple[str, Layout]]:
 def _trunk_layout(heads: int) -> dict[str, tuple[str, Layout]]:
     """Our path in the trunk -> (published name, layout); `{}` stands for the layer."""
     block = "blocks.{}"
-    first = lambda w: w.reshape(w.shape[-2:]) if w.shape[-2] > 1 else w.reshape(-1)  # noqa: E731
+    first = lambda w: w.reshape(w.shape[-2:]) if w.shape[-2] > 1 else w.reshape(-1)
     return {
         "start": ("cls_token", first),
         "own_place_embedding": ("pos_embed", first),
@@ -80,7 +80,10 @@ def _head_layout() -> dict[str, tuple[str, Layout]]:
 
 
 def _convert(
-    tensors: Mapping[str, np.ndarray], layout: dict[str, tuple[str, Layout]], prefix: str, depth: int
+    tensors: Mapping[str, np.ndarray],
+    layout: dict[str, tuple[str, Layout]],
+    prefix: str,
+    depth: int,
 ) -> dict:
     params: dict = {}
     for path, (name, to_ours) in layout.items():

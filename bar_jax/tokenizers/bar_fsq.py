@@ -38,9 +38,7 @@ class BarFSQ(nn.Module):
 
     def setup(self):
         width = self.decoder["width"]
-        self.patch_embedding = linear(
-            self.encoder["width"], (None, "embed"), dtype=self.dtype
-        )
+        self.patch_embedding = linear(self.encoder["width"], (None, "embed"), dtype=self.dtype)
         # SigLIP2's vision tower: tanh-GELU, eps 1e-6, no class token.
         self.encoder_vit = ViT(
             **self.encoder, gelu_approximate=True, remat=self.remat, dtype=self.dtype

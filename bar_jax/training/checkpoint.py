@@ -48,9 +48,7 @@ def save(
         items["ema"] = state.ema
     arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
     # force: also off the interval, as a preempted run needs.
-    manager.save(
-        step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta)), force=True
-    )
+    manager.save(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta)), force=True)
 
 
 def restore_state(
@@ -67,9 +65,7 @@ def restore_state(
         items["ema"] = shapes.ema
     _check_shapes(manager, step, items)
     arrays = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
-    restored = manager.restore(
-        step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonRestore())
-    )
+    restored = manager.restore(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonRestore()))
     state = TrainState(
         step=jax.device_put(jnp.asarray(step, jnp.int32), shapes.step.sharding),
         params=restored["params"],
@@ -148,13 +144,14 @@ def _check_shapes(manager: ocp.CheckpointManager, step: int, items: dict[str, ob
             found = tuple(saved[name].shape), jnp.dtype(saved[name].dtype)
             if found != (leaf.shape, leaf.dtype):
                 raise InputError(
-                    f"{where}: {name}", f"{found[1]}{list(found[0])}",
+                    f"{where}: {name}",
+                    f"{found[1]}{list(found[0])}",
                     f"{leaf.dtype}{list(leaf.shape)} of the configured model",
                 )
 
 
 def _leaves(tree: object) -> list:
-    is_leaf = lambda x: hasattr(x, "shape")  # noqa: E731
+    is_leaf = lambda x: hasattr(x, "shape")
     return jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
 
 

@@ -73,9 +73,10 @@ def train(
     size = section.batch_size
     steps = duration(section, f"{stage}.", size, examples)
     warmup = duration(section.optimizer, f"{stage}.optimizer.warmup_", size, examples, False)
-    with contextlib.closing(
-        checkpoint.open_manager(folder, section.keep_checkpoints)
-    ) as manager, jax.set_mesh(mesh):
+    with (
+        contextlib.closing(checkpoint.open_manager(folder, section.keep_checkpoints)) as manager,
+        jax.set_mesh(mesh),
+    ):
         if manager.latest_step() == steps:
             logger.info("%s: finished at step %d, nothing to do", stage, steps)
             return steps, checkpoint.read_meta(folder)["results"]
@@ -138,9 +139,7 @@ def _loop(
     began = time.monotonic()
     metrics, finite_at, logged_at, logged_time = None, start, start, None
     stop_asked = preemption.watch(manager)
-    bar = tqdm(
-        total=steps, initial=start, desc=stage, unit="step", disable=not sys.stderr.isatty()
-    )
+    bar = tqdm(total=steps, initial=start, desc=stage, unit="step", disable=not sys.stderr.isatty())
 
     for step in range(start, steps + 1):
         last, moved = step == steps, step > start
@@ -188,9 +187,8 @@ def _check_finite(
     for name in ("loss", "grad_norm"):
         if not math.isfinite(values[name]):
             kept = "no checkpoint was saved" if saved is None else f"the last save is step {saved}"
-            raise NonFinite(
-                f"{stage}: {name} became {values[name]} between steps {finite_at} and {step}; {kept}"
-            )
+            when = f"between steps {finite_at} and {step}"
+            raise NonFinite(f"{stage}: {name} became {values[name]} {when}; {kept}")
 
 
 def _report(stage: str, step: int, steps: int, values: Results) -> None:

@@ -116,29 +116,29 @@ def make_train_step(
         gradient, sums = jax.grad(objective, has_aux=True)(params)
         return gradient, sums
 
+    def accumulated(params, batch, keys, dropout_key, step):
+        def cut(x):
+            # Piece a holds the rows a, a + A, ...: an even share of every device's rows.
+            rows = x.shape[0] // accumulate
+            return jnp.moveaxis(x.reshape(rows, accumulate, *x.shape[1:]), 1, 0)
+
+        def one(piece):
+            return sums_and_gradient(params, *piece, step)
+
+        def add(total, piece):
+            return jax.tree.map(jnp.add, total, one(piece)), None
+
+        dropout_keys = jax.random.split(dropout_key, accumulate)
+        pieces = (jax.tree.map(cut, batch), cut(keys), dropout_keys)
+        shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], pieces))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, pieces)[0]
+
     def train_step(state, batch, key):
         examples_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        size = jax.tree.leaves(batch)[0].shape[0]
-        keys = jax.random.split(examples_key, size)
-        if accumulate == 1:
-            gradient, sums = sums_and_gradient(state.params, batch, keys, dropout_key, state.step)
-        else:
-            # Piece a holds the rows a, a + A, ...: an even share of every device's rows.
-            cut = lambda x: jnp.moveaxis(  # noqa: E731
-                x.reshape(size // accumulate, accumulate, *x.shape[1:]), 1, 0
-            )
-            pieces = (
-                jax.tree.map(cut, batch),
-                cut(keys),
-                jax.random.split(dropout_key, accumulate),
-            )
-            one = lambda piece: sums_and_gradient(state.params, *piece, state.step)  # noqa: E731
-            zeros = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype),
-                jax.eval_shape(one, jax.tree.map(lambda x: x[0], pieces)),
-            )
-            add = lambda total, piece: (jax.tree.map(jnp.add, total, one(piece)), None)  # noqa: E731
-            (gradient, sums), _ = jax.lax.scan(add, zeros, pieces)
+        keys = jax.random.split(examples_key, jax.tree.leaves(batch)[0].shape[0])
+        total = sums_and_gradient if accumulate == 1 else accumulated
+        gradient, sums = total(state.params, batch, keys, dropout_key, state.step)
         gradient = jax.tree.map(lambda g: g / sums["loss"][1], gradient)
 
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)

@@ -14,7 +14,5 @@ def get_config(size=None):
     config = default_config()
     config.dtype = "bfloat16"
     config.model.generator.update(dict(width=768, depth=24, heads=12))
-    config.sample.update(
-        dict(guidance_scale=5.0, temperature=2.5, unmasking_schedule=(2, 2, 5, 7))
-    )
+    config.sample.update(dict(guidance_scale=5.0, temperature=2.5, unmasking_schedule=(2, 2, 5, 7)))
     return sized(config, size)

@@ -15,7 +15,5 @@ def get_config(size=None):
     config = default_config()
     config.dtype = "bfloat16"
     config.model.generator.update(dict(width=1280, depth=32, heads=16, dropout=0.2))
-    config.sample.update(
-        dict(guidance_scale=5.3, temperature=3.0, unmasking_schedule=(2, 2, 5, 7))
-    )
+    config.sample.update(dict(guidance_scale=5.3, temperature=3.0, unmasking_schedule=(2, 2, 5, 7)))
     return sized(config, size)
