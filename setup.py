@@ -46,6 +46,8 @@ setup(
     name="bar_jax",
     version=re.search(r'^__version__ = "(.+)"', Path("bar_jax/__init__.py").read_text(), re.M)[1],
     description="Autoregressive image generation in JAX: masked bit modeling and learned bases",
+    long_description=Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",

@@ -17,9 +17,9 @@ def get_config(size=None):
     config.model.tokenizer.update(dict(bits=16, patch_size=2, centered_bits=True))
     config.model.tokenizer.encoder.update(dict(width=64, depth=1, heads=4, mlp_width=256))
     config.model.tokenizer.decoder.update(dict(width=64, depth=1, heads=4, mlp_width=256))
-    config.model.generator.update(dict(width=64, depth=3, heads=4, class_repeats=2))
+    config.model.generator.update(dict(width=64, depth=2, heads=4, class_repeats=2))
     config.model.generator.order.update(
-        dict(anneal_start_epochs=0.0, anneal_end_epochs=0.0, anneal_end_steps=400)
+        dict(anneal_start_epochs=0.0, anneal_end_epochs=0.0, anneal_end_steps=300)
     )
     config.model.head.update(dict(width=64, depth=2))
 
@@ -27,7 +27,7 @@ def get_config(size=None):
     train.update(dict(batch_size=64, steps=600, epochs=0.0, ema_decay=0.99))
     train.optimizer.update(dict(learning_rate=3e-3, warmup_steps=50, warmup_epochs=0.0))
     train = config.train_generator
-    train.update(dict(batch_size=64, steps=800, epochs=0.0, ema_decay=0.99))
+    train.update(dict(batch_size=64, steps=600, epochs=0.0, ema_decay=0.99))
     train.optimizer.update(dict(learning_rate=3e-3, warmup_steps=50, warmup_epochs=0.0))
     for train in (config.train_tokenizer, config.train_generator):
         train.update(dict(log_every=50, save_every=200, evaluate_every=1000))
@@ -36,8 +36,8 @@ def get_config(size=None):
     config.sample.update(
         dict(
             images_per_class=100,
-            guidance_scale=1.5,
-            temperature=1.0,
+            guidance_scale=3.0,
+            temperature=2.5,
             unmasking_schedule=(4, 4, 4, 4),
             batch_size=250,
         )
