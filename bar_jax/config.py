@@ -212,7 +212,8 @@ def duration(
     prefix = field.rpartition(".")[2]
     given = {unit: config[prefix + unit] for unit in DURATION_UNITS if config[prefix + unit]}
     expected = f"one of {', '.join(field + unit for unit in DURATION_UNITS)}, the others 0"
-    if len(given) > 1 or any(value < 0 for value in given.values()) or (required and not given):
+    possible = all(0 <= value < math.inf for value in given.values())
+    if len(given) > 1 or not possible or (required and not given):
         found = ", ".join(f"{prefix}{unit}={value}" for unit, value in given.items())
         raise InputError(field + "steps", found or "no duration", expected)
     if not given:
@@ -272,10 +273,13 @@ def validate(config: ConfigDict) -> None:
         )
         if counts and type(value) is int and "anneal" not in name and value < 1:
             raise InputError(name, str(value), "at least 1")
-        if name.endswith(("dropout", "ema_decay")) and not 0 <= value < 1:
+        if name.endswith(("dropout", "ema_decay", ".b1", ".b2")) and not 0 <= value < 1:
             raise InputError(name, str(value), "a number in [0, 1)")
-        if name.endswith(("learning_rate", "weight_decay", ".l1", ".l2")) and not value >= 0:
-            raise InputError(name, str(value), "at least 0")
+        amount = name.endswith(("learning_rate", "weight_decay", ".l1", ".l2", "num_workers"))
+        if amount and not 0 <= value < math.inf:
+            raise InputError(name, str(value), "a number of at least 0")
+    if not 0 <= config.seed < 2**32:
+        raise InputError("seed", str(config.seed), "an integer from 0 to 2^32 - 1")
     _validate_model(config)
     _validate_training(config)
     _validate_sampling(config)

@@ -1,16 +1,21 @@
 """The command: flags -> config -> job.
 
-python -m bar_jax.main --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
+    python -m bar_jax.main --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
+
+All fields, among them `job` and what it may be, are in bar_jax/config.py and bar_jax/jobs/.
 """
 
+import ast
+import difflib
 import json
 import logging
 import os
+import runpy
 import sys
 from collections.abc import Sequence
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bar_jax import config as config_lib
 from bar_jax import files
@@ -24,9 +29,11 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant
+    if {"--help", "-h"} & set(argv[1:]):
+        print(__doc__)
+        return 0
     try:
-        config = parse(argv)
-        return run(config)
+        return run(parse(argv))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -39,13 +46,17 @@ def run(config: ConfigDict) -> int:
     from bar_jax import jobs, workdir
     from bar_jax.training import preemption
 
+    if config.job not in jobs.JOBS:
+        raise InputError("job", repr(config.job), " | ".join(jobs.JOBS))
     job = jobs.JOBS[config.job]
     jobs.check_devices(config)
     if config.job != "describe":
+        workdir.check(config)
         workdir.write_config(config)
     preemption.install()
     try:
-        summary = job(config)
+        with logging_redirect_tqdm(loggers=[logging.getLogger()]):  # lines above the bar
+            summary = job(config)
     except preemption.Preempted as stopped:
         logger.info("told to stop; %s. The same command goes on from there.", stopped)
         return 0
@@ -54,57 +65,94 @@ def run(config: ConfigDict) -> int:
 
 
 def parse(argv: Sequence[str]) -> ConfigDict:
-    """The config that a command line describes.
+    """The config that a command line describes; `--flag=value` and `--flag value` are the same.
 
     Raises:
       InputError: an unknown flag, file or field, or a value of the wrong type.
     """
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", "", "where everything is written", flag_values=values)
-    config_flags.DEFINE_config_file(
-        "config", lock_config=True, flag_values=values, help_string="a file of configs/"
-    )
-    argv = [_resolve(argument) for argument in argv]
-    try:
-        stray = values(argv)[1:]
-        config = values.config
-    except AttributeError as error:
-        raise _unknown_field(error, argv) from error
-    except (flags.Error, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        message = str(error).splitlines()[0]
-        raise InputError(
-            "command line", message, "--config.FIELD=VALUE of the field's type"
-        ) from error
-    if stray:
-        raise InputError("command line", repr(stray[0]), "--config.FIELD=VALUE")
-    if config is None:
+    given = _split(argv[1:])
+    if not given.get("config"):
         raise InputError("--config", "nothing", "a file, such as configs/quickstart.py")
-    if values.workdir:
-        config.workdir = values.workdir
+    config = load_config(given.pop("config"))
+    workdir = given.pop("workdir", "")
+    fields = dict(config_lib.flatten(config))
+    for flag, text in given.items():
+        name = flag.removeprefix("config.")
+        if name not in fields:
+            raise config_lib.unknown_field(name)
+        config.update_from_flattened_dict({name: _value(name, text, type(fields[name]))})
+    config.workdir = workdir or config.workdir
     if not config.workdir and config.job != "describe":
         raise InputError("--workdir", "nothing", "a folder for all that the job writes")
     return config
 
 
-def _resolve(argument: str) -> str:
-    """`--config=configs/NAME.py:SIZE` with the file found in the clone or the installed package."""
-    flag, equals, value = argument.partition("=")
-    if flag.lstrip("-") != "config" or not equals:
-        return argument
-    path, colon, size = value.partition(":")
-    return f"{flag}={files.find(path)}{colon}{size}"
+def load_config(argument: str) -> ConfigDict:
+    """The config of `configs/NAME.py` or `configs/NAME.py:SIZE`, in the clone or installed.
 
-
-def _unknown_field(error: AttributeError, argv: Sequence[str]) -> InputError:
-    """Finds which `--config.FIELD` does not exist."""
+    Raises:
+      InputError: no such file, no config in it, or a field that does not exist.
+    """
+    # A colon may also belong to the path (C:\\NAME.py).
+    path, _, size = (argument, "", "") if argument.endswith(".py") else argument.rpartition(":")
+    file = files.find(path or argument)
+    try:
+        config = runpy.run_path(str(file))["get_config"](size or None)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's Python may raise
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        expected = "a Python file whose get_config(size) returns a config"
+        raise InputError(file, found, expected) from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(file, f"get_config() -> {type(config).__name__}", "a ConfigDict")
     fields = {name for name, _ in config_lib.flatten(config_lib.default_config())}
-    for argument in argv:
-        name = argument.lstrip("-").partition("=")[0]
-        if name.startswith("config.") and name.removeprefix("config.") not in fields:
-            return config_lib.unknown_field(name.removeprefix("config."))
-    return InputError("config file", " ".join(str(error).split()), "fields of bar_jax/config.py")
+    for name, _ in config_lib.flatten(config):
+        if name not in fields:
+            raise config_lib.unknown_field(name)
+    return config
+
+
+def _split(arguments: Sequence[str]) -> dict[str, str]:
+    """Flags and their values; of a flag that is given twice, the last value."""
+    given, rest = {}, list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        flag, equals, value = argument.partition("=")
+        name = flag.lstrip("-")
+        if name == flag:
+            raise InputError("command line", repr(argument), "--config.FIELD=VALUE")
+        if name not in ("config", "workdir") and not name.startswith("config."):
+            close = difflib.get_close_matches(name, ("config", "workdir"), n=1, cutoff=0.5)
+            hint = f"; did you mean --{close[0]}?" if close else ""
+            raise InputError(flag, "no such flag", f"--config, --workdir, --config.FIELD{hint}")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise InputError(flag, "no value", f"{flag}=VALUE")
+            value = rest.pop(0)
+        given[name] = value
+    return given
+
+
+def _value(name: str, text: str, kind: type) -> object:
+    """A field's value as the command line has it.
+
+    Raises:
+      InputError: if it is not of the field's type.
+    """
+    if kind is str:
+        return text
+    names = {int: "an integer", float: "a number", bool: "true or false", tuple: "(VALUE, ...)"}
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind is tuple:
+            # (3, 7), [3, 7], 3,7 and 3 are numbers; class_accuracy is a name.
+            value = ast.literal_eval(text) if text[:1] in "([-0123456789" else text.split(",")
+            return tuple(value) if isinstance(value, tuple | list) else (value,)
+        return kind(text)
+    except (KeyError, ValueError, SyntaxError) as error:
+        raise InputError(f"config.{name}", repr(text), names[kind]) from error
 
 
 if __name__ == "__main__":

@@ -43,9 +43,38 @@ def to_json(config: ConfigDict) -> dict:
 def write_config(config: ConfigDict) -> None:
     """Writes `config.json`."""
     path = pathlib.Path(config.workdir)
-    path.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        write_atomically(path / "config.json", _dump(to_json(config)))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            write_atomically(path / "config.json", _dump(to_json(config)))
+    except OSError as error:
+        found = f"{path} ({error.strerror})"
+        raise InputError("--workdir", found, "a folder that can be written to") from error
+
+
+def check(config: ConfigDict) -> None:
+    """Checks a config against what the workdir holds, before anything is written there.
+
+    Raises:
+      InputError: if a field differs with which a part was begun, and cannot change.
+    """
+    training = {
+        "pipeline": ("tokenizer", "generator"),
+        "train_tokenizer": ("tokenizer",),
+        "train_generator": ("generator",),
+    }.get(config.job, ())
+    for part in ("tokenizer", "generator"):
+        path = pathlib.Path(config.workdir) / part / "config.json"
+        if path.exists():
+            compare = _compare_training if part in training else _compare_model
+            compare(path, config, part)
+    read_summary(config.workdir)
+
+
+def read_summary(workdir: str | os.PathLike) -> dict[str, object]:
+    """The final numbers so far, from `summary.json`."""
+    path = pathlib.Path(workdir) / "summary.json"
+    return _read_json(path) if path.exists() else {}
 
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict:
@@ -58,7 +87,7 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     if not path.exists():
         raise InputError(str(path), "no such file", "a workdir that a job has written to")
     config = default_config()
-    _update(config, json.loads(path.read_text()))
+    _update(config, _read_json(path))
     config.workdir = str(workdir)
     return config
 
@@ -83,7 +112,7 @@ def begin_training(config: ConfigDict, part: str) -> pathlib.Path:
     folder = pathlib.Path(config.workdir) / part
     path = folder / "config.json"
     if path.exists():
-        _compare(path, config, TRAINING_FIELDS[part], FREE)
+        _compare_training(path, config, part)
     elif jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _dump(to_json(config)))
@@ -100,21 +129,39 @@ def trained(config: ConfigDict, part: str) -> pathlib.Path:
     path = folder / "config.json"
     if not path.exists():
         raise InputError(str(folder), "no trained model", f"job=train_{part} to have run there")
+    _compare_model(path, config, part)
+    return folder
+
+
+def _compare_training(path: pathlib.Path, config: ConfigDict, part: str) -> None:
+    _compare(path, config, TRAINING_FIELDS[part], FREE)
+
+
+def _compare_model(path: pathlib.Path, config: ConfigDict, part: str) -> None:
     # Dropout says how a model was trained, not what it is.
     fields = TOKENIZER_FIELDS if part == "tokenizer" else GENERATOR_FIELDS
     _compare(path, config, fields, free=("dropout",))
-    return folder
 
 
 def _compare(
     path: pathlib.Path, config: ConfigDict, fields: tuple[str, ...], free: tuple[str, ...]
 ) -> None:
-    stored = dict(flatten(ConfigDict(json.loads(path.read_text()))))
+    stored = dict(flatten(ConfigDict(_read_json(path))))
     for name, value in flatten(ConfigDict(to_json(config))):
         fixed = name.startswith(fields) and not name.endswith(free)
         if fixed and name in stored and stored[name] != value:
             begun = f"{stored[name]}, with which {path.parent} was begun; or another workdir"
             raise InputError(name, str(value), begun)
+
+
+def _read_json(path: pathlib.Path) -> dict:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"an unreadable file ({error})", "JSON that a job wrote") from error
+    if not isinstance(values, dict):
+        raise InputError(path, type(values).__name__, "a JSON object that a job wrote")
+    return values
 
 
 def _dump(values: dict) -> bytes:

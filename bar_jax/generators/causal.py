@@ -136,7 +136,7 @@ class CausalTransformer(nn.Module):
       class_repeats: R, copies of the class embedding in front.
       output_width: of the head.
       dropout: after the attention's projection and on the MLP's hidden units.
-      attention_dropout: on the attention weights (the published code declares it, but never uses it).
+      attention_dropout: on the attention weights (published code declares but never applies it).
       remat: recompute a block's activations in the backward pass instead of keeping them.
       unroll: unroll the loop over layers (faster decoding on CPU, slower compilation).
     """

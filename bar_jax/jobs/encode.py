@@ -1,5 +1,6 @@
 """Images (and their mirror images) to cached tokens, `cache/train` and `cache/validation`."""
 
+import contextlib
 import functools
 import logging
 import pathlib
@@ -7,14 +8,13 @@ import time
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from bar_jax import data, models
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import token_grid
 from bar_jax.jobs.reconstruct import local_rows
 from bar_jax.training import preemption
-from bar_jax.training.loop import format_seconds
+from bar_jax.training.progress import progress
 from bar_jax.training.writer import update_summary
 
 logger = logging.getLogger(__name__)
@@ -65,30 +65,28 @@ def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
         num_shards=config.encode.shards,
     )
     shards = data.missing_shards(plan)
-    began, total, done = time.monotonic(), sum(s.stop - s.start for s in shards), 0
-    bar = tqdm(total=total, desc=f"encode {split}", unit="image", disable=None)
-    for shard in shards:
-        batches = data.eval_batches(
-            source,
-            image_size=config.data.image_size,
-            crop=CROP,
-            batch_size=config.encode.batch_size,
-            mirrors=mirrored,
-            start=shard.start,
-            stop=shard.stop,
-            on_damaged=config.data.on_damaged,
-        )
-        with data.shard_writer(plan, shard) as write:
-            for batch in batches:
-                preemption.check(f"encode: {split} shards before {shard.number} are kept")
-                write(*_encode_batch(mesh, tokenizer, batch, mirrored))
-                bar.update(int(batch["mask"].sum()))
-        done += shard.stop - shard.start
-        left = (time.monotonic() - began) / done * (total - done)
-        logger.info("encode %s: %d/%d, %s left", split, done, total, format_seconds(left))
-    bar.close()
+    done = len(source) - sum(shard.stop - shard.start for shard in shards)
+    with progress(f"encode {split}", len(source), "image", done) as advance:
+        for shard in shards:
+            batches = data.eval_batches(
+                source,
+                image_size=config.data.image_size,
+                crop=CROP,
+                batch_size=config.encode.batch_size,
+                mirrors=mirrored,
+                start=shard.start,
+                stop=shard.stop,
+                on_damaged=config.data.on_damaged,
+            )
+            with data.shard_writer(plan, shard) as write, contextlib.closing(batches):
+                for batch in batches:
+                    preemption.check(f"encode {split}: finished shards are kept")
+                    write(*_encode_batch(mesh, tokenizer, batch, mirrored))
+                    advance(int((batch["index"] >= 0).sum()))
     data.finish_cache(plan)
-    return len(data.open_cache(cache_path(config, split))), bool(shards)
+    count = len(data.open_cache(cache_path(config, split)))
+    logger.info("encode %s: %d of %d images are in the cache", split, count, len(source))
+    return count, bool(shards)
 
 
 def _encode_batch(mesh, tokenizer, batch, mirrored):

@@ -7,6 +7,7 @@ held-out real images for comparison.
 import logging
 import pathlib
 import time
+import zipfile
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     """Evaluates the samples; returns the summary."""
     began = time.monotonic()
     path = pathlib.Path(config.evaluate.samples or pathlib.Path(config.workdir) / "samples.npz")
-    images, labels = read_samples(path, config.data.num_classes)
+    images, labels = read_samples(path, config.data.image_size, config.data.num_classes)
     results: dict[str, object] = {"evaluated_samples": len(images)}
     if "class_accuracy" in config.evaluate.metrics:
         preemption.check("evaluate: nothing is kept")
@@ -41,7 +42,9 @@ def run(config: ConfigDict) -> dict[str, object]:
     return update_summary(config.workdir, results | seconds)
 
 
-def read_samples(path: pathlib.Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def read_samples(
+    path: pathlib.Path, size: int, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [B, H, W, 3] and labels [B] of an .npz.
 
     Raises:
@@ -51,22 +54,22 @@ def read_samples(path: pathlib.Path, num_classes: int) -> tuple[np.ndarray, np.n
         raise InputError(str(path), "no such file", "an .npz of samples; run job=sample")
     try:
         with np.load(path) as stored:
-            arrays = {name: stored[name] for name in ("arr_0", "arr_1") if name in stored}
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            str(path), f"an unreadable file ({error})", "an .npz of samples"
-        ) from error
+            arrays = {name: stored[name] for name in stored.files}
+    # An .npy loads as an array without `files`; a cut-off .npz is a bad zip file.
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(path, f"an unreadable file ({error})", "an .npz of samples") from error
     missing = {"arr_0", "arr_1"} - arrays.keys()
     if missing:
         found = f"no {', '.join(sorted(missing))}"
-        raise InputError(str(path), found, "arr_0 (images) and arr_1 (labels)")
+        raise InputError(path, found, "arr_0 (images) and arr_1 (labels)")
     images, labels = arrays["arr_0"], arrays["arr_1"]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
         found = f"{images.dtype}{list(images.shape)}"
-        raise InputError(f"{path}: arr_0", found, "uint8[B, H, W, 3]")
-    if labels.shape != images.shape[:1] or labels.min() < 0 or labels.max() >= num_classes:
-        found = f"{labels.shape} labels from {labels.min()} to {labels.max()}"
-        raise InputError(f"{path}: arr_1", found, f"a label below {num_classes} for each image")
+        raise InputError(f"{path}: arr_0", found, f"uint8[B, {size}, {size}, 3]")
+    if labels.shape != images.shape[:1] or not np.isin(labels, np.arange(num_classes)).all():
+        found = f"{labels.dtype}{list(labels.shape)} from {labels.min()} to {labels.max()}"
+        expected = f"a class from 0 to {num_classes - 1} for each image"
+        raise InputError(f"{path}: arr_1", found, expected)
     return images, labels
 
 

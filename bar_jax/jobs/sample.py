@@ -13,12 +13,12 @@ import json
 import logging
 import pathlib
 import time
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from bar_jax import data, models
 from bar_jax import mesh as mesh_lib
@@ -28,6 +28,7 @@ from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 from bar_jax.generators.masked_bit import sample, token_noise
 from bar_jax.training import preemption
+from bar_jax.training.progress import progress
 from bar_jax.training.step import stream_key
 from bar_jax.training.writer import update_summary
 from bar_jax.visualize.grid import image_grid, save_png
@@ -56,8 +57,8 @@ def run(config: ConfigDict) -> dict[str, object]:
         images = sample_images(config, mesh, generator, tokenizer, labels, *kept)
     seconds = {"seconds_sample": round(time.monotonic() - began, 1)}
     if jax.process_index() == 0:
-        _save(folder / "samples.npz", images, labels, settings)
         save_png(folder / "samples.png", class_grid(images, labels))
+        _save(folder / "samples.npz", images, labels, settings)  # last: it says that all is there
     return update_summary(config.workdir, settings | seconds)
 
 
@@ -94,32 +95,31 @@ def sample_images(
     section, size = config.sample, config.sample.batch_size
     key = stream_key(config.seed, "sample")
     images = []
-    bar = tqdm(total=len(labels), desc="sample", unit="image", disable=None)
-    for begin in range(0, len(labels), size):
-        preemption.check("sample: nothing is kept of an unfinished set")
-        rows = np.arange(begin, begin + size)
-        inside = np.minimum(rows, len(labels) - 1)  # the last batch is filled up
-        # Process p draws the rows p * b to (p + 1) * b - 1 of the batch.
-        local = np.array_split(np.arange(size), jax.process_count())[jax.process_index()]
-        batch = {"index": rows[local].astype(np.int32), "label": labels[inside[local]]}
-        if given is not None:
-            batch |= {"image": given[inside[local]], "keep": keep[inside[local]]}
-        drawn = _sample(
-            generator.module,
-            tokenizer.module,
-            tuple(section.unmasking_schedule),
-            section.guidance_scale > 1,
-            section.order == "random",
-            generator.params,
-            tokenizer.params,
-            mesh_lib.put_batch(mesh, batch),
-            jnp.float32(section.guidance_scale),
-            jnp.float32(section.temperature),
-            key,
-        )
-        images.append(whole(drawn))
-        bar.update(min(size, len(labels) - begin))
-    bar.close()
+    with progress("sample", len(labels), "image") as advance:
+        for begin in range(0, len(labels), size):
+            preemption.check("sample: nothing is kept of an unfinished set")
+            rows = np.arange(begin, begin + size)
+            inside = np.minimum(rows, len(labels) - 1)  # the last batch is filled up
+            # Process p draws the rows p * b to (p + 1) * b - 1 of the batch.
+            local = np.array_split(np.arange(size), jax.process_count())[jax.process_index()]
+            batch = {"index": rows[local].astype(np.int32), "label": labels[inside[local]]}
+            if given is not None:
+                batch |= {"image": given[inside[local]], "keep": keep[inside[local]]}
+            drawn = _sample(
+                generator.module,
+                tokenizer.module,
+                tuple(section.unmasking_schedule),
+                section.guidance_scale > 1,
+                section.order == "random",
+                generator.params,
+                tokenizer.params,
+                mesh_lib.put_batch(mesh, batch),
+                jnp.float32(section.guidance_scale),
+                jnp.float32(section.temperature),
+                key,
+            )
+            images.append(whole(drawn))
+            advance(min(size, len(labels) - begin))
     return np.concatenate(images)[: len(labels)]
 
 
@@ -233,8 +233,12 @@ def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> d
 def _stored_settings(path: pathlib.Path) -> dict | None:
     if not path.exists():
         return None
-    with np.load(path) as stored:
-        return json.loads(str(stored["settings"])) if "settings" in stored else None
+    try:
+        with np.load(path) as stored:
+            return json.loads(str(stored["settings"]))
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        logger.warning("sample: %s is no set of samples (%s); drawn anew", path, error)
+        return None
 
 
 def _save(path: pathlib.Path, images, labels, settings) -> None:
@@ -243,7 +247,7 @@ def _save(path: pathlib.Path, images, labels, settings) -> None:
         number = 1
         while (older := path.with_name(f"{path.stem}.{number}.npz")).exists():
             number += 1
-        logger.info("sample: the samples drawn with other settings are kept as %s", older)
+        logger.info("sample: what was there before is kept as %s", older)
         path.rename(older)
     buffer = io.BytesIO()
     np.savez(buffer, arr_0=images, arr_1=labels, settings=json.dumps(settings))

@@ -12,6 +12,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import duration
 from bar_jax.training import checkpoint, optimizer, preemption
+from bar_jax.training.progress import format_seconds
 from bar_jax.training.step import LossFn, TrainState, init_state, make_train_step, stream_key
 from bar_jax.training.writer import MetricsWriter
 
@@ -100,13 +102,42 @@ def train(
             in_shardings=(layout, mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)),
             out_shardings=(layout, mesh_lib.replicated(mesh)),
         )
-        start = int(state.step)
-        writer = MetricsWriter(pathlib.Path(folder).parent, stage, start)
-        with contextlib.closing(batches(start)) as data, contextlib.closing(writer):
-            results = _loop(
-                stage, section, state, steps, results, step_fn, stream_key(seed, stage), data,
-                mesh, evaluate, manager, config, writer,
-            )  # fmt: skip
+        key, start = stream_key(seed, stage), int(state.step)
+        began, earlier = time.monotonic(), results.get("seconds", 0.0)
+        stop_asked = preemption.watch(manager)
+        with (
+            contextlib.closing(batches(start)) as data,
+            contextlib.closing(MetricsWriter(pathlib.Path(folder).parent, stage, start)) as writer,
+            tqdm(total=steps, initial=start, desc=stage, disable=not sys.stderr.isatty()) as bar,
+        ):
+            metrics, logged = None, _Logged(start, None)
+            for step in range(start, steps + 1):
+                last, moved = step == steps, step > start
+                stop = not last and stop_asked(step)
+                evaluate_now = moved and (last or step % section.evaluate_every == 0)
+                save_now = moved and (last or stop or step % section.save_every == 0)
+
+                if moved and (evaluate_now or save_now or step % section.log_every == 0):
+                    saved = manager.latest_step()
+                    logged = _log(writer, stage, step, steps, size, metrics, logged, saved)
+                if evaluate_now:
+                    results = dict(evaluate(state, writer))
+                    writer.scalars(step, results)
+                    found = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
+                    logger.info("%s step %d: %s", stage, step, found)
+                    logged = _Logged(step, time.monotonic())
+                if save_now:
+                    results["seconds"] = earlier + time.monotonic() - began
+                    checkpoint.save(manager, state, config, results)
+                if stop:
+                    manager.wait_until_finished()
+                    raise preemption.Preempted(f"{stage}: saved at step {step}")
+                if last:
+                    break
+
+                state, metrics = step_fn(state, mesh_lib.put_batch(mesh, next(data)), key)
+                bar.update()
+        manager.wait_until_finished()
     return steps, results
 
 
@@ -131,74 +162,35 @@ def _start(
     return state, {}
 
 
-def _loop(
-    stage, section, state, steps, results, step_fn, key, batches, mesh, evaluate, manager, config,
-    writer,
-) -> Results:  # fmt: skip
-    start, earlier = int(state.step), results.get("seconds", 0.0)
-    began = time.monotonic()
-    metrics, finite_at, logged_at, logged_time = None, start, start, None
-    stop_asked = preemption.watch(manager)
-    bar = tqdm(total=steps, initial=start, desc=stage, unit="step", disable=not sys.stderr.isatty())
+class _Logged(NamedTuple):
+    """When numbers were last logged; the time is None while the step may still be compiling."""
 
-    for step in range(start, steps + 1):
-        last, moved = step == steps, step > start
-        stop = not last and stop_asked(step)
-        evaluate_now = moved and (last or step % section.evaluate_every == 0)
-        save_now = moved and (last or stop or step % section.save_every == 0)
-        log_now = moved and (evaluate_now or save_now or step % section.log_every == 0)
-
-        if log_now:
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            _check_finite(values, stage, finite_at, step, manager.latest_step())
-            finite_at, now = step, time.monotonic()
-            if logged_time is not None:  # the first stretch holds the compilation
-                rate = (step - logged_at) / (now - logged_time)
-                values |= {"steps_per_second": rate, "images_per_second": rate * section.batch_size}
-            writer.scalars(step, values)
-            _report(stage, step, steps, values)
-            logged_at, logged_time = step, now
-        if evaluate_now:
-            results = dict(evaluate(state, writer))
-            writer.scalars(step, results)
-            found = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
-            logger.info("%s step %d: %s", stage, step, found)
-            logged_time = time.monotonic()
-        if save_now:
-            results["seconds"] = earlier + time.monotonic() - began
-            checkpoint.save(manager, state, config, results)
-        if stop:
-            manager.wait_until_finished()
-            raise preemption.Preempted(f"{stage}: saved at step {step}")
-        if last:
-            break
-
-        state, metrics = step_fn(state, mesh_lib.put_batch(mesh, next(batches)), key)
-        bar.update()
-
-    bar.close()
-    manager.wait_until_finished()
-    return results
+    step: int
+    time: float | None
 
 
-def _check_finite(
-    values: Results, stage: str, finite_at: int, step: int, saved: int | None
-) -> None:
+def _log(
+    writer: MetricsWriter,
+    stage: str,
+    step: int,
+    steps: int,
+    batch_size: int,
+    metrics: dict[str, jax.Array],
+    logged: _Logged,
+    saved: int | None,
+) -> _Logged:
+    """Logs a step's numbers and the speed since the last time, unless they are not finite."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     for name in ("loss", "grad_norm"):
         if not math.isfinite(values[name]):
+            when = f"between steps {logged.step} and {step}"
             kept = "no checkpoint was saved" if saved is None else f"the last save is step {saved}"
-            when = f"between steps {finite_at} and {step}"
             raise NonFinite(f"{stage}: {name} became {values[name]} {when}; {kept}")
-
-
-def _report(stage: str, step: int, steps: int, values: Results) -> None:
-    rate = values.get("steps_per_second")
-    eta = f", {rate:.1f} steps/s, {format_seconds((steps - step) / rate)} left" if rate else ""
+    now, eta = time.monotonic(), ""
+    if logged.time is not None:
+        rate = (step - logged.step) / (now - logged.time)
+        values |= {"steps_per_second": rate, "images_per_second": rate * batch_size}
+        eta = f", {rate:.1f} steps/s, {format_seconds((steps - step) / rate)} left"
+    writer.scalars(step, values)
     logger.info("%s step %d/%d: loss %.4f%s", stage, step, steps, values["loss"], eta)
-
-
-def format_seconds(seconds: float) -> str:
-    """12345.6 -> '3:25:46'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return _Logged(step, now)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorboardX
 
 from bar_jax.files import write_atomically
+from bar_jax.workdir import read_summary
 
 
 class MetricsWriter:
@@ -72,8 +73,7 @@ def _forget(path: pathlib.Path, stage: str, after: int) -> None:
 def update_summary(workdir: str | os.PathLike, values: dict[str, object]) -> dict[str, object]:
     """Adds final numbers to the workdir's `summary.json`, a flat object, and returns all of it."""
     path = pathlib.Path(workdir) / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    summary |= values
+    summary = read_summary(workdir) | values
     if jax.process_index() == 0:
         write_atomically(path, (json.dumps(summary, indent=2) + "\n").encode())
     return summary
