@@ -20,6 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from bar_jax import config as config_lib
 from bar_jax import files
 from bar_jax.errors import InputError
+from bar_jax.training import preemption
 
 logger = logging.getLogger("bar_jax")
 
@@ -41,10 +42,10 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: ConfigDict) -> int:
     """Validates a config and runs its job; returns the exit status."""
+    preemption.install()
     config_lib.validate(config)
     # Imported here so that a misspelt field is told before JAX has started.
     from bar_jax import jobs, workdir
-    from bar_jax.training import preemption
 
     if config.job not in jobs.JOBS:
         raise InputError("job", repr(config.job), " | ".join(jobs.JOBS))
@@ -53,8 +54,8 @@ def run(config: ConfigDict) -> int:
     if config.job != "describe":
         workdir.check(config)
         workdir.write_config(config)
-    preemption.install()
     try:
+        preemption.check(f"{config.job} was not begun")
         with logging_redirect_tqdm(loggers=[logging.getLogger()]):  # lines above the bar
             summary = job(config)
     except preemption.Preempted as stopped:

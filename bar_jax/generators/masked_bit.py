@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import flax.linen as nn
 import flax.struct
 import jax
@@ -50,18 +51,17 @@ class MaskedBitGenerator(nn.Module):
 
     def draw(self, keys: jax.Array) -> Draws:
         """Draws for a training step, each example's from its own key [B]."""
-        length = self.trunk.num_tokens
-
-        def draw_one(key):
-            label, choice, places, masking = jax.random.split(key, 4)
-            return Draws(
-                label=jax.random.uniform(label),
-                order_choice=jax.random.uniform(choice),
-                order_places=jax.random.uniform(places, (length,)),
-                masking=self.head.draw(masking, length),
-            )
-
-        return jax.vmap(draw_one)(keys)
+        length, per_token = self.trunk.num_tokens, self.head.uniforms_per_token
+        # One call for all: every call of the generator costs seconds of compilation on CPU.
+        size = 2 + length * (1 + per_token)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (size,)))(keys)
+        masking = uniform[:, 2 + length :].reshape(-1, length, per_token)
+        return Draws(
+            label=uniform[:, 0],
+            order_choice=uniform[:, 1],
+            order_places=uniform[:, 2 : 2 + length],
+            masking=self.head.masking(masking),
+        )
 
     def loss(
         self,
@@ -84,6 +84,7 @@ class MaskedBitGenerator(nn.Module):
         Returns:
           Pairs of a sum and its weight; see the head's `loss`.
         """
+        self._check_shapes(bits, labels)
         if not deterministic:
             dropped = draws.label < self.label_dropout
             labels = jnp.where(dropped, self.trunk.num_classes, labels)
@@ -94,6 +95,13 @@ class MaskedBitGenerator(nn.Module):
         if counted is not None:
             counted = jnp.repeat(counted, order.shape[1])
         return self.head.loss(flat(z), flat(tokens), jax.tree.map(flat, draws.masking), counted)
+
+    @nn.nowrap
+    def _check_shapes(self, bits: jax.Array, labels: jax.Array) -> None:
+        rows, columns = self.token_grid
+        k = self.trunk.bits // self.patch_size**2
+        chex.assert_shape(bits, (labels.shape[0], rows * columns, k))
+        chex.assert_rank(labels, 1)
 
     def initialize(self, bits: jax.Array, labels: jax.Array, keys: jax.Array) -> Sums:
         """Touches every parameter, for `init`: arguments as in `loss`."""
@@ -134,6 +142,9 @@ def sample(
       bits [B, N, k] uint8 in raster order; with `record` also {`z`: [L, B or 2 B, W],
       `logits`: [L, T, B, n, 2]}.
     """
+    chex.assert_shape(order, (*labels.shape, generator.trunk.num_tokens))
+    if sum(schedule) != generator.head.bits:
+        raise ValueError(f"schedule {schedule} must sum to {generator.head.bits} bits")
     trunk, head = generator.trunk, generator.head
     length, guided = trunk.num_tokens, guidance_scale is not None
 

@@ -62,7 +62,8 @@ class HeadBlock(nn.Module):
 class MaskedBitHead(nn.Module):
     """Logits of a token's bits, given the visible ones and the transformer's output.
 
-    A head offers `draw`, `loss` and `sample`; the generators know nothing else of it.
+    A head offers `masking`, `loss` and `sample` and says how many random numbers they need; the
+    generators know nothing else of it.
 
     Attributes:
       bits: n, bits of a token (after token shuffling).
@@ -131,17 +132,20 @@ class MaskedBitHead(nn.Module):
         h = nn.silu(h)
         return linear(self.width, ("embed", None), dtype=self.dtype, name="time_embed_out")(h)
 
+    @property
+    def uniforms_per_token(self) -> int:
+        """How many uniform draws `masking` needs for a token."""
+        return 1 + self.bits
+
     @nn.nowrap
-    def draw(self, key: jax.Array, tokens: int) -> Masking:
-        """Draws what `loss` needs for the tokens of one example."""
-        ratio_key, bits_key = jax.random.split(key)
+    def masking(self, uniform: jax.Array) -> Masking:
+        """Turns uniform draws [..., 1 + n] into what `loss` needs: the first gives the ratio."""
+        ratio = uniform[..., 0]
         if self.mask_ratio == "logit_normal":
-            ratio = logit_normal_ratio(jax.random.normal(ratio_key, (tokens,)))
-        else:
-            ratio = jax.random.uniform(ratio_key, (tokens,))
-            if self.mask_ratio == "arccos":
-                ratio = 2 / jnp.pi * jnp.arccos(ratio)
-        return Masking(ratio=ratio, uniform=jax.random.uniform(bits_key, (tokens, self.bits)))
+            ratio = logit_normal_ratio(jax.scipy.special.ndtri(ratio))
+        elif self.mask_ratio == "arccos":
+            ratio = 2 / jnp.pi * jnp.arccos(ratio)
+        return Masking(ratio=ratio, uniform=uniform[..., 1:])
 
     def loss(
         self, z: jax.Array, bits: jax.Array, masking: Masking, counted: jax.Array | None = None

@@ -16,6 +16,7 @@ from bar_jax.jobs.reconstruct import local_rows
 from bar_jax.training import preemption
 from bar_jax.training.progress import progress
 from bar_jax.training.writer import update_summary
+from bar_jax.workdir import read_summary
 
 logger = logging.getLogger(__name__)
 CROP = "adm"  # published token caches hold ADM centre crops
@@ -33,7 +34,9 @@ def run(config: ConfigDict) -> dict[str, object]:
             for split in ("train", "validation")
         }
     summary = {f"cached_{split}_images": count for split, (count, _) in counts.items()}
-    if any(written for _, written in counts.values()):
+    # A run that was killed once the cache was complete has not told its time.
+    untold = "seconds_encode" not in read_summary(config.workdir)
+    if untold or any(written for _, written in counts.values()):
         summary["seconds_encode"] = round(time.monotonic() - began, 1)
     return update_summary(config.workdir, {"tokenizer_fingerprint": fingerprint, **summary})
 

@@ -42,9 +42,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     return update_summary(config.workdir, results | seconds)
 
 
-def read_samples(
-    path: pathlib.Path, size: int, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
+def read_samples(path: pathlib.Path, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [B, H, W, 3] and labels [B] of an .npz.
 
     Raises:

@@ -8,6 +8,7 @@ import logging
 from ml_collections import ConfigDict
 
 from bar_jax.jobs import encode, evaluate, sample, train_generator, train_tokenizer
+from bar_jax.training import preemption
 from bar_jax.training.writer import update_summary
 
 logger = logging.getLogger(__name__)
@@ -15,10 +16,9 @@ logger = logging.getLogger(__name__)
 
 def run(config: ConfigDict) -> dict[str, object]:
     """Runs what is not finished yet; returns the summary."""
-    train_tokenizer.run(config)
-    encode.run(config)
-    train_generator.run(config)
-    sample.run(config)
+    for job in (train_tokenizer, encode, train_generator, sample):
+        job.run(config)
+        preemption.check(f"pipeline: {job.__name__.rpartition('.')[2]} is finished")
     summary = evaluate.run(config)
     seconds = sum(value for name, value in summary.items() if name.startswith("seconds_"))
     return update_summary(config.workdir, {"total_seconds": round(seconds, 1)})

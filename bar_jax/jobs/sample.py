@@ -54,12 +54,15 @@ def run(config: ConfigDict) -> dict[str, object]:
         if config.sample.keep != "none":
             half = half_mask(token_grid(config), config.sample.keep)
             kept = real_images(config, labels), np.tile(half, (len(labels), 1))
-        images = sample_images(config, mesh, generator, tokenizer, labels, *kept)
+        images = sample_images(
+            config, mesh, generator, tokenizer, labels, *kept, interruptible=True
+        )
     seconds = {"seconds_sample": round(time.monotonic() - began, 1)}
+    summary = update_summary(config.workdir, settings | seconds)
     if jax.process_index() == 0:
         save_png(folder / "samples.png", class_grid(images, labels))
         _save(folder / "samples.npz", images, labels, settings)  # last: it says that all is there
-    return update_summary(config.workdir, settings | seconds)
+    return summary
 
 
 def sample_labels(config: ConfigDict) -> np.ndarray:
@@ -81,6 +84,8 @@ def sample_images(
     labels: np.ndarray,
     given: np.ndarray | None = None,
     keep: np.ndarray | None = None,
+    *,
+    interruptible: bool = False,
 ) -> np.ndarray:
     """Draws an image for each label, in batches of `sample.batch_size`.
 
@@ -88,6 +93,8 @@ def sample_images(
       labels: [B] integers; image i is drawn from key (seed, i).
       given: uint8 [B, H, W, 3] images of which tokens are kept; None: none are.
       keep: bool [B, N], True where a token of the given image is kept.
+      interruptible: end with `Preempted` on SIGTERM. In training, whose loop has a state to save
+        first, it may not.
 
     Returns:
       uint8 [B, H, W, 3], on every process.
@@ -97,7 +104,8 @@ def sample_images(
     images = []
     with progress("sample", len(labels), "image") as advance:
         for begin in range(0, len(labels), size):
-            preemption.check("sample: nothing is kept of an unfinished set")
+            if interruptible:
+                preemption.check("sample: nothing is kept of an unfinished set")
             rows = np.arange(begin, begin + size)
             inside = np.minimum(rows, len(labels) - 1)  # the last batch is filled up
             # Process p draws the rows p * b to (p + 1) * b - 1 of the batch.

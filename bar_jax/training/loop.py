@@ -131,7 +131,8 @@ def train(
                     checkpoint.save(manager, state, config, results)
                 if stop:
                     manager.wait_until_finished()
-                    raise preemption.Preempted(f"{stage}: saved at step {step}")
+                    done = f"saved at step {step}" if step else "not begun"
+                    raise preemption.Preempted(f"{stage}: {done}")
                 if last:
                     break
 

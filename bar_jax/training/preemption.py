@@ -1,10 +1,13 @@
 """Being told to stop: SIGTERM from a scheduler, on one machine or on any of many."""
 
+from __future__ import annotations
+
 import signal
+import typing
 from collections.abc import Callable
 
-import jax
-import orbax.checkpoint as ocp
+if typing.TYPE_CHECKING:  # `install` comes before JAX has been imported, which takes seconds
+    import orbax.checkpoint as ocp
 
 
 class Preempted(Exception):
@@ -16,6 +19,8 @@ _asked = False
 
 def install() -> None:
     """Remembers SIGTERM instead of dying of it; `watch` and `check` ask for it."""
+    global _asked
+    _asked = False
 
     def remember(signum, frame):
         global _asked
@@ -36,6 +41,8 @@ def watch(manager: ocp.CheckpointManager) -> Callable[[int], bool]:
     Under `jax.distributed` all processes must agree on the step; Orbax sees to that, and the
     signal is its own (no handler of ours may be installed then).
     """
+    import jax
+
     if jax.distributed.is_initialized():
         return manager.reached_preemption
     return lambda step: _asked

@@ -72,7 +72,12 @@ def init_state(
         nn.unbox(names),
         shardings,
     )
-    make = jax.jit(lambda key: nn.unbox(boxed(key)), out_shardings=shardings)
+    # Runs once and holds a random generator per parameter: on CPU, compiling it well takes longer
+    # than anything that it could save.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    make = jax.jit(
+        lambda key: nn.unbox(boxed(key)), out_shardings=shardings, compiler_options=quick
+    )
     return lambda: make(key), shapes
 
 

@@ -185,7 +185,7 @@ def bits():
 
 def test_labels_are_dropped_where_the_draw_is_below_label_dropout(bits):
     run = lambda labels, draws: float(  # noqa: E731
-        loss(False)(bits, jnp.array(labels), jnp.array(draws), None)["loss"][0]
+        loss(False)(bits, jnp.array(labels), jnp.array(draws), jnp.ones(3, bool))["loss"][0]
     )
     dropped = run([0, 1, 2], [0.0, 0.2, 0.49])
     assert run([3, 3, 3], [0.0, 0.2, 0.49]) == dropped
@@ -196,7 +196,7 @@ def test_labels_are_dropped_where_the_draw_is_below_label_dropout(bits):
 
 def test_evaluation_keeps_every_label(bits):
     run = lambda labels, draws: float(  # noqa: E731
-        loss(True)(bits, jnp.array(labels), jnp.array(draws), None)["loss"][0]
+        loss(True)(bits, jnp.array(labels), jnp.array(draws), jnp.ones(3, bool))["loss"][0]
     )
     assert run([0, 1, 2], [0.0] * 3) == run([0, 1, 2], [0.9] * 3) != run([3, 3, 3], [0.0] * 3)
 

@@ -50,9 +50,9 @@ def test_what_does_not_decay():
 
 def updates(tx, params, gradients):
     """The updates of successive gradients."""
-    state, all_updates = tx.init(params), []
+    state, all_updates, step = tx.init(params), [], jax.jit(tx.update)
     for gradient in gradients:
-        update, state = tx.update(gradient, state, params)
+        update, state = step(gradient, state, params)
         all_updates.append(update)
     return all_updates
 

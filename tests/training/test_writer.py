@@ -1,0 +1,99 @@
+"""Tests of bar_jax/training/writer.py."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from bar_jax.errors import InputError
+from bar_jax.training.writer import MetricsWriter, update_summary
+
+
+def _lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _log(folder, stage, steps, start=0):
+    writer = MetricsWriter(folder, stage, start)
+    for step in steps:
+        writer.scalars(step, {"loss": step / 2})
+    writer.close()
+
+
+def _events(folder):
+    """TensorBoard's records: a length of 8 bytes, its checksum of 4, the event, its checksum."""
+    for file in sorted(folder.glob("events*")):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack_from("<Q", data)
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_a_line_per_logged_step(tmp_path):
+    _log(tmp_path, "train_tokenizer", [1, 2])
+    assert _lines(tmp_path) == [
+        {"stage": "train_tokenizer", "step": 1, "loss": 0.5},
+        {"stage": "train_tokenizer", "step": 2, "loss": 1.0},
+    ]
+
+
+def test_going_on_forgets_later_lines_of_its_own_stage(tmp_path):
+    _log(tmp_path, "train_tokenizer", [1, 2, 3])
+    _log(tmp_path, "train_generator", [1, 2, 3])
+    _log(tmp_path, "train_generator", [3], start=2)
+    steps = [(line["stage"], line["step"]) for line in _lines(tmp_path)]
+    assert steps == [
+        *(("train_tokenizer", step) for step in (1, 2, 3)),
+        *(("train_generator", step) for step in (1, 2, 3)),
+    ]
+
+
+def test_going_on_drops_a_line_that_was_cut_off(tmp_path):
+    _log(tmp_path, "train_generator", [1])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "train_generator", "st')
+    _log(tmp_path, "train_generator", [2], start=1)
+    assert [line["step"] for line in _lines(tmp_path)] == [1, 2]
+
+
+def test_tensorboard_has_the_numbers(tmp_path):
+    _log(tmp_path, "train_generator", [1, 2])
+    found = [
+        (event.step, value.tag, value.simple_value)
+        for event in _events(tmp_path / "tensorboard/train_generator")
+        for value in event.summary.value
+    ]
+    assert found == [(1, "loss", 0.5), (2, "loss", 1.0)]
+
+
+def test_tensorboard_has_the_pictures(tmp_path):
+    writer = MetricsWriter(tmp_path, "train_generator")
+    writer.image(3, "samples", np.zeros((4, 6, 3), np.uint8))
+    writer.close()
+    found = [
+        (event.step, value.tag, value.image.height, value.image.width)
+        for event in _events(tmp_path / "tensorboard/train_generator")
+        for value in event.summary.value
+    ]
+    assert found == [(3, "samples", 4, 6)]
+
+
+def test_summary_adds_and_replaces(tmp_path):
+    update_summary(tmp_path, {"a": 1, "b": 2})
+    assert update_summary(tmp_path, {"b": 3, "c": 4}) == {"a": 1, "b": 3, "c": 4}
+
+
+def test_summary_file_is_what_was_returned(tmp_path):
+    returned = update_summary(tmp_path, {"a": 1, "b": [2]})
+    assert json.loads((tmp_path / "summary.json").read_text()) == returned
+
+
+def test_a_damaged_summary_is_refused_and_kept(tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text('{"a": ')
+    with pytest.raises(InputError, match="summary.json: found an unreadable file"):
+        update_summary(tmp_path, {"b": 1})
+    assert path.read_text() == '{"a": '
