@@ -278,8 +278,7 @@ def validate(config: ConfigDict) -> None:
         amount = name.endswith(("learning_rate", "weight_decay", ".l1", ".l2", "num_workers"))
         if amount and not 0 <= value < math.inf:
             raise InputError(name, str(value), "a number of at least 0")
-    if not 0 <= config.seed < 2**32:
-        raise InputError("seed", str(config.seed), "an integer from 0 to 2^32 - 1")
+    check_seed(config.seed)
     _validate_model(config)
     _validate_training(config)
     _validate_sampling(config)
@@ -374,3 +373,9 @@ def check_labels(labels, num_classes: int) -> None:
     for label in labels:
         if type(label) is not int or not 0 <= label < num_classes:
             raise InputError("sample.labels", repr(label), f"integers from 0 to {num_classes - 1}")
+
+
+def check_seed(seed: int) -> None:
+    """Checks a seed; JAX would take larger ones modulo 2^32."""
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise InputError("seed", repr(seed), "an integer from 0 to 2^32 - 1")

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data, models, workdir
-from bar_jax.config import bits_per_token, check_labels, check_sampling, token_grid
+from bar_jax.config import bits_per_token, check_labels, check_sampling, check_seed, token_grid
 from bar_jax.errors import InputError
 from bar_jax.jobs import sample
 from bar_jax.mesh import make_mesh
@@ -78,8 +78,11 @@ class Pipeline:
             section.temperature = float(temperature)
         if unmasking_schedule is not None:
             section.unmasking_schedule = tuple(unmasking_schedule)
-        labels = [int(label) for label in labels]
+        labels = np.ravel(labels).tolist()
+        if not labels:
+            raise InputError("labels", "none", "at least one class")
         check_labels(labels, config.data.num_classes)
+        check_seed(seed)
         check_sampling(
             section.guidance_scale,
             section.temperature,
@@ -89,7 +92,7 @@ class Pipeline:
         if (images is None) != (keep is None):
             raise InputError("images, keep", "one of them", "both, or neither")
         if keep is not None:
-            images = self._check_images(images)
+            images = self._check_images(images, len(labels))
             keep = self._check_keep(keep, len(labels))
         mesh = make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
         with jax.set_mesh(mesh):
@@ -117,11 +120,12 @@ class Pipeline:
         tokenizer = self._tokenizer
         return np.asarray(_decode(tokenizer.module, tokenizer.params, tokens.astype(np.uint8)))
 
-    def _check_images(self, images: np.ndarray) -> np.ndarray:
+    def _check_images(self, images: np.ndarray, batch: int | None = None) -> np.ndarray:
         images, size = np.asarray(images), self.config.data.image_size
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+        fits = images.shape[1:] == (size, size, 3) and batch in (None, len(images))
+        if images.dtype != np.uint8 or not fits:
             found = f"{images.dtype}{list(images.shape)}"
-            raise InputError("images", found, f"uint8[B, {size}, {size}, 3]")
+            raise InputError("images", found, f"uint8[{batch or 'B'}, {size}, {size}, 3]")
         return images
 
     def _check_keep(self, keep: np.ndarray, batch: int) -> np.ndarray:

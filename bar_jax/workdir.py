@@ -27,8 +27,8 @@ FREE = (
     "accumulate", "remat", "log_every", "save_every", "evaluate_every", "evaluate_images",
     "keep_checkpoints",
 )  # fmt: skip
-TOKENIZER_FIELDS = ("model.tokenizer.",)
-GENERATOR_FIELDS = ("model.generator.", "model.head.")
+TOKENIZER_FIELDS = ("model.tokenizer.", "data.image_size")
+GENERATOR_FIELDS = ("model.generator.", "model.head.", "data.image_size", "data.num_classes")
 TRAINING_FIELDS = {
     "tokenizer": ("seed", "dtype", "data.", "train_tokenizer.", *TOKENIZER_FIELDS),
     "generator": ("seed", "dtype", "data.", "train_generator.", *GENERATOR_FIELDS),

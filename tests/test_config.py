@@ -105,7 +105,8 @@ def test_an_optional_duration_may_be_zero():
         ("model.generator.dpth", "model.generator.depth"),
         ("model.generatr.depth", "model.generator.depth"),
         ("generator.class_repeats", "model.generator.class_repeats"),
-        ("learning_rte", "train_generator.optimizer.learning_rate"),
+        ("class_repeat", "model.generator.class_repeats"),
+        ("train_generator.learning_rate", "train_generator.optimizer.learning_rate"),
         ("sed", "seed"),
     ],
 )

@@ -256,7 +256,7 @@ class CausalTransformer(nn.Module):
         """
         x = x + (self.own_embedding[places.own] + self.target_embedding[places.target])
         index = jax.lax.dynamic_slice_in_dim(self.index_embedding, start, x.shape[1])
-        condition = self.embed_class(labels)[:, None] + index[None]
+        condition = constrain_batch(self.embed_class(labels)[:, None] + index[None])
         cos, sin = axial_table(self.grid, self.width // self.heads, prefix=self.prefix)
         cos, sin = jnp.asarray(cos), jnp.asarray(sin)
         own = cos[places.own], sin[places.own]

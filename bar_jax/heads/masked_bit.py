@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from bar_jax.mesh import constrain_batch
 from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import SwiGLU
 
@@ -46,6 +47,7 @@ class HeadBlock(nn.Module):
     def __call__(self, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, None]:
         """x, condition [M, W] -> [M, W]; the second value is what `nn.scan` stacks, nothing."""
         width = x.shape[-1]
+        x = constrain_batch(x)
         modulation = linear(
             (3, width),
             ("embed", None, None),

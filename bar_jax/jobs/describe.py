@@ -69,10 +69,11 @@ def sampling_flops(config: ConfigDict, params: dict) -> dict[str, int]:
     positions = prefix - 1 + tokens  # the last class copy is the first step of the scan
     attention = 4 * (prefix + tokens) * generator.width * generator.depth
     blocks = _kernel_flops(params["trunk"]["blocks"]) + attention
-    edges = _kernel_flops({k: v for k, v in params["trunk"].items() if k != "blocks"})
+    output = _kernel_flops(params["trunk"]["output_proj"])
+    embedding = _kernel_flops(params["trunk"]["token_proj"])  # of tokens that both branches share
     evaluations = tokens * len(config.sample.unmasking_schedule)
     return {
-        "trunk": branches * (positions * blocks + tokens * edges),
+        "trunk": branches * (positions * blocks + tokens * output) + tokens * embedding,
         "head": branches * evaluations * _kernel_flops(params["head"]),
     }
 

@@ -86,7 +86,8 @@ def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
                     preemption.check(f"encode {split}: finished shards are kept")
                     write(*_encode_batch(mesh, tokenizer, batch, mirrored))
                     advance(int((batch["index"] >= 0).sum()))
-    data.finish_cache(plan)
+    if shards or not (cache_path(config, split) / "header.json").exists():
+        data.finish_cache(plan)
     count = len(data.open_cache(cache_path(config, split)))
     logger.info("encode %s: %d of %d images are in the cache", split, count, len(source))
     return count, bool(shards)

@@ -1,0 +1,136 @@
+"""Tests of bar_jax/jobs/describe.py."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.interpreters import partial_eval
+
+from bar_jax import models
+from bar_jax.config import default_config, tiny
+from bar_jax.generators import make_generator
+from bar_jax.generators.masked_bit import sample
+from bar_jax.jobs import describe
+from bar_jax.mesh import make_mesh
+from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training.optimizer import from_section
+from bar_jax.training.step import init_state
+
+LAYOUT = dict(data=2, fsdp=2, tensor=2)
+
+
+def _config(**changes):
+    config = tiny(default_config())
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    config.mesh.update(LAYOUT)
+    return config
+
+
+@pytest.fixture(scope="module")
+def described():
+    return describe.run(_config(train_generator__ema_decay=0.9))
+
+
+def _products(jaxpr) -> int:
+    """Operations of all matrix products in a traced program, loops counted as often as they run."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            ((contracted, _), _) = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            products = math.prod(eqn.outvars[0].aval.shape)
+            total += 2 * products * math.prod(shape[axis] for axis in contracted)
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += times * _products(inner)
+    return total
+
+
+@pytest.mark.parametrize(
+    "guidance_scale, patch_size, schedule", [(1.0, 1, (2, 2, 5, 7)), (3.0, 2, (10, 54))]
+)
+def test_sampling_flops_are_those_of_the_sampler(guidance_scale, patch_size, schedule):
+    """Counted in the program that samples one image."""
+    config = _config(
+        sample__guidance_scale=guidance_scale,
+        model__generator__patch_size=patch_size,
+        sample__unmasking_schedule=schedule,
+    )
+    generator = make_generator(config)
+    mesh = make_mesh(**LAYOUT)
+    params = models.param_shapes(lambda k: models.init_generator(generator, 16, k), mesh)
+    length = generator.trunk.num_tokens
+
+    def program(params):
+        return sample(
+            generator,
+            params,
+            jnp.zeros(1, jnp.int32),
+            schedule=schedule,
+            guidance_scale=guidance_scale if guidance_scale > 1 else None,
+            temperature=1.0,
+            noise=lambda i: jnp.full((1, *generator.head.noise_shape(schedule)), 0.5),
+            order=jnp.arange(length)[None],
+        )
+
+    jaxpr = jax.make_jaxpr(program)(params).jaxpr
+    # Without what the compiler drops: the prefix's outputs, of which nothing is drawn.
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    assert sum(describe.sampling_flops(config, params).values()) == _products(jaxpr)
+
+
+def test_parameters_are_those_of_the_models(described):
+    config = _config()
+    tokenizer, generator = make_tokenizer(config), make_generator(config)
+    key = jax.random.key(0)
+    arrays = (
+        jax.eval_shape(lambda: models.init_tokenizer(tokenizer, key)),
+        jax.eval_shape(lambda: models.init_generator(generator, 16, key)),
+    )
+    totals = [sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in arrays]
+    told = described["parameters"]
+    assert [told["tokenizer_total"], told["generator_total"]] == totals
+
+
+def test_parts_add_up(described):
+    told = described["parameters"]
+    sums = [sum(told[part].values()) for part in ("tokenizer", "generator")]
+    assert sums == [told["tokenizer_total"], told["generator_total"]]
+
+
+def test_sequence_of_the_tiny_config(described):
+    """4 x 4 tokens of 16 bits, a start vector and two copies of the class."""
+    names = ("tokens", "bits_per_token", "bit_budget", "generator_tokens", "sequence_length")
+    assert [described[name] for name in names] == [16, 16, 256, 16, 19]
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "generator"])
+def test_state_bytes_are_those_of_a_real_state(described, part):
+    """Of the largest device, but for the few counters of the optimiser."""
+    config = _config(train_generator__ema_decay=0.9)
+    section, mesh = config[f"train_{part}"], make_mesh(**LAYOUT)
+    module = {"tokenizer": make_tokenizer, "generator": make_generator}[part](config)
+    init = {
+        "tokenizer": lambda k: models.init_tokenizer(module, k),
+        "generator": lambda k: models.init_generator(module, 16, k),
+    }[part]
+    tx, _ = from_section(section.optimizer, 1, 2)
+    _, shapes = init_state(init, tx, section.ema_decay > 0, jax.random.key(0), mesh)
+    arrays = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes)
+    device = jax.devices()[0]
+    held = sum(
+        shard.data.nbytes
+        for array in jax.tree.leaves(arrays)
+        if array.ndim  # without the counters
+        for shard in array.addressable_shards
+        if shard.device == device
+    )
+    assert described["state_bytes_per_device"][part] == held
+
+
+def test_prints_as_json(described):
+    assert json.loads(json.dumps(described)) == described

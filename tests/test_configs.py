@@ -1,0 +1,75 @@
+"""Tests of configs/: every file makes a valid config and models that fit together.
+
+Their `:tiny` size is trained in tests/test_pipeline.py, for one config of each architecture.
+"""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from bar_jax import models
+from bar_jax.config import bits_per_token, flatten, token_grid, validate
+from bar_jax.generators import make_generator
+from bar_jax.jobs.describe import count
+from bar_jax.main import load_config
+from bar_jax.tokenizers import make_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted(file.relative_to(ROOT).as_posix() for file in ROOT.glob("configs/**/*.py"))
+# Millions of parameters that the files state: (tokenizer, generator).
+STATED = {
+    "configs/folder.py": (14, 49),
+    "configs/masked_bit/bar_b.py": (None, 415),
+    "configs/masked_bit/bar_l.py": (None, 1100),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def path(request):
+    return request.param
+
+
+def _shapes(config):
+    """Shapes of the parameters of both parts, nothing allocated."""
+    tokenizer, generator = make_tokenizer(config), make_generator(config)
+    bits = config.model.tokenizer.bits
+    return (
+        jax.eval_shape(lambda k: models.init_tokenizer(tokenizer, k), jax.random.key(0)),
+        jax.eval_shape(lambda k: models.init_generator(generator, bits, k), jax.random.key(0)),
+    )
+
+
+def test_is_valid(path):
+    validate(load_config(str(ROOT / path)))
+
+
+def test_tiny_is_valid(path):
+    validate(load_config(f"{ROOT / path}:tiny"))
+
+
+def test_tiny_is_tiny(path):
+    """Whatever the file sets, nothing of it is left large."""
+    fields = dict(flatten(load_config(f"{ROOT / path}:tiny")))
+    sizes = {name: value for name, value in fields.items() if name.endswith((".width", ".depth"))}
+    assert max(sizes.values()) <= 32, sizes
+    assert [fields[f"train_{part}.steps"] for part in ("tokenizer", "generator")] == [2, 2]
+
+
+def test_says_how_it_is_run(path):
+    """Its docstring gives the command, with its own name."""
+    assert f"--config={path} --workdir=runs/" in (ROOT / path).read_text()
+
+
+def test_shapes(path):
+    """The tokens that the tokenizer makes are those that the generator takes."""
+    config = load_config(str(ROOT / path))
+    tokenizer, generator = make_tokenizer(config), make_generator(config)
+    sizes = dict(zip(("tokenizer", "generator"), map(count, _shapes(config)), strict=True))
+    rows, columns = token_grid(config)
+    shuffled = rows * columns // config.model.generator.patch_size**2
+    assert tokenizer.grid == generator.token_grid == (rows, columns)
+    assert (generator.trunk.num_tokens, generator.trunk.bits) == (shuffled, bits_per_token(config))
+    for part, stated in zip(sizes, STATED.get(path, (None, None)), strict=True):
+        if stated:
+            assert sizes[part] == pytest.approx(stated * 1e6, rel=0.05), part

@@ -1,0 +1,321 @@
+"""Tests of bar_jax/training/loop.py; real runs that are cut off are in tests/test_resume.py."""
+
+import functools
+import itertools
+import json
+import os
+import shutil
+import signal
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from bar_jax import mesh as mesh_lib
+from bar_jax.config import default_config
+from bar_jax.errors import InputError
+from bar_jax.training import checkpoint, loop, preemption
+
+BATCH = 8
+
+
+def section(**changes) -> ConfigDict:
+    """A short training of a tiny model."""
+    config = default_config().train_tokenizer
+    config.update(dict(batch_size=BATCH, steps=6, epochs=0.0, ema_decay=0.9, keep_checkpoints=9))
+    config.update(dict(log_every=1, save_every=2, evaluate_every=3))
+    config.optimizer.update(dict(learning_rate=0.1, warmup_steps=0, warmup_epochs=0.0))
+    config.update(changes)
+    return config
+
+
+def init_params(key):
+    return {"kernel": jax.random.normal(key, (4, 4)), "bias": jnp.zeros(4)}
+
+
+def squares(params, batch, keys, dropout_key, step, nan_at=-1):
+    """A regression with noise from each example's key; NaN in one step if that is asked for."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys)
+    error = (batch["x"] + 0.1 * noise) @ params["kernel"] + params["bias"][None] - batch["x"]
+    weight = jnp.where(step == nan_at, jnp.nan, 1.0)
+    return {"loss": (weight * jnp.sum(error**2), jnp.float32(batch["x"].shape[0]))}
+
+
+class Fake:
+    """A stage whose calls are written down in `calls`."""
+
+    def __init__(self, folder, **changes):
+        self.folder, self.section, self.calls = folder, section(**changes), []
+        self.closed, self.loss_fn = 0, squares
+
+    def batches(self, start):
+        try:
+            for step in itertools.count(start):
+                self.calls.append(f"draw {step}")
+                yield {"x": np.random.default_rng(step).normal(size=(BATCH, 4)).astype("f4")}
+        finally:
+            self.closed += 1
+
+    def evaluate(self, state, writer):
+        self.calls.append(f"evaluate {int(state.step)}")
+        return {"score": float(jnp.sum(state.params["bias"]))}
+
+    def train(self, init_from=None):
+        return loop.train(
+            "train_fake",
+            self.section,
+            seed=0,
+            examples=100,
+            mesh=mesh_lib.make_mesh(devices=jax.devices()[:1]),
+            init_params=init_params,
+            loss_fn=self.loss_fn,
+            batches=self.batches,
+            evaluate=self.evaluate,
+            folder=self.folder,
+            init_from=init_from,
+            config={"seed": 0},
+        )
+
+    def saved(self):
+        return sorted(int(path.name) for path in self.folder.iterdir())
+
+    def logged(self, name):
+        """Values by step of what was logged under a name."""
+        lines = map(json.loads, (self.folder.parent / "metrics.jsonl").read_text().splitlines())
+        return {line["step"]: line[name] for line in lines if name in line}
+
+    def params(self, folder=None):
+        mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)),
+            jax.eval_shape(init_params, jax.random.key(0)),
+        )
+        return jax.device_get(checkpoint.restore_params(folder or self.folder, shapes)[0])
+
+
+@pytest.fixture
+def fake(tmp_path):
+    return Fake(tmp_path / "run" / "fake")
+
+
+@pytest.fixture
+def sigterm():
+    """SIGTERM is remembered, as in a job; afterwards nothing is."""
+    before = signal.getsignal(signal.SIGTERM)
+    preemption.install()
+    yield lambda: os.kill(os.getpid(), signal.SIGTERM)
+    preemption.install()
+    signal.signal(signal.SIGTERM, before)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_the_order_is_evaluate_save_draw_step(fake, monkeypatch):
+    """Evaluation every 3 steps, saving every 2, both at the end and neither at the start."""
+
+    def save(manager, state, config, results, original=checkpoint.save):
+        fake.calls.append(f"save {int(state.step)}")
+        original(manager, state, config, results)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+
+    steps, results = fake.train()
+    assert steps == 6 and results.keys() == {"score", "seconds"}
+    # The numbers are the state's own: draw n is followed by the step that makes it n + 1.
+    assert ", ".join(fake.calls) == (
+        "draw 0, draw 1, save 2, draw 2, evaluate 3, draw 3, save 4, draw 4, draw 5, "
+        "evaluate 6, save 6"
+    )
+
+
+def test_data_is_closed_at_the_end(fake):
+    fake.train()
+    assert fake.closed == 1
+
+
+@pytest.mark.parametrize("log_every, first, saved", [(1, 4, [2, 4]), (3, 4, [2, 4])])
+def test_a_loss_that_is_not_finite_ends_the_run(fake, log_every, first, saved):
+    """The step from 4 to 5 gives NaN; it is seen when 5 or, at the latest, 6 is logged."""
+    fake.section.log_every = log_every
+    fake.loss_fn = functools.partial(squares, nan_at=4)
+    seen = 5 if log_every == 1 else 6
+    message = f"train_fake: loss became nan between steps {first} and {seen}; .* step 4"
+    with pytest.raises(loop.NonFinite, match=message):
+        fake.train()
+    assert fake.saved() == saved
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fake.params()))
+    assert fake.closed == 1
+
+
+def test_a_loss_that_is_not_finite_from_the_start(fake):
+    fake.loss_fn = functools.partial(squares, nan_at=0)
+    with pytest.raises(loop.NonFinite, match="between steps 0 and 1; no checkpoint was saved"):
+        fake.train()
+    assert not fake.saved()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(fake):
+    """The loss is finite: the square root of zero."""
+
+    def root(params, batch, keys, dropout_key, step):
+        zero = 0.0 * jnp.sum(params["kernel"] ** 2)
+        return {"loss": (jnp.sqrt(zero), jnp.float32(BATCH))}
+
+    fake.loss_fn = root
+    with pytest.raises(loop.NonFinite, match="grad_norm became nan between steps 0 and 1"):
+        fake.train()
+
+
+def test_a_finished_stage_does_nothing(fake):
+    """It returns what it returned before, also where the run was killed before anyone used it."""
+    first = fake.train()
+    fake.calls.clear()
+    assert fake.train() == first
+    assert not fake.calls
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(fake, tmp_path, sigterm):
+    """SIGTERM in every step: each run makes one step; parameters, logs and results are equal."""
+    whole = Fake(tmp_path / "whole" / "fake")
+    expected = whole.train()[1]
+    original = fake.batches
+    fake.batches = lambda start: (sigterm() or batch for batch in original(start))
+    for step in range(1, 6):
+        preemption.install()
+        with pytest.raises(preemption.Preempted, match=f"^train_fake: saved at step {step}$"):
+            fake.train()
+        assert fake.saved()[-1] == step
+    preemption.install()
+    results = fake.train()[1]
+    assert results["score"] == expected["score"]
+    equal(fake.params(), whole.params())
+    for name in ("loss", "score"):
+        assert fake.logged(name) == whole.logged(name)
+
+
+def test_stopped_before_the_first_step(fake, sigterm):
+    """Nothing is drawn and nothing saved; the message does not claim it."""
+    sigterm()
+    with pytest.raises(preemption.Preempted, match="^train_fake: not begun$"):
+        fake.train()
+    assert not fake.calls and not fake.saved()
+
+
+def test_stopped_again_before_a_step(fake, sigterm):
+    """Nothing is lost of a run that goes on and is stopped at once; it says where it stands."""
+    fake.loss_fn = functools.partial(squares, nan_at=4)
+    with pytest.raises(loop.NonFinite):
+        fake.train()
+    sigterm()
+    with pytest.raises(preemption.Preempted, match="^train_fake: saved at step 4$"):
+        fake.train()
+    assert fake.saved() == [2, 4]
+
+
+def test_stopped_while_it_evaluates(fake, sigterm):
+    """Evaluation ends, then one more step is made and saved; the results are kept."""
+    original = fake.evaluate
+    fake.evaluate = lambda state, writer: (sigterm(), original(state, writer))[1]
+    with pytest.raises(preemption.Preempted, match="saved at step 4"):
+        fake.train()
+    assert "score" in checkpoint.read_meta(fake.folder)["results"]
+
+
+def test_stopped_in_the_last_evaluation(fake, sigterm):
+    """There is nothing left to stop: it ends as always, saved."""
+    fake.section.evaluate_every = 100
+    original = fake.evaluate
+    fake.evaluate = lambda state, writer: (sigterm(), original(state, writer))[1]
+    assert fake.train()[0] == 6
+    assert fake.saved()[-1] == 6
+
+
+def test_stopped_twice(fake, sigterm):
+    """Impatient schedulers send SIGTERM again, here while it saves."""
+    original = fake.batches
+    fake.batches = lambda start: (sigterm() or sigterm() or b for b in original(start))
+    with pytest.raises(preemption.Preempted, match="saved at step 1"):
+        fake.train()
+    assert fake.saved() == [1]
+
+
+def test_seconds_of_all_runs_are_added(fake, sigterm, monkeypatch):
+    """Here a draw takes ten seconds and all else none: one draw before the stop, five after."""
+    clock = types.SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    original = fake.batches
+
+    def slow(start):
+        for batch in original(start):
+            clock.now += 10
+            if start == 0:
+                sigterm()
+            yield batch
+
+    fake.batches = slow
+    with pytest.raises(preemption.Preempted):
+        fake.train()
+    assert checkpoint.read_meta(fake.folder)["results"]["seconds"] == 10
+    preemption.install()
+    assert fake.train()[1]["seconds"] == 60
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_init_from_starts_with_other_parameters(fake, tmp_path, ema_decay):
+    """At step 0 and with a learning rate of 0: what is saved is what was there (the EMA)."""
+    other = Fake(tmp_path / "other" / "fake")
+    other.train()
+    fake.section.update(dict(ema_decay=ema_decay, steps=1))
+    fake.section.optimizer.update(dict(learning_rate=0.0, end_learning_rate=0.0))
+    fake.train(other.folder)
+    assert fake.calls[0] == "draw 0"
+    equal(fake.params(), other.params())
+
+
+def test_init_from_is_for_the_start_only(fake, tmp_path, sigterm):
+    """A run that goes on does so from its own checkpoint; the other may be gone by then."""
+    other = Fake(tmp_path / "other" / "fake")
+    other.train()
+    whole = Fake(tmp_path / "whole" / "fake")
+    whole.train(other.folder)
+    original = fake.batches
+    fake.batches = lambda start: (sigterm() or batch for batch in original(start))
+    with pytest.raises(preemption.Preempted):
+        fake.train(other.folder)
+    preemption.install()
+    fake.batches = original
+    shutil.rmtree(other.folder)
+    fake.train(other.folder)
+    equal(fake.params(), whole.params())
+
+
+def test_init_from_nothing_is_refused(fake, tmp_path):
+    with pytest.raises(InputError, match=f"^{tmp_path}/nowhere: found no complete checkpoint"):
+        fake.train(tmp_path / "nowhere")
+    assert not fake.calls
+
+
+def test_a_checkpoint_of_another_model_is_refused(fake, monkeypatch):
+    fake.section.steps = 2
+    fake.train()
+    fake.section.steps = 4
+    monkeypatch.setitem(globals(), "init_params", lambda key: {"kernel": jnp.zeros((4, 5))})
+    with pytest.raises(InputError, match=f"^{fake.folder}/2/params: "):
+        fake.train()
+
+
+def test_accumulation_changes_no_number(fake, tmp_path):
+    """A batch in four pieces, but for rounding; the field may change when a run goes on."""
+    whole = Fake(tmp_path / "whole" / "fake")
+    whole.train()
+    fake.section.accumulate = 4
+    fake.train()
+    np.testing.assert_allclose(
+        list(fake.logged("loss").values()), list(whole.logged("loss").values()), rtol=1e-5
+    )
+    assert len(fake.logged("loss")) == 6
