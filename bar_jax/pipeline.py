@@ -94,6 +94,8 @@ class Pipeline:
         if keep is not None:
             images = self._check_images(images, len(labels))
             keep = self._check_keep(keep, len(labels))
+        # No more than was asked for, at the price of a compilation for each small number.
+        section.batch_size = min(section.batch_size, len(labels))
         mesh = make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
         with jax.set_mesh(mesh):
             return sample.sample_images(

@@ -39,7 +39,7 @@ def get_config(size=None):
             guidance_scale=3.0,
             temperature=2.5,
             unmasking_schedule=(4, 4, 4, 4),
-            batch_size=250,
+            batch_size=200,
         )
     )
     return sized(config, size)

@@ -27,6 +27,16 @@ JOBS = {
     "describe": describe.run,
 }
 
+# What a job cuts over the mesh.
+BATCHES = {
+    "train_tokenizer": ("train_tokenizer",),
+    "encode": ("encode",),
+    "train_generator": ("train_generator", "sample"),
+    "sample": ("sample",),
+    "reconstruct": ("encode",),
+    "pipeline": ("train_tokenizer", "encode", "train_generator", "sample"),
+}
+
 
 def check_devices(config: ConfigDict) -> None:
     """Checks what depends on the devices present.
@@ -36,15 +46,10 @@ def check_devices(config: ConfigDict) -> None:
     """
     data, fsdp, _ = mesh.axis_sizes(**config.mesh, devices=jax.device_count())
     ways = data * fsdp
-    sizes = {
-        "train_tokenizer.batch_size": config.train_tokenizer.batch_size,
-        "train_generator.batch_size": config.train_generator.batch_size,
-        "encode.batch_size": config.encode.batch_size,
-        "sample.batch_size": config.sample.batch_size,
-    }
-    for name, size in sizes.items():
-        section = config[name.partition(".")[0]]
+    for name in BATCHES.get(config.job, ()):
+        section = config[name]
         pieces = section.get("accumulate", 1)
-        if size % (ways * pieces):
+        if section.batch_size % (ways * pieces):
             into = f"{ways} ways (mesh.data x mesh.fsdp)" + f" x {pieces} pieces" * (pieces > 1)
-            raise InputError(name, str(size), f"a multiple of {ways * pieces}, for {into}")
+            expected = f"a multiple of {ways * pieces}, for {into}"
+            raise InputError(f"{name}.batch_size", str(section.batch_size), expected)

@@ -153,9 +153,9 @@ def make_train_step(
             decay = ema_decay(state.step + 1, largest_ema_decay)
             ema = optax.incremental_update(params, ema, 1 - decay)
         metrics = quotients(sums) | {
-            "grad_norm": optax.global_norm(gradient),
-            "update_norm": optax.global_norm(updates),
-            "param_norm": optax.global_norm(params),
+            "grad_norm": optax.tree.norm(gradient),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
             "learning_rate": schedule(state.step),
         }
         return TrainState(state.step + 1, params, ema, opt_state), metrics
