@@ -108,11 +108,20 @@ def test_mask_ratio_has_its_distribution(key, mask_ratio):
     """Kolmogorov-Smirnov at the 1 % level, on a fixed key."""
     count = 4000
     head = MaskedBitHead(BITS, WIDTH, 1, mask_ratio)
-    masking = jax.jit(head.draw, static_argnums=1)(key, count)
+    uniform = jax.random.uniform(key, (count, head.uniforms_per_token))
+    masking = jax.jit(head.masking)(uniform)
     assert masking.uniform.shape == (count, BITS)
     cdf = CDFS[mask_ratio](np.sort(np.asarray(masking.ratio, np.float64)))
     steps = np.arange(count + 1) / count
     assert max(np.max(steps[1:] - cdf), np.max(cdf - steps[:-1])) < 1.63 / math.sqrt(count)
+
+
+@pytest.mark.parametrize("mask_ratio", MASK_RATIOS)
+def test_mask_ratio_is_finite_at_the_ends_of_the_draws(mask_ratio):
+    head = MaskedBitHead(BITS, WIDTH, 1, mask_ratio)
+    uniform = jnp.stack([jnp.zeros(1 + BITS), jnp.full(1 + BITS, 1 - 2**-24)])
+    ratio = head.masking(uniform).ratio
+    assert np.all((ratio >= 0) & (ratio <= 1))
 
 
 # Loss

@@ -154,16 +154,18 @@ def updated(generator):
     def update(accumulate):
         tx = optax.sgd(1.0)
         step = make_train_step(loss, tx, lambda step: 1.0, accumulate=accumulate)
-        state, metrics = jax.jit(step)(fresh(tx, params), batch, key)
+        step = jax.jit(
+            step, compiler_options={"xla_backend_optimization_level": 0}
+        )  # compiles fast
+        state, metrics = step(fresh(tx, params), batch, key)
         return jax.tree.map(jnp.subtract, params, state.params), metrics
 
-    return functools.cache(update)
+    return update
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
-def test_pieces_give_the_gradient_of_the_whole_batch(updated, accumulate):
+def test_pieces_give_the_gradient_of_the_whole_batch(updated):
     """Their weights differ (each hides other bits): averaging the pieces' means would be wrong."""
-    (whole, whole_metrics), (pieces, metrics) = updated(1), updated(accumulate)
+    (whole, whole_metrics), (pieces, metrics) = updated(1), updated(4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), pieces, whole)
     for name, value in whole_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
