@@ -99,6 +99,16 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
 
 
+def gathered(table: jax.Array) -> jax.Array:
+    """A small table whole on every device, for look-ups by rows that are cut over the batch.
+
+    Left to itself the compiler would gather what was looked up instead: a batch of activations.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return table
+    return jax.lax.with_sharding_constraint(table, P())
+
+
 def shardings(mesh: jax.sharding.Mesh, boxed: object) -> object:
     """Shardings of a tree whose parameters carry logical axis names.
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 # Eight devices on any machine, so that every test can use a mesh.
 _DEVICES = "--xla_force_host_platform_device_count=8"
+# Tests compile much and compute little: half of their time is XLA's optimisation.
+_FAST = "--xla_backend_optimization_level=0"
 _XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _XLA_FLAGS:
-    os.environ["XLA_FLAGS"] = f"{_XLA_FLAGS} {_DEVICES}".strip()
+    os.environ["XLA_FLAGS"] = f"{_XLA_FLAGS} {_DEVICES} {_FAST}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # jax's SVD on CPU is about 20 times slower with more
 # Absolute, and always set: test modules read it to list their cases.

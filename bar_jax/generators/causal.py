@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from bar_jax.mesh import constrain_batch
+from bar_jax.mesh import constrain_batch, gathered
 from bar_jax.nn.attention import attend, causal
 from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import SwiGLU
@@ -216,7 +216,7 @@ class CausalTransformer(nn.Module):
 
     def embed_class(self, labels: jax.Array) -> jax.Array:
         """[B] -> [B, D] float32."""
-        return self.class_embedding[labels + FIRST_CLASS]
+        return gathered(self.class_embedding)[labels + FIRST_CLASS]
 
     def embed_tokens(self, bits: jax.Array) -> jax.Array:
         """[B, S, n] -> [B, S, D]: each bit looked up, all of them concatenated and projected."""
@@ -254,8 +254,9 @@ class CausalTransformer(nn.Module):
         Returns:
           [B, S, W] and the cache with the piece added.
         """
-        x = x + (self.own_embedding[places.own] + self.target_embedding[places.target])
-        index = jax.lax.dynamic_slice_in_dim(self.index_embedding, start, x.shape[1])
+        own_table, target_table = gathered(self.own_embedding), gathered(self.target_embedding)
+        x = constrain_batch(x + (own_table[places.own] + target_table[places.target]))
+        index = jax.lax.dynamic_slice_in_dim(gathered(self.index_embedding), start, x.shape[1])
         condition = constrain_batch(self.embed_class(labels)[:, None] + index[None])
         cos, sin = axial_table(self.grid, self.width // self.heads, prefix=self.prefix)
         cos, sin = jnp.asarray(cos), jnp.asarray(sin)

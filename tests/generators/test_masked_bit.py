@@ -134,8 +134,10 @@ def test_kept_tokens_are_forced_and_influence_the_rest(key, patch_size):
     keep = jnp.zeros((2, rows * columns), bool).at[:, :2].set(True).at[:, columns].set(True)
     if patch_size == 2:  # places 0, 1, 4 and 5 are one token
         keep = keep.at[:, columns + 1].set(True).at[:, 2].set(True)  # of 2's token only a part
-    forced, recorded = sampler(patch_size, False, True)(labels, order, keys, 0.0, 1 - free, keep)
+    run = functools.partial(sampler(patch_size, False, True), labels, order, keys, 0.0, 1 - free)
+    forced, recorded = run(keep)
     whole = keep if patch_size == 1 else keep.at[:, 2].set(False)
+    np.testing.assert_array_equal(forced, run(whole)[0])  # a part of a token is not kept
     np.testing.assert_array_equal(forced[whole], 1 - free[whole])
     z = trunk(patch_size)(written(forced, patch_size, order), labels, order)
     np.testing.assert_allclose(recorded["z"].swapaxes(0, 1), z, atol=2e-5)
