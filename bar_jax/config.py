@@ -231,12 +231,8 @@ def unknown_field(name: str) -> InputError:
     close = difflib.get_close_matches(name, fields, n=1, cutoff=0.6) or [
         leaf[match] for match in difflib.get_close_matches(name.rpartition(".")[2], leaf, n=1)
     ]
-    hint = (
-        f"a field of bar_jax/config.py; did you mean {close[0]}?"
-        if close
-        else ("a field of bar_jax/config.py")
-    )
-    return InputError(f"config.{name}", "no such field", hint)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return InputError(f"config.{name}", "no such field", f"a field of bar_jax/config.py{hint}")
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> list[tuple[str, object]]:

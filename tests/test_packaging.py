@@ -24,7 +24,7 @@ def clone(tmp_path_factory) -> Path:
     """A copy of this checkout, as a build leaves build/ and bar_jax.egg-info/ behind."""
     pytest.importorskip("setuptools", minversion="77")
     clone = tmp_path_factory.mktemp("clone")
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, clone)
     for name in SHIPPED:
         ignore = shutil.ignore_patterns("__pycache__")

@@ -25,7 +25,7 @@ from bar_jax.training import checkpoint
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("BAR_JAX_KILLS", "0"))  # more of them, at random, in each training
+KILLS = int(os.environ.get("BAR_JAX_KILLS", "1"))  # more of them, at random, in each training
 SEED = int(os.environ.get("BAR_JAX_KILLS_SEED", "0"))  # of those moments
 STEPS = 120 + 60 * KILLS
 TIMEOUT = 300  # seconds that a process may take to get where it is awaited
