@@ -99,7 +99,7 @@ def default_config() -> ConfigDict:
 
     c.encode = ConfigDict()
     c.encode.batch_size = 256  # global
-    c.encode.shards = 64  # files of the cache per split
+    c.encode.shards = 64  # files of the cache per split, at most
 
     c.sample = sample = ConfigDict()
     sample.labels = ()  # classes to draw, e.g. (207, 388); (): images_per_class of every class

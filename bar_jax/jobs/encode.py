@@ -65,7 +65,8 @@ def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
             "crop": CROP,
         },
         num_examples=len(source),
-        num_shards=config.encode.shards,
+        # A shard is at least a batch: what is left of a batch is computed and thrown away.
+        num_shards=min(config.encode.shards, -(-len(source) // config.encode.batch_size)),
     )
     shards = data.missing_shards(plan)
     done = len(source) - sum(shard.stop - shard.start for shard in shards)
