@@ -6,7 +6,8 @@ metrics.jsonl    a line per logged step; tensorboard/ the same as events
 tokenizer/       checkpoints of stage 1, with the config they were begun with
 cache/           tokens of the data set
 generator/       checkpoints of stage 2, with the config they were begun with
-samples.npz      generated images and labels; samples.png, reconstructions.png
+samples.npz      generated images and labels
+samples.png, samples_during_training.png, reconstructions.png
 """
 
 import json

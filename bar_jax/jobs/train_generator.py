@@ -35,12 +35,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     cache, validation = (_open_cache(config, tokenizer, s) for s in ("train", "validation"))
     generator = make_generator(config, remat=section.remat)
     sampler = make_generator(config, unroll=True)  # the same, unrolled for decoding
-    order = config.model.generator.order
-    start, end = (
-        duration(order, f"model.generator.order.anneal_{point}_", section.batch_size, len(cache),
-                 required=False)
-        for point in ("start", "end")
-    )  # fmt: skip
+    start, end = (_anneal_step(config, point, len(cache)) for point in ("start", "end"))
 
     def loss_fn(params, batch, keys, dropout_key, step):
         return generator.apply(
@@ -101,6 +96,13 @@ def run(config: ConfigDict) -> dict[str, object]:
             f"seconds_{STAGE}": round(results["seconds"], 1),
         },
     )
+
+
+def _anneal_step(config, point, images) -> int:
+    """The step at which the share of random orders starts or ends to fall."""
+    field = f"model.generator.order.anneal_{point}_"
+    batch_size = config.train_generator.batch_size
+    return duration(config.model.generator.order, field, batch_size, images, required=False)
 
 
 def _open_cache(config, tokenizer, split):
