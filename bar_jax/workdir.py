@@ -65,10 +65,10 @@ def check(config: ConfigDict) -> None:
         "train_generator": ("generator",),
     }.get(config.job, ())
     for part in ("tokenizer", "generator"):
-        path = pathlib.Path(config.workdir) / part / "config.json"
-        if path.exists():
+        folder = pathlib.Path(config.workdir) / part
+        if _begun(folder):
             compare = _compare_training if part in training else _compare_model
-            compare(path, config, part)
+            compare(folder / "config.json", config, part)
     read_summary(config.workdir)
 
 
@@ -102,7 +102,9 @@ def _update(config: ConfigDict, values: dict) -> None:
 
 
 def begin_training(config: ConfigDict, part: str) -> pathlib.Path:
-    """The folder of a part's checkpoints; the first call stores the config, later ones compare.
+    """The folder of a part's checkpoints, with the config they are made with beside them.
+
+    The config is stored when the first of them is about to be made, and compared afterwards.
 
     Args:
       part: `tokenizer` or `generator`.
@@ -112,7 +114,7 @@ def begin_training(config: ConfigDict, part: str) -> pathlib.Path:
     """
     folder = pathlib.Path(config.workdir) / part
     path = folder / "config.json"
-    if path.exists():
+    if _begun(folder):
         _compare_training(path, config, part)
     elif jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +134,12 @@ def trained(config: ConfigDict, part: str) -> pathlib.Path:
         raise InputError(str(folder), "no trained model", f"job=train_{part} to have run there")
     _compare_model(path, config, part)
     return folder
+
+
+def _begun(folder: pathlib.Path) -> bool:
+    """Whether there is a checkpoint: without one, nothing is lost if the config changes."""
+    stored = (folder / "config.json").exists()
+    return stored and any(child.name.isdigit() for child in folder.iterdir())
 
 
 def _compare_training(path: pathlib.Path, config: ConfigDict, part: str) -> None:

@@ -1,5 +1,6 @@
 """Tests of bar_jax/main.py: the command line, and a user's mistakes that end in one line."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -239,7 +240,7 @@ def begun(tmp_path):
     config = parse(["main", TINY, f"--workdir={tmp_path}"])
     workdir.write_config(config)
     for part in ("tokenizer", "generator"):
-        workdir.begin_training(config, part)
+        (workdir.begin_training(config, part) / "1").mkdir()  # a checkpoint, as far as it matters
     return tmp_path
 
 
@@ -277,6 +278,15 @@ def test_what_cannot_change_is_refused(part, arguments, found, expected, begun, 
 )
 def test_what_may_change_is_taken(argument, begun):
     workdir.check(parse(["main", TINY, f"--workdir={begun}", argument]))
+
+
+def test_without_a_checkpoint_all_may_change(begun):
+    """A run that was cut off early, or refused, must not hold on to its config."""
+    (begun / "tokenizer/1").rmdir()
+    changed = parse(["main", TINY, f"--workdir={begun}", "--config.train_tokenizer.steps=3"])
+    workdir.check(changed)
+    folder = workdir.begin_training(changed, "tokenizer")
+    assert json.loads((folder / "config.json").read_text())["train_tokenizer"]["steps"] == 3
 
 
 def test_a_damaged_stored_config_is_named(begun, capsys):

@@ -29,10 +29,10 @@ STAGE = "train_generator"
 def run(config: ConfigDict) -> dict[str, object]:
     """Trains to the end, or goes on from the last checkpoint; returns the summary."""
     section, mesh = config.train_generator, mesh_lib.make_mesh(**config.mesh)
-    folder = workdir.begin_training(config, "generator")
     with jax.set_mesh(mesh):
         tokenizer = models.load_tokenizer(config, mesh)
     cache, validation = (_open_cache(config, tokenizer, s) for s in ("train", "validation"))
+    folder = workdir.begin_training(config, "generator")
     generator = make_generator(config, remat=section.remat)
     sampler = make_generator(config, unroll=True)  # the same, unrolled for decoding
     start, end = (_anneal_step(config, point, len(cache)) for point in ("start", "end"))

@@ -24,8 +24,8 @@ STAGE = "train_tokenizer"
 def run(config: ConfigDict) -> dict[str, object]:
     """Trains to the end, or goes on from the last checkpoint; returns the summary."""
     section, mesh = config.train_tokenizer, make_mesh(**config.mesh)
-    folder = workdir.begin_training(config, "tokenizer")
     source = data.open_images(config)
+    folder = workdir.begin_training(config, "tokenizer")
     tokenizer = make_tokenizer(config, remat=section.remat)
 
     def loss_fn(params, batch, keys, dropout_key, step):
