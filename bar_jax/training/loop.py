@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import duration
+from bar_jax.errors import InputError
 from bar_jax.training import checkpoint, optimizer, preemption
 from bar_jax.training.progress import format_seconds
 from bar_jax.training.step import LossFn, TrainState, init_state, make_train_step, stream_key
@@ -79,6 +80,10 @@ def train(
         contextlib.closing(checkpoint.open_manager(folder, section.keep_checkpoints)) as manager,
         jax.set_mesh(mesh),
     ):
+        if (manager.latest_step() or 0) > steps:
+            found = f"{steps} steps for {examples} images"
+            expected = f"at least {manager.latest_step()}, which {folder} has reached"
+            raise InputError(f"{stage}.steps", found, expected)
         if manager.latest_step() == steps:
             logger.info("%s: finished at step %d, nothing to do", stage, steps)
             return steps, checkpoint.read_meta(folder)["results"]

@@ -179,6 +179,16 @@ def test_a_finished_stage_does_nothing(fake):
     assert not fake.calls
 
 
+def test_a_stage_that_shrank_is_refused(fake):
+    """As when its duration is in epochs and the data set has lost images."""
+    fake.train()
+    fake.section.steps = 4
+    with pytest.raises(
+        InputError, match="steps: found 4 steps for 100 images, expected at least 6"
+    ):
+        fake.train()
+
+
 def test_a_stopped_run_goes_on_to_the_same_end(fake, tmp_path, sigterm):
     """SIGTERM in every step: each run makes one step; parameters, logs and results are equal."""
     whole = Fake(tmp_path / "whole" / "fake")
