@@ -156,6 +156,7 @@ def record_dtype(fields: dict) -> np.dtype:
 
 
 def refuse_difference(path: Path, name: str, found, expected) -> None:
+    """Raises InputError if a cache's field is not the expected one."""
     if found != expected:
         raise InputError(
             path,
@@ -165,10 +166,12 @@ def refuse_difference(path: Path, name: str, found, expected) -> None:
 
 
 def shard_path(path: Path, number: int, num_shards: int) -> Path:
+    """The file of a shard."""
     return path / f"tokens-{number:05d}-of-{num_shards:05d}.array_record"
 
 
 def read_json(file: Path) -> dict:
+    """What is in a cache's JSON file; InputError if it cannot be read."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:

@@ -223,7 +223,8 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, change):
 
 
 def test_the_expected_cache_opens(path):
-    open_cache(path, fingerprint="bar_fsq-1234", bits=4, grid=(2, 3), num_classes=10)
+    cache = open_cache(path, fingerprint="bar_fsq-1234", bits=4, grid=(2, 3), num_classes=10)
+    assert (cache.bits, cache.num_tokens) == (4, 6)
 
 
 @pytest.mark.parametrize(
