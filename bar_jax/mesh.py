@@ -87,6 +87,21 @@ def put_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str
     return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
 
 
+def local_rows(x: jax.Array) -> np.ndarray:
+    """This process's rows of an array that is cut along its first axis."""
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def whole(x: jax.Array) -> np.ndarray:
+    """An array that is cut along its first axis, whole on every process."""
+    if jax.process_count() == 1:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Tells the compiler that the first axis of an activation is the batch.
 
@@ -130,3 +145,12 @@ def shardings(mesh: jax.sharding.Mesh, boxed: object) -> object:
         return NamedSharding(mesh, P(*axes))
 
     return jax.tree.map(sharding, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def shapes(mesh: jax.sharding.Mesh, boxed: object) -> object:
+    """The unboxed tree as `jax.ShapeDtypeStruct`s with their `shardings`."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.unbox(boxed),
+        shardings(mesh, boxed),
+    )

@@ -74,12 +74,7 @@ def _load(folder, module, init, mesh) -> Trained:
 
 def param_shapes(init, mesh: jax.sharding.Mesh) -> dict:
     """Shapes and shardings of what `init` (key -> named parameters) makes, without making it."""
-    boxed = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nn.unbox(boxed),
-        mesh_lib.shardings(mesh, boxed),
-    )
+    return mesh_lib.shapes(mesh, jax.eval_shape(init, jax.random.key(0)))
 
 
 def fingerprint(config: ConfigDict, params: dict) -> str:

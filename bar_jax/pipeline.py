@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from bar_jax import data, models, workdir
 from bar_jax.config import bits_per_token, check_labels, check_sampling, check_seed, token_grid
 from bar_jax.errors import InputError
-from bar_jax.jobs import sample
+from bar_jax.jobs import encode, sample
 from bar_jax.mesh import make_mesh
 
 
@@ -27,10 +27,16 @@ class Pipeline:
       config: of the workdir; its `sample` section holds the defaults of `sample`.
     """
 
-    def __init__(self, config: ConfigDict, tokenizer: models.Trained, generator: models.Trained):
-        """See `Pipeline.load`."""
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: jax.sharding.Mesh,
+        tokenizer: models.Trained,
+        generator: models.Trained,
+    ):
+        """See `Pipeline.load`; `mesh` is where the parameters lie."""
         self.config = config
-        self._tokenizer, self._generator = tokenizer, generator
+        self._mesh, self._tokenizer, self._generator = mesh, tokenizer, generator
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Pipeline":
@@ -40,9 +46,9 @@ class Pipeline:
           InputError: if the workdir holds no config or no trained model.
         """
         config = workdir.read_config(folder)
-        config.mesh.update(dict(data=1, fsdp=1, tensor=1))
         mesh = make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
-        return cls(config, models.load_tokenizer(config, mesh), models.load_generator(config, mesh))
+        tokenizer = models.load_tokenizer(config, mesh)
+        return cls(config, mesh, tokenizer, models.load_generator(config, mesh))
 
     def sample(
         self,
@@ -96,17 +102,18 @@ class Pipeline:
             keep = self._check_keep(keep, len(labels))
         # No more than was asked for, at the price of a compilation for each small number.
         section.batch_size = min(section.batch_size, len(labels))
-        mesh = make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(self._mesh):
             return sample.sample_images(
-                config, mesh, self._generator, self._tokenizer, np.asarray(labels, np.int32),
+                config, self._mesh, self._generator, self._tokenizer, np.asarray(labels, np.int32),
                 images, keep,
             )  # fmt: skip
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Images uint8 [B, H, W, 3] -> tokens, bits {0, 1} [B, N, k] uint8 in raster order."""
         tokenizer = self._tokenizer
-        return np.asarray(_encode(tokenizer.module, tokenizer.params, self._check_images(images)))
+        return np.asarray(
+            encode.tokens(tokenizer.module, tokenizer.params, self._check_images(images))
+        )
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens, bits {0, 1} [B, N, k] -> images uint8 [B, H, W, 3]."""
@@ -136,11 +143,6 @@ class Pipeline:
             found = f"{keep.dtype}{list(keep.shape)}"
             raise InputError("keep", found, f"bool{list(grid)} or bool{[batch, *grid]}")
         return np.broadcast_to(keep, (batch, *grid)).reshape(batch, -1)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(tokenizer, params, images):
-    return tokenizer.apply({"params": params}, data.to_float(images), method=tokenizer.encode)
 
 
 @functools.partial(jax.jit, static_argnums=0)

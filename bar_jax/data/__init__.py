@@ -18,7 +18,7 @@ from bar_jax.data.images import (
     to_uint8,
 )
 from bar_jax.data.loader import eval_batches, token_batches, token_eval_batches, train_batches
-from bar_jax.data.sources import check_labels, digits, folder, holdout, open_source, tfds
+from bar_jax.data.sources import Subset, check_labels, digits, folder, holdout, open_source, tfds
 from bar_jax.data.token_cache import TokenCache, open_cache
 from bar_jax.data.token_writer import (
     CachePlan,
@@ -53,6 +53,7 @@ __all__ = [
     "CachePlan",
     "DamagedImage",
     "Shard",
+    "Subset",
     "TokenCache",
     "center_crop",
     "center_crop_adm",

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from bar_jax.bases import permutation
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.shuffle import shuffle, unshuffle
-from bar_jax.heads.masked_bit import MaskedBitHead, Masking, Sums
+from bar_jax.heads.masked_bit import MaskedBitHead, Masking
+from bar_jax.losses import Sums
 
 
 class Draws(flax.struct.PyTreeNode):

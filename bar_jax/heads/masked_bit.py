@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from bar_jax.losses import Sums
 from bar_jax.mesh import constrain_batch
 from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import SwiGLU
@@ -19,11 +20,6 @@ HIDDEN = 2  # the symbol of a hidden bit, beside 0 and 1
 VISIBLE_WEIGHT = 0.1  # weight of a visible bit's cross-entropy; a hidden one weighs 1
 LOGIT_NORMAL_SCALE = 0.8
 FOURIER_FREQUENCIES = 256
-MASK_RATIOS = ("logit_normal", "uniform", "arccos")  # Table 2a
-
-
-# name -> (weighted sum, sum of weights)
-Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Masking(flax.struct.PyTreeNode):
@@ -70,7 +66,8 @@ class MaskedBitHead(nn.Module):
     Attributes:
       bits: n, bits of a token (after token shuffling).
       width, depth: 2048 and 3 in the paper's final models (Table 2b).
-      mask_ratio: how the share of hidden bits is drawn in training, one of MASK_RATIOS.
+      mask_ratio: how the share of hidden bits is drawn in training, `logit_normal`,
+        `uniform` or `arccos` (Table 2a).
     """
 
     bits: int

@@ -6,13 +6,13 @@ import logging
 import pathlib
 import time
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
 from bar_jax import data, models
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import token_grid
-from bar_jax.jobs.reconstruct import local_rows
 from bar_jax.training import preemption
 from bar_jax.training.progress import progress
 from bar_jax.training.writer import update_summary
@@ -100,11 +100,12 @@ def _encode_batch(mesh, tokenizer, batch, mirrored):
     rows = [batch["label"][keep], batch["index"][keep]]
     for name in ("image", "image_mirrored") if mirrored else ("image",):
         images = mesh_lib.put_batch(mesh, {"image": batch[name]})["image"]
-        bits = _tokens(tokenizer.module, tokenizer.params, images)
-        rows.append(local_rows(bits)[keep])
+        bits = tokens(tokenizer.module, tokenizer.params, images)
+        rows.append(mesh_lib.local_rows(bits)[keep])
     return rows
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _tokens(tokenizer, params, images):
+def tokens(tokenizer: nn.Module, params: dict, images: jax.Array) -> jax.Array:
+    """Images uint8 [B, H, W, 3] -> bits {0, 1} [B, N, k] uint8."""
     return tokenizer.apply({"params": params}, data.to_float(images), method=tokenizer.encode)

@@ -74,6 +74,8 @@ def read_samples(path: pathlib.Path, size: int, num_classes: int) -> tuple[np.nd
 def _real(config: ConfigDict, validation: bool, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Real images uint8 [B, S, S, 3] and labels, evenly taken from the whole split."""
     source = data.open_images(config, validation)
+    # Chosen before they are read: a whole training set would not fit into memory.
+    source = data.Subset(source, np.arange(0, len(source), -(-len(source) // limit)))
     batches = list(
         data.eval_batches(
             source,
@@ -86,5 +88,4 @@ def _real(config: ConfigDict, validation: bool, limit: int) -> tuple[np.ndarray,
     images, labels, mask = (
         np.concatenate([b[n] for b in batches]) for n in ("image", "label", "mask")
     )
-    every = -(-len(images) // limit)
-    return images[mask][::every], labels[mask][::every]
+    return images[mask], labels[mask]

@@ -70,7 +70,7 @@ def measure(
         arrays = mesh_lib.put_batch(mesh, {name: batch[name] for name in ("image", "mask")})
         sums, pictures = _reconstruct(tokenizer, params, arrays["image"], arrays["mask"])
         totals = sums if totals is None else jax.tree.map(np.add, totals, jax.device_get(sums))
-        pictures = local_rows(pictures)
+        pictures = mesh_lib.local_rows(pictures)
         for i in np.flatnonzero(batch["mask"]):
             label = int(batch["label"][i])
             if label < CLASSES and len(originals.setdefault(label, [])) < COLUMNS:
@@ -87,12 +87,6 @@ def _reconstruct(tokenizer, params, images, mask):
     bits = tokenizer.apply({"params": params}, images, method=tokenizer.encode)
     decoded = tokenizer.apply({"params": params}, bits, method=tokenizer.decode)
     return reconstruction_sums(images, decoded, bits, mask), data.to_uint8(decoded)
-
-
-def local_rows(x: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is cut along its first axis."""
-    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def save_picture(

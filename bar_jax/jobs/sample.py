@@ -126,7 +126,7 @@ def sample_images(
                 jnp.float32(section.temperature),
                 key,
             )
-            images.append(whole(drawn))
+            images.append(mesh_lib.whole(drawn))
             advance(min(size, len(labels) - begin))
     return np.concatenate(images)[: len(labels)]
 
@@ -162,15 +162,6 @@ def _sample(
     )
     images = tokenizer.apply({"params": tokenizer_params}, bits, method=tokenizer.decode)
     return data.to_uint8(images)
-
-
-def whole(x: jax.Array) -> np.ndarray:
-    """An array that is cut along its first axis, whole on every process."""
-    if jax.process_count() == 1:
-        return np.asarray(x)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def half_mask(grid: tuple[int, int], half: str) -> np.ndarray:

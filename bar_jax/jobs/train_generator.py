@@ -31,7 +31,8 @@ def run(config: ConfigDict) -> dict[str, object]:
     section, mesh = config.train_generator, mesh_lib.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         tokenizer = models.load_tokenizer(config, mesh)
-    cache, validation = (_open_cache(config, tokenizer, s) for s in ("train", "validation"))
+    fingerprint = models.fingerprint(config, tokenizer.params)
+    cache, validation = (_open_cache(config, fingerprint, s) for s in ("train", "validation"))
     folder = workdir.begin_training(config, "generator")
     generator = make_generator(config, remat=section.remat)
     sampler = make_generator(config, unroll=True)  # the same, unrolled for decoding
@@ -105,10 +106,10 @@ def _anneal_step(config, point, images) -> int:
     return duration(config.model.generator.order, field, batch_size, images, required=False)
 
 
-def _open_cache(config, tokenizer, split):
+def _open_cache(config, fingerprint, split):
     return data.open_cache(
         cache_path(config, split),
-        fingerprint=models.fingerprint(config, tokenizer.params),
+        fingerprint=fingerprint,
         bits=config.model.tokenizer.bits,
         grid=token_grid(config),
         num_classes=config.data.num_classes,

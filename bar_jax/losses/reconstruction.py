@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from bar_jax.losses import Sums
 
-def reconstruction(
-    images: jax.Array, reconstructions: jax.Array, l1: float, l2: float
-) -> dict[str, tuple[jax.Array, jax.Array]]:
+
+def reconstruction(images: jax.Array, reconstructions: jax.Array, l1: float, l2: float) -> Sums:
     """Weighted mean absolute and squared error.
 
     Args:

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import entr
 
+from bar_jax.losses import Sums
+
 
 def to_8_bits(images: jax.Array) -> jax.Array:
     """[-1, 1] -> [0, 1], clipped and rounded to the 256 values of a stored image."""
@@ -27,7 +29,7 @@ def psnr(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
 
 def reconstruction_sums(
     images: jax.Array, reconstructions: jax.Array, bits: jax.Array, mask: jax.Array
-) -> dict[str, tuple[jax.Array, jax.Array]]:
+) -> Sums:
     """Sums for the metrics of a tokenizer over the examples that `mask` [B] marks True.
 
     Args:

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from bar_jax import mesh as mesh_lib
+from bar_jax.losses import Sums
 
-# name -> (weighted sum, sum of weights), over the examples of a piece of a batch
-Sums = dict[str, tuple[jax.Array, jax.Array]]
 Batch = dict[str, jax.Array]
 # (params, piece of a batch, key of each example, dropout key, step) -> sums, among them "loss"
 LossFn = Callable[[dict, Batch, jax.Array, jax.Array, jax.Array], Sums]
@@ -65,13 +64,8 @@ def init_state(
             opt_state=tx.init(params),
         )
 
-    names = jax.eval_shape(boxed, key)
-    shardings = mesh_lib.shardings(mesh, names)
-    shapes = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nn.unbox(names),
-        shardings,
-    )
+    shapes = mesh_lib.shapes(mesh, jax.eval_shape(boxed, key))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     # Runs once and holds a random generator per parameter: on CPU, compiling it well takes longer
     # than anything that it could save.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}

@@ -196,6 +196,7 @@ def try_to_write(tmp_path, **changes):
 
 def test_what_fits_is_written(tmp_path):
     try_to_write(tmp_path)
+    assert len(list(tmp_path.glob("tokens-*.array_record"))) == 1
 
 
 @pytest.mark.parametrize("label", [-1, 10])

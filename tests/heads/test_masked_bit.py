@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from bar_jax.config import CHOICES
 from bar_jax.heads.masked_bit import (
     HIDDEN,
-    MASK_RATIOS,
     MaskedBitHead,
     Masking,
     bit_cross_entropy,
@@ -103,7 +103,7 @@ CDFS = {
 }
 
 
-@pytest.mark.parametrize("mask_ratio", MASK_RATIOS)
+@pytest.mark.parametrize("mask_ratio", CHOICES["model.head.mask_ratio"])
 def test_mask_ratio_has_its_distribution(key, mask_ratio):
     """Kolmogorov-Smirnov at the 1 % level, on a fixed key."""
     count = 4000
@@ -116,7 +116,7 @@ def test_mask_ratio_has_its_distribution(key, mask_ratio):
     assert max(np.max(steps[1:] - cdf), np.max(cdf - steps[:-1])) < 1.63 / math.sqrt(count)
 
 
-@pytest.mark.parametrize("mask_ratio", MASK_RATIOS)
+@pytest.mark.parametrize("mask_ratio", CHOICES["model.head.mask_ratio"])
 def test_mask_ratio_is_finite_at_the_ends_of_the_draws(mask_ratio):
     head = MaskedBitHead(BITS, WIDTH, 1, mask_ratio)
     uniform = jnp.stack([jnp.zeros(1 + BITS), jnp.full(1 + BITS, 1 - 2**-24)])
