@@ -1,103 +1,58 @@
 """The published masked-bit generators: their tensor names, and their arrays in our layout."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
-from bar_jax.errors import InputError
+from bar_jax.nn.rotary import axial_table
+from bar_jax.pretrained.layout import Layout, linear, same, to_ours, to_published
 
-# Published linear layers are [out, in]; ours [in, out], with `out` (or `in`) split into parts.
-Layout = Callable[[np.ndarray], np.ndarray]
+# A published table has one more axis in front.
+_TABLE = "1 place d -> place d"
+_BLOCK = "blocks.{layer}"
+
+TRUNK: Layout = {
+    "start": ("cls_token", "1 1 d -> d"),
+    "own_place_embedding": ("pos_embed", _TABLE),
+    "target_place_embedding": ("target_aware_pos_embed", _TABLE),
+    "adaln_index_embedding": ("timesteps_embeddings", _TABLE),
+    **same("class_embedding", "embeddings.weight"),
+    **same("bit_embedding", "input_embeddings.weight"),
+    **linear("token_proj", "input_merge"),
+    **same("norm/scale", "norm.weight"),
+    **linear("output_proj", "latent_condition_proj"),
+    **same("blocks/attention_norm/scale", f"{_BLOCK}.norm1.weight"),
+    **same("blocks/mlp_norm/scale", f"{_BLOCK}.norm2.weight"),
+    **same("blocks/query_norm/scale", f"{_BLOCK}.attn.q_norm.weight"),
+    **same("blocks/key_norm/scale", f"{_BLOCK}.attn.k_norm.weight"),
+    **linear("blocks/qkv", f"{_BLOCK}.attn.qkv", outputs="three heads c"),
+    **linear("blocks/out", f"{_BLOCK}.attn.proj", inputs="heads c"),
+    **linear("blocks/mlp/up", f"{_BLOCK}.mlp.w12", outputs="two o"),
+    **linear("blocks/mlp/down", f"{_BLOCK}.mlp.w3"),
+    **linear("blocks/adaln", f"{_BLOCK}.adaLN_modulation.1", outputs="six o"),
+}
+# Buffers of each layer, the same in all: a file may lack them.
+ROTARY = (f"{_BLOCK}.attn.rope.freqs_cos", f"{_BLOCK}.attn.rope.freqs_sin")
 
 
-def _kernel(*out: int) -> Layout:
-    return lambda w: w.T.reshape(w.shape[1], *out) if out else w.T
-
-
-def _split(*shape: int) -> Layout:
-    return lambda w: w.reshape(shape)
-
-
-def _same(w: np.ndarray) -> np.ndarray:
-    return w
-
-
-def _linear(ours: str, theirs: str, *out: int) -> dict[str, tuple[str, Layout]]:
+def head_layout(prefix: str = "") -> Layout:
+    """The masked-bit head, whose published names start with `prefix`."""
+    block = f"{prefix}transformer.{{layer}}"
     return {
-        f"{ours}/kernel": (f"{theirs}.weight", _kernel(*out)),
-        f"{ours}/bias": (f"{theirs}.bias", _split(*out) if out else _same),
+        **same("bit_embedding", f"{prefix}input_embed.weight"),
+        **linear("in_proj", f"{prefix}input_proj"),
+        **same("in_norm/scale", f"{prefix}ln_pre.weight"),
+        **same("time_embed_frequencies", f"{prefix}t_embedder.W"),
+        **linear("time_embed_in", f"{prefix}t_embedder.mlp.0"),
+        **linear("time_embed_out", f"{prefix}t_embedder.mlp.2"),
+        **same("blocks/norm/scale", f"{block}.in_ln.weight"),
+        **linear("blocks/mlp/up", f"{block}.mlp.w12", outputs="two o"),
+        **linear("blocks/mlp/down", f"{block}.mlp.w3"),
+        **linear("blocks/adaln", f"{block}.adaLN_modulation.1", outputs="three o"),
+        **same("out_norm/scale", f"{prefix}adaln_before_head.norm_final.weight"),
+        **linear("out_adaln", f"{prefix}adaln_before_head.adaLN_modulation.1", outputs="two o"),
+        **linear("out_embed", f"{prefix}output_embed", outputs="o two"),
     }
-
-
-def _trunk_layout(heads: int) -> dict[str, tuple[str, Layout]]:
-    """Our path in the trunk -> (published name, layout); `{}` stands for the layer."""
-    block = "blocks.{}"
-    first = lambda w: w.reshape(w.shape[-2:]) if w.shape[-2] > 1 else w.reshape(-1)
-    return {
-        "start": ("cls_token", first),
-        "own_place_embedding": ("pos_embed", first),
-        "target_place_embedding": ("target_aware_pos_embed", first),
-        "adaln_index_embedding": ("timesteps_embeddings", first),
-        "class_embedding": ("embeddings.weight", _same),
-        "bit_embedding": ("input_embeddings.weight", _same),
-        **_linear("token_proj", "input_merge"),
-        "norm/scale": ("norm.weight", _same),
-        **_linear("output_proj", "latent_condition_proj"),
-        "blocks/attention_norm/scale": (f"{block}.norm1.weight", _same),
-        "blocks/mlp_norm/scale": (f"{block}.norm2.weight", _same),
-        "blocks/query_norm/scale": (f"{block}.attn.q_norm.weight", _same),
-        "blocks/key_norm/scale": (f"{block}.attn.k_norm.weight", _same),
-        **_linear("blocks/qkv", f"{block}.attn.qkv", 3, heads, -1),
-        "blocks/out/kernel": (
-            f"{block}.attn.proj.weight",
-            lambda w: w.T.reshape(heads, -1, w.shape[0]),
-        ),
-        "blocks/out/bias": (f"{block}.attn.proj.bias", _same),
-        **_linear("blocks/mlp/up", f"{block}.mlp.w12", 2, -1),
-        **_linear("blocks/mlp/down", f"{block}.mlp.w3"),
-        **_linear("blocks/adaln", f"{block}.adaLN_modulation.1", 6, -1),
-    }
-
-
-def _head_layout() -> dict[str, tuple[str, Layout]]:
-    """Our path in the masked-bit head -> (published name, layout)."""
-    block = "transformer.{}"
-    return {
-        "bit_embedding": ("input_embed.weight", _same),
-        **_linear("in_proj", "input_proj"),
-        "in_norm/scale": ("ln_pre.weight", _same),
-        "time_embed_frequencies": ("t_embedder.W", _same),
-        **_linear("time_embed_in", "t_embedder.mlp.0"),
-        **_linear("time_embed_out", "t_embedder.mlp.2"),
-        "blocks/norm/scale": (f"{block}.in_ln.weight", _same),
-        **_linear("blocks/mlp/up", f"{block}.mlp.w12", 2, -1),
-        **_linear("blocks/mlp/down", f"{block}.mlp.w3"),
-        **_linear("blocks/adaln", f"{block}.adaLN_modulation.1", 3, -1),
-        "out_norm/scale": ("adaln_before_head.norm_final.weight", _same),
-        **_linear("out_adaln", "adaln_before_head.adaLN_modulation.1", 2, -1),
-        **_linear("out_embed", "output_embed", -1, 2),
-    }
-
-
-def _convert(
-    tensors: Mapping[str, np.ndarray],
-    layout: dict[str, tuple[str, Layout]],
-    prefix: str,
-    depth: int,
-) -> dict:
-    params: dict = {}
-    for path, (name, to_ours) in layout.items():
-        names = [prefix + name.format(i) for i in range(depth)] if "{}" in name else [prefix + name]
-        missing = [n for n in names if n not in tensors]
-        if missing:
-            raise InputError("weights", f"no tensor {missing[0]}", "a published generator")
-        arrays = [to_ours(np.asarray(tensors[n])) for n in names]
-        *parents, leaf = path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = np.stack(arrays) if "{}" in name else arrays[0]
-    return params
 
 
 def head_params(tensors: Mapping[str, np.ndarray], depth: int, prefix: str = "") -> dict:
@@ -106,7 +61,7 @@ def head_params(tensors: Mapping[str, np.ndarray], depth: int, prefix: str = "")
     Raises:
       InputError: naming a tensor that is missing.
     """
-    return _convert(tensors, _head_layout(), prefix, depth)
+    return to_ours(tensors, head_layout(prefix), {"layer": range(depth)}, two=2, three=3)
 
 
 def generator_params(
@@ -122,7 +77,30 @@ def generator_params(
     Raises:
       InputError: naming a tensor that is missing.
     """
+    layers = {"layer": range(depth)}
     return {
-        "trunk": _convert(tensors, _trunk_layout(heads), "", depth),
+        "trunk": to_ours(tensors, TRUNK, layers, heads=heads, two=2, three=3, six=6),
         "head": head_params(tensors, head_depth, "lm_head."),
+    }
+
+
+def generator_tensors(params: dict, *, grid: tuple[int, int], prefix: int) -> dict:
+    """The inverse of `generator_params`: a whole published state dict, rotary tables included.
+
+    Args:
+      grid: rows and columns of tokens, after token shuffling.
+      prefix: positions in front of the tokens (the start vector and the class copies).
+    """
+    trunk, head = params["trunk"], params["head"]
+    depth, *_, head_dim = trunk["blocks"]["qkv"]["kernel"].shape
+    head_depth = head["blocks"]["norm"]["scale"].shape[0]
+    tables = axial_table(grid, head_dim, prefix)
+    return {
+        **to_published(trunk, TRUNK, {"layer": range(depth)}),
+        **to_published(head, head_layout("lm_head."), {"layer": range(head_depth)}),
+        **{
+            name.format(layer=i): table
+            for name, table in zip(ROTARY, tables, strict=True)
+            for i in range(depth)
+        },
     }
