@@ -115,6 +115,13 @@ def default_config() -> ConfigDict:
     c.evaluate.samples = ""  # .npz of images (arr_0) and labels (arr_1); "": the workdir's
     c.evaluate.metrics = METRICS
 
+    c.published = ConfigDict()  # weight files: .bin, .pth, .safetensors, .npz
+    c.published.generator = ""  # import_weights: of the generator; "": none
+    c.published.tokenizer = ""  # import_weights: of the tokenizer; "": none
+    c.published.export = (
+        ""  # export_weights: what to write; "": the workdir's generator.safetensors
+    )
+
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices per axis, -1: what is left
     return c
 

@@ -1,7 +1,9 @@
 """Finds the files that come with bar_jax: in the clone, or inside an installed package."""
 
+import contextlib
 import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from bar_jax.errors import InputError
@@ -43,6 +45,11 @@ def find(path: str | os.PathLike[str]) -> Path:
     raise InputError(repr(str(path)), found, expected)
 
 
+def shipped(path: str) -> Path:
+    """What comes with bar_jax under this name, whatever lies in the working directory."""
+    return _HOME / path
+
+
 def _close_configs(path: str) -> list[str]:
     """Configs that `path` may have meant, best first: by whole path, then by name alone."""
     known = {
@@ -61,10 +68,19 @@ def _close_configs(path: str) -> list[str]:
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file so that it is there whole or not at all, whatever is killed when."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its name once it is written and on the disk."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Trained models from Python: load a workdir, then sample, encode and decode."""
+"""Trained models from Python: load a workdir or published files; sample, encode and decode."""
 
 import functools
 import os
@@ -8,8 +8,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, models, workdir
-from bar_jax.config import bits_per_token, check_labels, check_sampling, check_seed, token_grid
+from bar_jax import data, models, published, workdir
+from bar_jax.config import (
+    bits_per_token,
+    check_labels,
+    check_sampling,
+    check_seed,
+    token_grid,
+    validate,
+)
+from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.jobs import encode, sample
 from bar_jax.mesh import make_mesh
@@ -45,10 +53,43 @@ class Pipeline:
         Raises:
           InputError: if the workdir holds no config or no trained model.
         """
-        config = workdir.read_config(folder)
-        mesh = make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
+        config, mesh = workdir.read_config(folder), _one_device()
         tokenizer = models.load_tokenizer(config, mesh)
         return cls(config, mesh, tokenizer, models.load_generator(config, mesh))
+
+    @classmethod
+    def from_published(
+        cls,
+        config: str | os.PathLike | ConfigDict,
+        *,
+        generator: str | os.PathLike,
+        tokenizer: str | os.PathLike,
+    ) -> "Pipeline":
+        """Loads published weight files onto one device.
+
+            pipe = bar_jax.Pipeline.from_published(
+                "configs/masked_bit/bar_b.py",
+                generator="bar_b.bin",
+                tokenizer="bar_fsq_16bits_ft.bin",
+            )
+
+        Args:
+          config: a config file, as `--config` takes it, or a config.
+          generator, tokenizer: files, see `pretrained.files.read_tensors`.
+
+        Raises:
+          InputError: a file that cannot be read, or one of another model (the message says which).
+        """
+        if not isinstance(config, ConfigDict):
+            config = load_config(os.fspath(config))
+        config = config.copy_and_resolve_references()
+        validate(config)
+        mesh = _one_device()
+        files = {"tokenizer": tokenizer, "generator": generator}
+        tensors = {part: published.read(config, part, path) for part, path in files.items()}
+        return cls(
+            config, mesh, *(published.load(config, part, tensors.pop(part), mesh) for part in files)
+        )
 
     def sample(
         self,
@@ -143,6 +184,10 @@ class Pipeline:
             found = f"{keep.dtype}{list(keep.shape)}"
             raise InputError("keep", found, f"bool{list(grid)} or bool{[batch, *grid]}")
         return np.broadcast_to(keep, (batch, *grid)).reshape(batch, -1)
+
+
+def _one_device() -> jax.sharding.Mesh:
+    return make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,6 +6,7 @@ metrics.jsonl    a line per logged step; tensorboard/ the same as events
 tokenizer/       checkpoints of stage 1, with the config they were begun with
 cache/           tokens of the data set
 generator/       checkpoints of stage 2, with the config they were begun with
+generator.safetensors  the generator as a published file, by job=export_weights
 samples.npz      generated images and labels
 samples.png, samples_during_training.png, reconstructions.png
 """
@@ -131,9 +132,21 @@ def trained(config: ConfigDict, part: str) -> pathlib.Path:
     folder = pathlib.Path(config.workdir) / part
     path = folder / "config.json"
     if not path.exists():
-        raise InputError(str(folder), "no trained model", f"job=train_{part} to have run there")
+        expected = f"job=train_{part} or job=import_weights to have run there"
+        raise InputError(str(folder), "no trained model", expected)
     _compare_model(path, config, part)
     return folder
+
+
+def check_free(config: ConfigDict, part: str) -> None:
+    """Checks that a part has no checkpoint yet, so that none is overwritten.
+
+    Raises:
+      InputError: if it has one.
+    """
+    folder = pathlib.Path(config.workdir) / part
+    if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir()):
+        raise InputError(folder, "a checkpoint", "none: it is not overwritten; another --workdir")
 
 
 def _begun(folder: pathlib.Path) -> bool:
@@ -143,6 +156,9 @@ def _begun(folder: pathlib.Path) -> bool:
 
 
 def _compare_training(path: pathlib.Path, config: ConfigDict, part: str) -> None:
+    if _read_json(path).get("job") == "import_weights":  # without an optimiser's state
+        expected = f"another --workdir with --config.init_from={config.workdir} to train from them"
+        raise InputError(path.parent, "imported weights", expected)
     _compare(path, config, TRAINING_FIELDS[part], FREE)
 
 

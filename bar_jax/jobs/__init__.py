@@ -9,6 +9,8 @@ from bar_jax.jobs import (
     describe,
     encode,
     evaluate,
+    export_weights,
+    import_weights,
     pipeline,
     reconstruct,
     sample,
@@ -24,6 +26,8 @@ JOBS = {
     "sample": sample.run,
     "reconstruct": reconstruct.run,
     "evaluate": evaluate.run,
+    "import_weights": import_weights.run,
+    "export_weights": export_weights.run,
     "describe": describe.run,
 }
 

@@ -92,15 +92,20 @@ def generator_tensors(params: dict, *, grid: tuple[int, int], prefix: int) -> di
       prefix: positions in front of the tokens (the start vector and the class copies).
     """
     trunk, head = params["trunk"], params["head"]
-    depth, *_, head_dim = trunk["blocks"]["qkv"]["kernel"].shape
-    head_depth = head["blocks"]["norm"]["scale"].shape[0]
-    tables = axial_table(grid, head_dim, prefix)
+    depth, head_depth = (len(part["blocks"]["mlp"]["up"]["bias"]) for part in (trunk, head))
     return {
         **to_published(trunk, TRUNK, {"layer": range(depth)}),
         **to_published(head, head_layout("lm_head."), {"layer": range(head_depth)}),
-        **{
-            name.format(layer=i): table
-            for name, table in zip(ROTARY, tables, strict=True)
-            for i in range(depth)
-        },
+        **rotary_tensors(params, grid=grid, prefix=prefix),
+    }
+
+
+def rotary_tensors(params: dict, *, grid: tuple[int, int], prefix: int) -> dict[str, np.ndarray]:
+    """The tables of the rotary embedding under their published names; see `generator_tensors`."""
+    depth, *_, head_dim = params["trunk"]["blocks"]["qkv"]["kernel"].shape
+    tables = axial_table(grid, head_dim, prefix)
+    return {
+        name.format(layer=i): table
+        for name, table in zip(ROTARY, tables, strict=True)
+        for i in range(depth)
     }

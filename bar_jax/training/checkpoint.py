@@ -4,6 +4,7 @@ A step that was cut off while it was written is never seen again: the last compl
 Evaluation restores only the parameters it needs, on any mesh.
 """
 
+import contextlib
 import os
 import pathlib
 
@@ -42,13 +43,25 @@ def save(
     step = int(state.step)
     if manager.latest_step() == step:
         return
-    meta = {"step": step, "config": config, "version": __version__, "results": results}
     items = {"params": state.params, "opt_state": state.opt_state}
     if state.ema is not None:
         items["ema"] = state.ema
     arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+    meta = ocp.args.JsonSave(_meta(step, config, results))
     # force: also off the interval, as a preempted run needs.
-    manager.save(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta)), force=True)
+    manager.save(step, args=ocp.args.Composite(**arrays, meta=meta), force=True)
+
+
+def save_params(directory: str | os.PathLike, params: dict, config: dict) -> None:
+    """Saves parameters alone, as step 0 of a stage that is not trained here."""
+    with contextlib.closing(open_manager(directory, keep=1)) as manager:
+        arrays, meta = ocp.args.StandardSave(params), ocp.args.JsonSave(_meta(0, config, {}))
+        manager.save(0, args=ocp.args.Composite(params=arrays, meta=meta), force=True)
+        manager.wait_until_finished()
+
+
+def _meta(step: int, config: dict, results: dict[str, float]) -> dict[str, object]:
+    return {"step": step, "config": config, "version": __version__, "results": results}
 
 
 def restore_state(

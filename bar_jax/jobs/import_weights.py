@@ -1,0 +1,41 @@
+"""Published weight files to the checkpoints of a workdir: `tokenizer/`, `generator/`, or both.
+
+All other jobs then use them like trained ones. Nothing is written before both files are checked,
+and a checkpoint that is there already is not overwritten.
+"""
+
+import logging
+
+import jax
+from ml_collections import ConfigDict
+
+from bar_jax import mesh as mesh_lib
+from bar_jax import published, workdir
+from bar_jax.errors import InputError
+from bar_jax.training import checkpoint, preemption
+from bar_jax.training.writer import update_summary
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Imports the files that `config.published` names; returns the summary."""
+    paths = {part: config.published[part] for part in ("tokenizer", "generator")}
+    paths = {part: path for part, path in paths.items() if path}
+    if not paths:
+        raise InputError("published.generator, published.tokenizer", "no file", "one, or both")
+    for part in paths:
+        workdir.check_free(config, part)
+    tensors = {part: published.read(config, part, path) for part, path in paths.items()}
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    for part, path in paths.items():
+        preemption.check(f"import_weights: the {part} was not imported")
+        # The tensors leave this function's hands, so that no more than two copies are held.
+        trained = published.load(config, part, tensors.pop(part), mesh)
+        folder = workdir.begin_training(config, part)
+        with jax.set_mesh(mesh):
+            checkpoint.save_params(folder, trained.params, workdir.to_json(config))
+        logger.info("import_weights: %s is in %s", path, folder)
+    return update_summary(
+        config.workdir, {f"{part}_imported_from": str(path) for part, path in paths.items()}
+    )
