@@ -93,6 +93,7 @@ def load(
             heads=module.trunk.heads,
             head_depth=module.head.depth,
         )
+    del tensors  # where they are not mapped but read: no more than two copies are held
     layout = models.param_shapes(_init(config, part), mesh)
     return models.Trained(module, jax.tree.map(_put, params, layout), step=0)
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import shutil
 from pathlib import Path
 
 # Eight devices on any machine, so that every test can use a mesh.
@@ -60,3 +61,37 @@ def user_env() -> dict[str, str]:
     """The environment for a command run as a user would: without this file's eight devices."""
     # Taken out rather than remembered: pytest-xdist's workers start with the flag already set.
     return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace(_DEVICES, "")}
+
+
+@pytest.fixture
+def published_config():
+    """The config of the small published models in tests/golden/masked_bit.
+
+    `bar_forward.safetensors` is the generator, `tokenizer.safetensors` the tokenizer: 64 px, 4 x 4
+    tokens of 10 bits, 10 classes, random weights.
+    """
+    from bar_jax.config import default_config, tiny
+
+    config = tiny(default_config())
+    config.data.image_size = 64
+    config.model.tokenizer.update(dict(bits=10, patch_size=16))
+    config.model.tokenizer.encoder.update(dict(width=48, depth=2, heads=4, mlp_width=80))
+    config.model.tokenizer.decoder.update(dict(width=40, depth=4, heads=4, mlp_width=160))
+    config.model.generator.update(dict(width=48, depth=2, heads=4, class_repeats=4))
+    config.model.head.update(dict(width=64, depth=2))
+    config.sample.update(dict(unmasking_schedule=(5, 5), labels=(1, 2), batch_size=2))
+    return config
+
+
+@pytest.fixture
+def published_files(tmp_path) -> dict[str, Path]:
+    """Copies, to be changed, of the files that `published_config` describes."""
+    folder = Path(__file__).parent / "golden/masked_bit"
+    names = {"generator": "bar_forward", "tokenizer": "tokenizer"}
+    (tmp_path / "files").mkdir()
+    return {
+        part: Path(
+            shutil.copy(folder / f"{name}.safetensors", tmp_path / "files" / f"{part}.safetensors")
+        )
+        for part, name in names.items()
+    }

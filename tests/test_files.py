@@ -61,3 +61,26 @@ def test_missing_file_with_nothing_close(home, wrong):
 
 def test_this_checkout():
     assert files.find("third_party/README.md").is_file()
+
+
+def test_what_is_shipped_is_not_taken_from_the_working_directory(home):
+    Path("third_party").mkdir()
+    assert files.shipped("third_party") == home / "third_party"
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+    with files.replacing(path) as temporary:
+        temporary.write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []

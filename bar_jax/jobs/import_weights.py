@@ -30,7 +30,6 @@ def run(config: ConfigDict) -> dict[str, object]:
     mesh = mesh_lib.make_mesh(**config.mesh)
     for part, path in paths.items():
         preemption.check(f"import_weights: the {part} was not imported")
-        # The tensors leave this function's hands, so that no more than two copies are held.
         trained = published.load(config, part, tensors.pop(part), mesh)
         folder = workdir.begin_training(config, part)
         with jax.set_mesh(mesh):

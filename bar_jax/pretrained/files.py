@@ -7,13 +7,14 @@ import difflib
 import json
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from bar_jax.errors import InputError
@@ -73,8 +74,8 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
     try:
         with replacing(path) as temporary:
             save_file(rows, temporary, metadata={"format": "pt"})
-    except OSError as error:
-        raise InputError(path, error.strerror or str(error), "a path to write to") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(path, _short(error), "a path that can be written to") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -115,7 +116,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise InputError(path, f"a {path.suffix} file", expected) from error
     try:
         zipped = zipfile.is_zipfile(path)  # only the format since PyTorch 1.6 can be mapped
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings(action="ignore"):  # of what ends in an error or is fine
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # RuntimeError, UnpicklingError, EOFError, KeyError, ...
         called = re.search(r"GLOBAL ([\w.]+)", str(error))  # what the pickle asks for
         found = f"a pickle that calls {called[1]}" if called else "an unreadable file"

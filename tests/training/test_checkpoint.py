@@ -106,6 +106,18 @@ def test_parameters_alone_are_restored_on_another_mesh(tmp_path, layout, ema):
         assert leaf.sharding == shapes[name].sharding
 
 
+def test_parameters_saved_alone(tmp_path):
+    """They are step 0 of a stage, for evaluation; there is no state to go on from."""
+    state, shapes = fresh((2, 2, 2))
+    checkpoint.save_params(tmp_path, state.params, {"seed": 5})
+    params, step = checkpoint.restore_params(tmp_path, fresh((1, 2, 4))[1].params)
+    jax.tree.map(np.testing.assert_array_equal, params, state.params)
+    meta = checkpoint.read_meta(tmp_path)
+    assert (step, meta["step"], meta["config"], meta["results"]) == (0, 0, {"seed": 5}, {})
+    with pytest.raises(InputError, match="found no opt_state"):
+        restore(tmp_path, shapes)
+
+
 @pytest.mark.parametrize("wanted", ["state", "params"])
 @pytest.mark.parametrize(
     "change, message",
