@@ -81,7 +81,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, "np") as file:  # checks the header and the length of the file
-            names = set(file.keys())
+            names = list(file.keys())
     except Exception as error:  # SafetensorError, OSError
         raise InputError(path, f"an unreadable file ({_short(error)})", EXPECTED) from error
     # Mapped here: the package copies every tensor, and its numpy does not know bfloat16.
@@ -122,25 +122,38 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         called = re.search(r"GLOBAL ([\w.]+)", str(error))  # what the pickle asks for
         found = f"a pickle that calls {called[1]}" if called else "an unreadable file"
         raise InputError(path, f"{found}; nothing of it was run", EXPECTED) from error
-    is_state_dict = lambda tree: (
-        isinstance(tree, dict)
-        and tree
-        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tree.items())
-    )
-    if isinstance(loaded, dict):
-        wrapped = [loaded[name] for name in WRAPPINGS if is_state_dict(loaded.get(name))]
-        loaded = wrapped[0] if wrapped else loaded
-    if not is_state_dict(loaded):
-        found = type(loaded).__name__
-        if isinstance(loaded, dict):
-            other = next((key for key, v in loaded.items() if not isinstance(v, torch.Tensor)), "")
-            found += f" with {other!r}: {type(loaded[other]).__name__}" if loaded else ", empty"
-        raise InputError(path, found, EXPECTED)
+    tensors = _unwrapped(loaded, torch.Tensor)
+    if not _is_state_dict(tensors, torch.Tensor):
+        raise InputError(path, _kind(tensors), EXPECTED)
     floating = lambda tensor: tensor.float() if tensor.is_floating_point() else tensor
     try:
-        return {name: floating(tensor.detach()).numpy() for name, tensor in loaded.items()}
+        return {name: floating(tensor.detach()).numpy() for name, tensor in tensors.items()}
     except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantised, meta
         raise InputError(path, f"no plain arrays ({_short(error)})", EXPECTED) from error
+
+
+def _is_state_dict(loaded: object, tensor: type) -> bool:
+    if not isinstance(loaded, dict) or not loaded:
+        return False
+    return all(isinstance(k, str) and isinstance(v, tensor) for k, v in loaded.items())
+
+
+def _unwrapped(loaded: object, tensor: type) -> object:
+    """The state dict inside a training checkpoint; anything else as it is."""
+    if isinstance(loaded, dict):
+        for name in WRAPPINGS:
+            if _is_state_dict(loaded.get(name), tensor):
+                return loaded[name]
+    return loaded
+
+
+def _kind(loaded: object) -> str:
+    """What was found in place of a state dict."""
+    kind = type(loaded).__name__
+    if not isinstance(loaded, dict):
+        return kind
+    entries = [f"{key!r}: {type(value).__name__}" for key, value in loaded.items()]
+    return f"{kind} of {', '.join(entries[:3])}{', ...' * (len(entries) > 3)}" if entries else "{}"
 
 
 def _short(error: Exception) -> str:

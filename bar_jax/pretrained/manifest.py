@@ -133,14 +133,14 @@ def _wrong(
     shapes: Mapping[str, Shape], needed: Mapping[str, Shape], optional: Mapping[str, Shape]
 ) -> dict[str, dict[str, list]]:
     """What is wrong with tensors: kind -> name -> the shape found and the one wanted."""
-    known = {**optional, **needed}
+    known = {**needed, **optional}
     return {
         "missing": {name: [] for name in needed if name not in shapes},
         "unused": {name: [] for name in shapes if name not in known},
         "of another shape": {
-            name: [found, known[name]]
-            for name, found in shapes.items()
-            if name in known and not _fits(found, known[name])
+            name: [shapes[name], wanted]
+            for name, wanted in known.items()
+            if name in shapes and not _fits(shapes[name], wanted)
         },
     }
 

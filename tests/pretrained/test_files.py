@@ -207,10 +207,12 @@ def test_something_else(tmp_path, suffix):
     "loaded, found",
     [
         ([1, 2], "found list"),
-        ({}, "found dict, empty"),
-        ({"epoch": 3}, "found dict with 'epoch': int"),
-        ({"a": np.ones(2), "model": {}}, "found dict with 'model': OrderedDict"),
-        ({"outer": {"model": {}}}, "found dict with 'outer': OrderedDict"),
+        ({}, "found {},"),
+        ({"epoch": 3}, "found dict of 'epoch': int,"),
+        ({0: np.ones(2)}, "found dict of 0: Tensor,"),
+        ({"a": np.ones(2), "model": {}}, "found dict of 'a': Tensor, 'model': OrderedDict,"),
+        ({"outer": {"model": {}}}, "found dict of 'outer': OrderedDict,"),
+        (dict.fromkeys("abcd", 1), r"found dict of 'a': int, 'b': int, 'c': int, \.\.\.,"),
     ],
 )
 def test_not_a_state_dict(tmp_path, loaded, found):
