@@ -57,12 +57,12 @@ def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
 
 
 def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
-    """The trained generator of `config.workdir`, made for sampling.
+    """The trained generator of `config.workdir`.
 
     Raises:
       InputError: if there is none, or it is not the one the config describes.
     """
-    generator = make_generator(config, unroll=True)
+    generator = make_generator(config)
     init = lambda k: init_generator(generator, config.model.tokenizer.bits, k)
     return _load(workdir.trained(config, "generator"), generator, init, mesh)
 

@@ -35,7 +35,6 @@ def run(config: ConfigDict) -> dict[str, object]:
     cache, validation = (_open_cache(config, fingerprint, s) for s in ("train", "validation"))
     folder = workdir.begin_training(config, "generator")
     generator = make_generator(config, remat=section.remat)
-    sampler = make_generator(config, unroll=True)  # the same, unrolled for decoding
     start, end = (_anneal_step(config, point, len(cache)) for point in ("start", "end"))
 
     def loss_fn(params, batch, keys, dropout_key, step):
@@ -64,7 +63,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     def evaluate(state, writer):
         params = state.params if state.ema is None else state.ema
         step = int(state.step)
-        trained = models.Trained(sampler, params, step)
+        trained = models.Trained(generator, params, step)
         picture = _sample_grid(config, mesh, trained, tokenizer)
         if jax.process_index() == 0:
             save_png(pathlib.Path(config.workdir) / "samples_during_training.png", picture)

@@ -51,11 +51,18 @@ def _products(jaxpr) -> int:
 
 
 @pytest.mark.parametrize(
-    "guidance_scale, patch_size, schedule", [(1.0, 1, (2, 2, 5, 7)), (3.0, 2, (10, 54))]
+    "head, guidance_scale, patch_size, schedule",
+    [
+        ("masked_bit", 1.0, 1, (2, 2, 5, 7)),
+        ("masked_bit", 3.0, 2, (10, 54)),
+        ("bit", 3.0, 2, ()),
+        ("linear", 3.0, 1, ()),
+    ],
 )
-def test_sampling_flops_are_those_of_the_sampler(guidance_scale, patch_size, schedule):
+def test_sampling_flops_are_those_of_the_sampler(head, guidance_scale, patch_size, schedule):
     """Counted in the program that samples one image."""
     config = _config(
+        model__head__kind=head,
         sample__guidance_scale=guidance_scale,
         model__generator__patch_size=patch_size,
         sample__unmasking_schedule=schedule,
