@@ -25,6 +25,7 @@ CHOICES = {
     "sample.keep": ("none", "upper", "lower", "left", "right"),
 }
 METRICS = ("class_accuracy",)
+BENCHMARKS = ("sampling", "training")
 LINEAR_HEAD_BITS = 18  # the paper stops there too: 262,144 codes
 DURATION_UNITS = ("steps", "epochs", "images")
 
@@ -115,6 +116,10 @@ def default_config() -> ConfigDict:
     c.evaluate = ConfigDict()
     c.evaluate.samples = ""  # .npz of images (arr_0) and labels (arr_1); "": the workdir's
     c.evaluate.metrics = METRICS
+
+    c.benchmark = ConfigDict()
+    c.benchmark.parts = BENCHMARKS  # sampling at sample.batch_size, training at train_generator's
+    c.benchmark.repeats = 3
 
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices per axis, -1: what is left
     return c
@@ -256,7 +261,7 @@ def validate(config: ConfigDict) -> None:
         if fields[name] not in choices:
             raise InputError(name, repr(fields[name]), " | ".join(choices))
     for name, value in fields.items():
-        counts = name.startswith(("model.", "encode.")) or name.endswith(
+        counts = name.startswith(("model.", "encode.", "benchmark.")) or name.endswith(
             (
                 "batch_size",
                 "accumulate",
@@ -358,9 +363,13 @@ def _validate_training(config: ConfigDict) -> None:
 def _validate_sampling(config: ConfigDict) -> None:
     check_sampling(config)
     check_labels(config.sample.labels, config.data.num_classes)
-    for metric in config.evaluate.metrics:
-        if metric not in METRICS:
-            raise InputError("evaluate.metrics", repr(metric), " | ".join(METRICS))
+    for name, chosen, choices in (
+        ("evaluate.metrics", config.evaluate.metrics, METRICS),
+        ("benchmark.parts", config.benchmark.parts, BENCHMARKS),
+    ):
+        for choice in chosen:
+            if choice not in choices:
+                raise InputError(name, repr(choice), " | ".join(choices))
 
 
 def check_sampling(config: ConfigDict) -> None:

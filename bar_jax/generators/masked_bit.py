@@ -152,7 +152,7 @@ def sample(
     chex.assert_shape(order, (*labels.shape, generator.trunk.num_tokens))
     trunk, head = generator.trunk, generator.head
     length, guided = trunk.num_tokens, guidance_scale is not None
-    batch = labels.shape[0]
+    labels, batch = jnp.asarray(labels), labels.shape[0]
     trunk_params = decoding_params(params["trunk"], trunk.dtype)
     head_params = decoding_params(params["head"], trunk.dtype)
 

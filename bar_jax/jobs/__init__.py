@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from bar_jax import mesh
 from bar_jax.errors import InputError
 from bar_jax.jobs import (
+    benchmark,
     describe,
     encode,
     evaluate,
@@ -25,6 +26,7 @@ JOBS = {
     "reconstruct": reconstruct.run,
     "evaluate": evaluate.run,
     "describe": describe.run,
+    "benchmark": benchmark.run,
 }
 
 # What a job cuts over the mesh.
@@ -34,6 +36,7 @@ BATCHES = {
     "train_generator": ("train_generator", "sample"),
     "sample": ("sample",),
     "reconstruct": ("encode",),
+    "benchmark": ("sample", "train_generator"),
     "pipeline": ("train_tokenizer", "encode", "train_generator", "sample"),
 }
 

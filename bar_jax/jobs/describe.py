@@ -16,6 +16,7 @@ from bar_jax.generators import make_generator
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 
+TRUNK_KERNELS = ("blocks", "output_proj", "token_proj")
 SHARED_BY_BRANCHES = ("in_proj", "time_embed_in", "time_embed_out")
 
 
@@ -44,6 +45,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         "generator_tokens": generator.trunk.num_tokens,
         "sequence_length": generator.trunk.prefix + generator.trunk.num_tokens,
         "sampling_flops_per_image": flops | {"total": sum(flops.values())},
+        "training_flops_per_image": training_flops(config, shapes["generator"]),
         "mesh": dict(mesh.shape),
         "state_bytes_per_device": {
             part: _state_bytes(shapes[part], config[f"train_{part}"].ema_decay > 0)
@@ -85,6 +87,24 @@ def sampling_flops(config: ConfigDict, params: dict) -> dict[str, int]:
         "trunk": branches * (positions * blocks - unread + tokens * output) + tokens * embedding,
         "head": evaluations * (branches * (_kernel_flops(head) - common) + common),
     }
+
+
+def training_flops(config: ConfigDict, params: dict) -> int:
+    """Model FLOPs of training on one image's tokens: three times those of the forward pass.
+
+    Counts matrix products, with attention over the whole sequence and without what
+    rematerialisation computes again.
+    """
+    generator = config.model.generator
+    rows, columns = (side // generator.patch_size for side in token_grid(config))
+    tokens, sequence = rows * columns, 1 + generator.class_repeats + rows * columns
+    attention = 4 * sequence * generator.width * generator.depth
+    trunk = {name: _kernel_flops(params["trunk"][name]) for name in TRUNK_KERNELS}
+    per_position = trunk["blocks"] + attention + trunk["output_proj"]
+    forward = sequence * per_position + tokens * (
+        trunk["token_proj"] + _kernel_flops(params["head"])
+    )
+    return 3 * forward
 
 
 def _kernel_flops(tree: dict) -> int:
