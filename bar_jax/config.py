@@ -25,7 +25,7 @@ CHOICES = {
     "sample.keep": ("none", "upper", "lower", "left", "right"),
 }
 METRICS = ("class_accuracy",)
-BENCHMARKS = ("sampling", "training")
+BENCHMARKS = ("sampling", "training", "head")
 LINEAR_HEAD_BITS = 18  # the paper stops there too: 262,144 codes
 DURATION_UNITS = ("steps", "epochs", "images")
 
@@ -118,7 +118,8 @@ def default_config() -> ConfigDict:
     c.evaluate.metrics = METRICS
 
     c.benchmark = ConfigDict()
-    c.benchmark.parts = BENCHMARKS  # sampling at sample.batch_size, training at train_generator's
+    # sampling at sample.batch_size; training, head (alone) at train_generator.batch_size
+    c.benchmark.parts = ("sampling", "training")
     c.benchmark.repeats = 3
 
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices per axis, -1: what is left

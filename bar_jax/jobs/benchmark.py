@@ -4,25 +4,28 @@ Weights and tokens are random. Compilation is timed apart; every repetition is l
 are those of the median. FLOPs are the model's (see `describe`), not the compiler's.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data, models
-from bar_jax.config import token_grid
+from bar_jax.config import bits_per_token, token_grid
 from bar_jax.generators import make_generator
 from bar_jax.generators.masked_bit import sample, token_noise
-from bar_jax.jobs.describe import sampling_flops, training_flops
+from bar_jax.heads import make_head
+from bar_jax.jobs.describe import count, sampling_flops, training_flops
 from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.mesh import make_mesh, put_batch
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training.optimizer import from_section
-from bar_jax.training.step import init_state, make_train_step
+from bar_jax.training.step import init_state, jit_once, make_train_step
 
 # Dense peak FLOP/s of a device in (bfloat16, float32 as JAX computes it by default: TF32 on GPU,
 # bfloat16 passes on TPU), from the makers' data sheets; the first kind that matches counts.
@@ -43,7 +46,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     device = jax.devices()[0]
     peak, source = peak_flops(device, config.dtype)
     peak *= mesh.size
-    parts = {"sampling": _sampling, "training": _training}
+    parts = {"sampling": _sampling, "training": _training, "head": _head}
     with jax.set_mesh(mesh):
         measured = {name: parts[name](config, mesh, peak) for name in config.benchmark.parts}
     return {
@@ -174,6 +177,40 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
         "flops_per_second": _rounded(flops * batch / median),
         "model_flops_utilisation": _rounded(flops * batch / median / peak),
         "memory_bytes_per_device": memory,
+    }
+
+
+def _head(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
+    """Loss and gradient of the head alone, on the tokens of a training batch (not on a mesh)."""
+    del mesh, peak
+    section, bits = config.train_generator, bits_per_token(config)
+    head = make_head(config, bits)
+    images = section.batch_size // section.accumulate
+    tokens = images * (token_grid(config)[0] // config.model.generator.patch_size) ** 2
+    rng, width = np.random.default_rng(config.seed), config.model.head.width
+    z = jnp.asarray(rng.standard_normal((tokens, width)), config.dtype)
+    targets = jnp.asarray(rng.integers(0, 2, (tokens, bits), np.uint8))
+    draws = head.draws(jax.random.uniform(jax.random.key(0), (tokens, head.uniforms_per_token)))
+    init = functools.partial(head.init, method=head.loss)
+    make = jit_once(lambda key: nn.unbox(init(key, z, targets, draws))["params"])
+    params = make(jax.random.key(config.seed))
+
+    def loss(params, z, targets, draws):
+        total, weight = head.apply({"params": params}, z, targets, draws, method=head.loss)["loss"]
+        return total / weight
+
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    compile_seconds, seconds, memory = _timed(
+        gradient, (params, z, targets, draws), config.benchmark.repeats
+    )
+    return {
+        "kind": config.model.head.kind,
+        "bits_per_token": bits,
+        "batch_tokens": tokens,
+        "parameters": count(params),
+        "compile_seconds": compile_seconds,
+        "seconds": seconds,
+        "memory_bytes": memory,
     }
 
 

@@ -32,7 +32,7 @@ def attend(
     """
     if dropout_rate == 0.0:
         mask = None if visible is None else visible[None, None]
-        fused = mask is None and jax.default_backend() == "gpu" and query.dtype == jnp.bfloat16
+        fused = mask is None and _cudnn_takes(query)
         return jax.nn.dot_product_attention(
             query,
             key,
@@ -54,3 +54,10 @@ def attend(
         dtype=query.dtype,
         force_fp32_for_softmax=True,
     )
+
+
+def _cudnn_takes(query: jax.Array) -> bool:
+    """Whether cuDNN's fused attention takes heads like these."""
+    head_dim = query.shape[-1]
+    fits = head_dim <= 128 and head_dim % 8 == 0
+    return fits and query.dtype == jnp.bfloat16 and jax.default_backend() == "gpu"

@@ -100,6 +100,17 @@ def test_remat_gives_the_same_numbers(plain, params, inputs):
     )
 
 
+def test_more_layers_make_no_longer_a_program(inputs):
+    """Layers are scanned: 32 compile as fast as 2."""
+    lengths = []
+    for depth in (2, 32):
+        module = transformer(depth=depth)
+        shapes = meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))
+        gradient = jax.grad(lambda params, m=module: jnp.sum(m.apply(params, *inputs)))
+        lengths.append(len(str(jax.make_jaxpr(gradient)(shapes)).splitlines()))
+    assert lengths[1] < 1.01 * lengths[0]  # lines; some are broken otherwise
+
+
 @pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
 def test_dropout_acts_with_a_dropout_rng_only(apply, params, inputs, key, kind):
     module = transformer(**{kind: 0.5})

@@ -56,6 +56,18 @@ def test_memory_holds_the_parameters_at_least(measured):
         assert measured[part]["memory_bytes_per_device"] > copies * parameters * 4 / 8
 
 
+@pytest.mark.parametrize("kind", ["masked_bit", "bit", "linear"])
+def test_memory_of_a_head_holds_its_parameters_and_their_gradient(kind):
+    config = tiny(default_config())
+    config.update_from_flattened_dict({"model.head.kind": kind, "benchmark.repeats": 1})
+    config.benchmark.parts = ("head",)
+    told = benchmark.run(config)["head"]
+    head = {"bit": 2 * 16 * 17, "linear": 2**16 * 17}.get(kind, told["parameters"])
+    assert (told["kind"], told["bits_per_token"], told["batch_tokens"]) == (kind, 16, 16 * 16)
+    assert told["parameters"] == head
+    assert told["memory_bytes"] > 2 * 4 * told["parameters"]
+
+
 def test_prints_as_json(measured):
     assert json.loads(json.dumps(measured)) == measured
 

@@ -73,23 +73,23 @@ def test_dropout_path_agrees_with_the_plain_one(qkv, key):
 
 
 @pytest.mark.parametrize(
-    "backend, dtype, masked, expected",
+    "backend, dtype, head_dim, masked, expected",
     [
-        ("gpu", jnp.bfloat16, False, "cudnn"),
-        ("gpu", jnp.float32, False, "xla"),
-        ("gpu", jnp.bfloat16, True, "xla"),
-        ("cpu", jnp.bfloat16, False, "xla"),
+        ("gpu", jnp.bfloat16, 64, False, "cudnn"),
+        ("gpu", jnp.float32, 64, False, "xla"),
+        ("gpu", jnp.bfloat16, 12, False, "xla"),
+        ("gpu", jnp.bfloat16, 64, True, "xla"),
+        ("cpu", jnp.bfloat16, 64, False, "xla"),
     ],
 )
-def test_cudnn_takes_whole_sequences_in_bfloat16(monkeypatch, backend, dtype, masked, expected):
+def test_cudnn_takes_whole_sequences_in_bfloat16(
+    monkeypatch, backend, dtype, head_dim, masked, expected
+):
     """Which implementation is asked for; cuDNN itself runs on GPUs alone."""
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(
-        jax.nn,
-        "dot_product_attention",
-        lambda *_, implementation, **__: asked.append(implementation),
-    )
-    x = jnp.zeros((1, 2, 1, 8), dtype)
+    attention = lambda *_, implementation, **__: asked.append(implementation)  # noqa: E731
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    x = jnp.zeros((1, 2, 1, head_dim), dtype)
     attend(x, x, x, jnp.ones((2, 2), bool) if masked else None, causal=not masked)
     assert asked == [expected]
