@@ -19,12 +19,14 @@ CHOICES = {
     "data.on_damaged": ("skip", "refuse"),
     "model.tokenizer.kind": ("bar_fsq",),
     "model.generator.kind": ("causal",),
-    "model.head.kind": ("masked_bit",),
+    "model.head.kind": ("masked_bit", "bit", "linear"),
     "model.head.mask_ratio": ("logit_normal", "uniform", "arccos"),
     "sample.order": ("raster", "random"),
     "sample.keep": ("none", "upper", "lower", "left", "right"),
 }
 METRICS = ("class_accuracy",)
+BENCHMARKS = ("sampling", "training", "head")
+LINEAR_HEAD_BITS = 18  # the paper stops there too: 262,144 codes
 DURATION_UNITS = ("steps", "epochs", "images")
 
 
@@ -79,7 +81,7 @@ def default_config() -> ConfigDict:
     _duration(generator.order, "anneal_end_", epochs=300.0)
 
     model.head = head = ConfigDict()
-    head.kind = "masked_bit"
+    head.kind = "masked_bit"  # masked_bit | bit | linear (Table 1); the last two know only `width`
     head.width = 2048
     head.depth = 3  # layers
     head.mask_ratio = "logit_normal"  # share of hidden bits in training (Table 2a)
@@ -106,7 +108,7 @@ def default_config() -> ConfigDict:
     sample.images_per_class = 50
     sample.guidance_scale = 5.0  # at most 1: no guidance
     sample.temperature = 2.5
-    sample.unmasking_schedule = (2, 2, 5, 7)  # bits shown at each of the head's steps
+    sample.unmasking_schedule = (2, 2, 5, 7)  # bits shown at each step of the masked-bit head
     sample.order = "raster"  # raster | random
     sample.batch_size = 64  # global
     sample.keep = "none"  # keep this half of real images and write the rest: upper | lower | ...
@@ -116,11 +118,14 @@ def default_config() -> ConfigDict:
     c.evaluate.metrics = METRICS
 
     c.published = ConfigDict()  # weight files: .bin, .pth, .safetensors, .npz
-    c.published.generator = ""  # import_weights: of the generator; "": none
-    c.published.tokenizer = ""  # import_weights: of the tokenizer; "": none
-    c.published.export = (
-        ""  # export_weights: what to write; "": the workdir's generator.safetensors
-    )
+    c.published.generator = ""  # import_weights reads it; "": none
+    c.published.tokenizer = ""  # the same
+    c.published.export = ""  # export_weights writes it; "": the workdir's generator.safetensors
+
+    c.benchmark = ConfigDict()
+    # sampling at sample.batch_size; training, head (alone) at train_generator.batch_size
+    c.benchmark.parts = ("sampling", "training")
+    c.benchmark.repeats = 3
 
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices per axis, -1: what is left
     return c
@@ -262,7 +267,7 @@ def validate(config: ConfigDict) -> None:
         if fields[name] not in choices:
             raise InputError(name, repr(fields[name]), " | ".join(choices))
     for name, value in fields.items():
-        counts = name.startswith(("model.", "encode.")) or name.endswith(
+        counts = name.startswith(("model.", "encode.", "benchmark.")) or name.endswith(
             (
                 "batch_size",
                 "accumulate",
@@ -322,6 +327,24 @@ def _validate_model(config: ConfigDict) -> None:
         )
     if generator.class_repeats > 99:
         raise InputError("model.generator.class_repeats", f"{generator.class_repeats}", "1 to 99")
+    bits, head = bits_per_token(config), config.model.head
+    if head.kind == "linear" and bits > LINEAR_HEAD_BITS:
+        weights = head.width * 2**bits * 4
+        raise InputError(
+            "model.head.kind",
+            f"linear at {bits} bits per token",
+            f"at most {LINEAR_HEAD_BITS} bits: its {head.width} x 2^{bits} weights would take "
+            f"{_amount(weights)}, in training {_amount(4 * weights)}; masked_bit takes any bits",
+        )
+
+
+def _amount(size: int) -> str:
+    """Bytes for people: 16 KiB, 32 TiB, 2^80 bytes."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+    power = (size.bit_length() - 1) // 10
+    if power >= len(units):
+        return f"2^{math.log2(size):.0f} bytes"
+    return f"{size / 2 ** (10 * power):.3g} {units[power]}"
 
 
 def _validate_training(config: ConfigDict) -> None:
@@ -344,25 +367,27 @@ def _validate_training(config: ConfigDict) -> None:
 
 
 def _validate_sampling(config: ConfigDict) -> None:
-    sample, classes = config.sample, config.data.num_classes
-    check_sampling(
-        sample.guidance_scale, sample.temperature, sample.unmasking_schedule, bits_per_token(config)
-    )
-    check_labels(sample.labels, classes)
-    for metric in config.evaluate.metrics:
-        if metric not in METRICS:
-            raise InputError("evaluate.metrics", repr(metric), " | ".join(METRICS))
+    check_sampling(config)
+    check_labels(config.sample.labels, config.data.num_classes)
+    for name, chosen, choices in (
+        ("evaluate.metrics", config.evaluate.metrics, METRICS),
+        ("benchmark.parts", config.benchmark.parts, BENCHMARKS),
+    ):
+        for choice in chosen:
+            if choice not in choices:
+                raise InputError(name, repr(choice), " | ".join(choices))
 
 
-def check_sampling(
-    guidance_scale: float, temperature: float, schedule: tuple[int, ...], bits: int
-) -> None:
-    """Checks what a user may give a sampler; `bits` is n, bits of the generator's tokens."""
-    for name, value in (("guidance_scale", guidance_scale), ("temperature", temperature)):
-        if not (math.isfinite(value) and value >= 0):
-            raise InputError(f"sample.{name}", str(value), "a number of at least 0")
+def check_sampling(config: ConfigDict) -> None:
+    """Checks what the sampler is given."""
+    section, bits = config.sample, bits_per_token(config)
+    for name in ("guidance_scale", "temperature"):
+        if not (math.isfinite(section[name]) and section[name] >= 0):
+            raise InputError(f"sample.{name}", str(section[name]), "a number of at least 0")
+    schedule = section.unmasking_schedule
     whole = all(type(count) is int and count > 0 for count in schedule)
-    if not whole or sum(schedule) != bits or sorted(schedule) != list(schedule):
+    fits = whole and sum(schedule) == bits and sorted(schedule) == list(schedule)
+    if config.model.head.kind == "masked_bit" and not fits:
         total = f", which sums to {sum(schedule)}" if whole else ""
         raise InputError(
             "sample.unmasking_schedule",

@@ -22,6 +22,7 @@ from bar_jax.errors import InputError
 from bar_jax.training import preemption
 
 logger = logging.getLogger("bar_jax")
+WITHOUT_WORKDIR = ("describe", "benchmark")  # these jobs print and write nothing
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +51,7 @@ def run(config: ConfigDict) -> int:
         raise InputError("job", repr(config.job), " | ".join(jobs.JOBS))
     job = jobs.JOBS[config.job]
     jobs.check_devices(config)
-    if config.job != "describe":
+    if config.job not in WITHOUT_WORKDIR:
         workdir.check(config)
         workdir.write_config(config)
     try:
@@ -82,7 +83,7 @@ def parse(argv: Sequence[str]) -> ConfigDict:
             raise config_lib.unknown_field(name)
         config.update_from_flattened_dict({name: _value(name, text, type(fields[name]))})
     config.workdir = workdir or config.workdir
-    if not config.workdir and config.job != "describe":
+    if not config.workdir and config.job not in WITHOUT_WORKDIR:
         raise InputError("--workdir", "nothing", "a folder for all that the job writes")
     return config
 

@@ -16,6 +16,7 @@ from bar_jax.config import token_grid
 from bar_jax.generators import make_generator
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import checkpoint
+from bar_jax.training.step import jit_once
 
 
 class Trained(typing.NamedTuple):
@@ -57,12 +58,12 @@ def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
 
 
 def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
-    """The trained generator of `config.workdir`, made for sampling.
+    """The trained generator of `config.workdir`.
 
     Raises:
       InputError: if there is none, or it is not the one the config describes.
     """
-    generator = make_generator(config, unroll=True)
+    generator = make_generator(config)
     init = lambda k: init_generator(generator, config.model.tokenizer.bits, k)
     return _load(workdir.trained(config, "generator"), generator, init, mesh)
 
@@ -75,6 +76,13 @@ def _load(folder, module, init, mesh) -> Trained:
 def param_shapes(init, mesh: jax.sharding.Mesh) -> dict:
     """Shapes and shardings of what `init` (key -> named parameters) makes, without making it."""
     return mesh_lib.shapes(mesh, jax.eval_shape(init, jax.random.key(0)))
+
+
+def fresh_params(init, mesh: jax.sharding.Mesh, seed: int) -> dict:
+    """What `init` (key -> named parameters) makes, each directly in its layout on the mesh."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, param_shapes(init, mesh))
+    make = lambda key: nn.unbox(init(key))
+    return jit_once(make, out_shardings=shardings)(jax.random.key(seed))
 
 
 def fingerprint(config: ConfigDict, params: dict) -> str:

@@ -9,14 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data, models, published, workdir
-from bar_jax.config import (
-    bits_per_token,
-    check_labels,
-    check_sampling,
-    check_seed,
-    token_grid,
-    validate,
-)
+from bar_jax.config import check_labels, check_sampling, check_seed, token_grid, validate
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.jobs import encode, sample
@@ -130,12 +123,7 @@ class Pipeline:
             raise InputError("labels", "none", "at least one class")
         check_labels(labels, config.data.num_classes)
         check_seed(seed)
-        check_sampling(
-            section.guidance_scale,
-            section.temperature,
-            section.unmasking_schedule,
-            bits_per_token(config),
-        )
+        check_sampling(config)
         if (images is None) != (keep is None):
             raise InputError("images, keep", "one of them", "both, or neither")
         if keep is not None:

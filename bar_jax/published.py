@@ -86,7 +86,7 @@ def load(
             decoder_heads=sizes.decoder.heads,
         )
     else:
-        module = make_generator(config, unroll=True)
+        module = make_generator(config)
         params = masked_bit.generator_params(
             tensors,
             depth=module.trunk.depth,

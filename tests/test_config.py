@@ -266,6 +266,19 @@ WRONG = [
         "(2, 2, 5, 7), which sums to 16",
         "sum to 64 bits",
     ),
+    (
+        {"model__head__kind": "linear", "model__tokenizer__bits": 32},
+        "model.head.kind",
+        "linear at 32 bits per token",
+        "16 x 2^32 weights would take 256 GiB, in training 1 TiB",
+    ),
+    (
+        {"model__head__kind": "linear", "model__tokenizer__bits": 256},
+        "model.head.kind",
+        "linear at 256 bits per token",
+        "would take 2^262 bytes, in training 2^264 bytes",
+    ),
+    ({"model__head__kind": "softmax"}, "model.head.kind", "'softmax'", "masked_bit | bit | linear"),
     ({"sample__labels": (3, 10)}, "sample.labels", "10", "integers from 0 to 9"),
     ({"sample__labels": (-1,)}, "sample.labels", "-1", "integers from 0 to 9"),
     ({"sample__labels": (1.5,)}, "sample.labels", "1.5", "integers from 0 to 9"),
@@ -283,6 +296,11 @@ def test_validate_names_the_field(changes, field, found, expected):
     told, _, wanted = rest.partition(", expected ")
     assert (where, told) == (field, found)
     assert expected in wanted
+
+
+@pytest.mark.parametrize("kind, bits", [("bit", 256), ("linear", 18)])
+def test_other_heads_need_no_schedule(kind, bits):
+    validate(_tiny(model__head__kind=kind, model__tokenizer__bits=bits))
 
 
 def test_every_choice_is_a_field():

@@ -23,15 +23,16 @@ from bar_jax.bases import permutation
 from bar_jax.generators.causal import CausalBlock, CausalTransformer
 from bar_jax.generators.masked_bit import Draws, MaskedBitGenerator, sample
 from bar_jax.generators.shuffle import unshuffle
+from bar_jax.heads.logits import bit_cross_entropy
 from bar_jax.heads.masked_bit import (
     HIDDEN,
     VISIBLE_WEIGHT,
     MaskedBitHead,
     Masking,
-    bit_cross_entropy,
     hide,
     logit_normal_ratio,
 )
+from bar_jax.nn.decoding import decoding_params
 from bar_jax.nn.rotary import axial_table, rotate
 from bar_jax.pretrained.masked_bit import generator_params, head_params
 from bar_jax.tokenizers.fsq import Quantizer, bits_to_codes, bound, codes_to_bits, quantize
@@ -136,9 +137,8 @@ def mbm_head(config, given, tensors):
 
     @functools.partial(jax.jit, static_argnames="guidance")
     def draw(z, uniform, temperature, guidance):
-        return head.apply(
-            {"params": params}, z, guidance, temperature, schedule, uniform, method=head.sample
-        )
+        laid_out = {"params": decoding_params(params, jnp.float32)}
+        return head.apply(laid_out, z, guidance, temperature, schedule, uniform, method=head.sample)
 
     for run, guidance in (("cfg", config["guidance"]), ("nocfg", None)):
         uniform = np.full((batch, *head.noise_shape(schedule)), 0.5, np.float32)
@@ -168,7 +168,7 @@ def bar_forward(config, given, tensors):
         label=given["drop_uniform"],
         order_choice=np.zeros(batch, np.float32),
         order_places=np.argsort(order, axis=1).astype(np.float32),  # their argsort is the order
-        masking=masking,
+        head=masking,
     )
 
     @jax.jit
@@ -188,7 +188,7 @@ def bar_forward(config, given, tensors):
     # Of a block scanned over layers, [depth, ...]: what went in and what came out.
     block_in, condition = kept["trunk"]["blocks"]["arguments"][0][:2]
     block_out = kept["trunk"]["blocks"]["__call__"][0][0]
-    _, labels, written, _ = kept["trunk"]["arguments"][0]
+    _, labels, written = kept["trunk"]["arguments"][0]
     places = trunk.places(jnp.asarray(written), 0, trunk.prefix + length)
     (head_z, head_bits, *_), (symbols, _, ratio) = kept["head"]["arguments"]
     out = {
@@ -391,6 +391,7 @@ def _sample_uncached(
 ):
     """What `sample` does, but the trunk runs over the whole sequence for every token."""
     trunk, head = generator.trunk, generator.head
+    head_params = decoding_params(params["head"], jnp.float32)
     guided = guidance_scale is not None
     both = (lambda x: jnp.concatenate([x, x])) if guided else (lambda x: x)
     nobody = jnp.full_like(labels, trunk.num_classes)
@@ -400,7 +401,7 @@ def _sample_uncached(
         z = trunk.apply({"params": params["trunk"]}, both(tokens), all_labels, both(order))[:, i]
         scale = 1 + (guidance_scale - 1) * i / trunk.num_tokens if guided else None
         bits, logits = head.apply(
-            {"params": params["head"]}, z, scale, temperature, schedule, noise(i),
+            {"params": head_params}, z, scale, temperature, schedule, noise(i),
             method=head.sample,
         )  # fmt: skip
         return tokens.at[:, i].set(bits), {"z": z, "logits": logits}

@@ -10,7 +10,7 @@ from bar_jax.generators.masked_bit import MaskedBitGenerator
 from bar_jax.heads import make_head
 
 
-def _causal(config: ConfigDict, remat: bool, unroll: bool) -> MaskedBitGenerator:
+def _causal(config: ConfigDict, remat: bool) -> MaskedBitGenerator:
     generator, bits, grid = config.model.generator, bits_per_token(config), token_grid(config)
     trunk = CausalTransformer(
         bits=bits,
@@ -24,7 +24,6 @@ def _causal(config: ConfigDict, remat: bool, unroll: bool) -> MaskedBitGenerator
         dropout=generator.dropout,
         attention_dropout=generator.attention_dropout,
         remat=remat,
-        unroll=unroll,
         dtype=jnp.dtype(config.dtype),
     )
     return MaskedBitGenerator(
@@ -39,11 +38,6 @@ def _causal(config: ConfigDict, remat: bool, unroll: bool) -> MaskedBitGenerator
 KINDS = {"causal": _causal}
 
 
-def make_generator(config: ConfigDict, remat: bool = False, unroll: bool = False) -> nn.Module:
-    """The generator that a config describes.
-
-    Args:
-      remat: save activation memory in training.
-      unroll: unroll the loop over layers, for sampling.
-    """
-    return KINDS[config.model.generator.kind](config, remat, unroll)
+def make_generator(config: ConfigDict, remat: bool = False) -> nn.Module:
+    """The generator that a config describes; `remat` saves activation memory in training."""
+    return KINDS[config.model.generator.kind](config, remat)

@@ -6,6 +6,7 @@ token that comes next, so any order can be followed (RAR). Where the paper is si
 what the published weights need.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from bar_jax.mesh import constrain_batch, gathered
-from bar_jax.nn.attention import attend, causal
+from bar_jax.nn.attention import attend
+from bar_jax.nn.decoding import unstacked
 from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import SwiGLU
 from bar_jax.nn.rotary import axial_table, rotate
@@ -30,11 +32,11 @@ class KVCache(flax.struct.PyTreeNode):
     """Keys and values of the positions seen so far; rows not written yet are zero.
 
     Attributes:
-      keys, values: [depth, B, S, H, C], S = 1 + R + L.
+      keys, values: an array [B, S, H, C] for every layer, S = 1 + R + L.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
 
 
 class Places(flax.struct.PyTreeNode):
@@ -52,62 +54,85 @@ class Places(flax.struct.PyTreeNode):
 
 
 class CausalBlock(nn.Module):
-    """adaLN-modulated attention and SwiGLU, each with a gated residual."""
+    """adaLN-modulated attention and SwiGLU, each with a gated residual.
 
+    Dropout acts when a dropout rng is given.
+    """
+
+    width: int
     heads: int
-    dropout: float
-    attention_dropout: float
-    deterministic: bool
-    dtype: jnp.dtype
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, x, condition, cache, rotary, visible, start):
-        """One block over a piece of the sequence.
+    def setup(self):
+        dense = functools.partial(linear, dtype=self.dtype)
+        norm = functools.partial(nn.RMSNorm, 1e-6, dtype=self.dtype)
+        head_dim = self.width // self.heads
+        zeros = nn.initializers.zeros
+        self.adaln = dense((6, self.width), ("embed", None, None), kernel_init=zeros)
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.qkv = dense((3, self.heads, head_dim), ("embed", None, "heads", None))
+        self.query_norm, self.key_norm = norm(), norm()
+        self.out = dense(self.width, ("heads", None, "embed"), inputs=2)
+        self.mlp = SwiGLU(self.dropout, dtype=self.dtype)
+        self.drop = nn.Dropout(self.dropout)
+
+    def __call__(
+        self, x: jax.Array, condition: jax.Array, rotary: tuple[tuple[jax.Array, ...], ...]
+    ) -> tuple[jax.Array, None]:
+        """One block over the whole sequence.
 
         Args:
           x, condition: [B, S, D].
-          cache: None, or (keys, values) [B, S_max, H, C] of this layer.
           rotary: (cos, sin) of the own places and (cos, sin) of the targets, [B, S, C] each.
-          visible: bool [S, S], or [S, S_max] with a cache.
-          start: index of the piece's first position; with a cache only.
+
+        Returns:
+          [B, S, D], and what `nn.scan` stacks: nothing.
+        """
+        x, _ = self._modulated(constrain_batch(x), self.modulate(condition), rotary)
+        return x, None
+
+    def modulate(self, condition: jax.Array) -> jax.Array:
+        """[..., D] -> [..., 6, D]: shift, scale, gate of the attention, then of the MLP."""
+        return self.adaln(nn.silu(condition))
+
+    def extend(
+        self,
+        x: jax.Array,
+        modulation: jax.Array,
+        rotary: tuple[tuple[jax.Array, ...], ...],
+        cache: tuple[jax.Array, jax.Array],
+        start: jax.Array | int,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One block over a piece of the sequence that follows what the cache holds.
+
+        Args:
+          x: [B, S, D].
+          modulation: [B, S, 6, D], as `modulate` gives it.
+          cache: keys and values [B, S_max, H, C] of this layer.
+          start: index of the piece's first position.
 
         Returns:
           x [B, S, D], and the cache with the piece written into it.
         """
-        batch, length, width = x.shape
-        x = constrain_batch(x)
-        modulation = linear(
-            (6, width),
-            ("embed", None, None),
-            kernel_init=nn.initializers.zeros,
-            dtype=self.dtype,
-            name="adaln",
-        )(nn.silu(condition))
-        attention_parts, mlp_parts = modulation[:, :, :3], modulation[:, :, 3:]
+        return self._modulated(x, modulation, rotary, cache, start)
 
-        shift, scale, gate = (attention_parts[:, :, i] for i in range(3))
-        h = nn.RMSNorm(1e-6, dtype=self.dtype, name="attention_norm")(x) * (1 + scale) + shift
-        h, cache = self._attention(h, cache, rotary, visible, start)
-        h = linear(width, ("heads", None, "embed"), inputs=2, dtype=self.dtype, name="out")(h)
-        x += gate * nn.Dropout(self.dropout)(h, self.deterministic)
+    def _modulated(self, x, modulation, rotary, cache=None, start=0):
+        parts = [modulation[:, :, i] for i in range(6)]
+        shift, scale, gate = parts[:3]
+        h = self.attention_norm(x) * (1 + scale) + shift
+        h, cache = self._attention(h, rotary, cache, start)
+        training = self.has_rng("dropout")
+        x += gate * self.drop(self.out(h), deterministic=not training)
 
-        shift, scale, gate = (mlp_parts[:, :, i] for i in range(3))
-        h = nn.RMSNorm(1e-6, dtype=self.dtype, name="mlp_norm")(x) * (1 + scale) + shift
-        h = SwiGLU(self.dropout, dtype=self.dtype, name="mlp")(h, self.deterministic)
-        return x + gate * h, cache
+        shift, scale, gate = parts[3:]
+        h = self.mlp_norm(x) * (1 + scale) + shift
+        return x + gate * self.mlp(h), cache
 
-    @nn.nowrap
-    def _attention(self, x, cache, rotary, visible, start):
-        head_dim = x.shape[-1] // self.heads
-        qkv = linear(
-            (3, self.heads, head_dim),
-            ("embed", None, "heads", None),
-            dtype=self.dtype,
-            name="qkv",
-        )(x)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        query = nn.RMSNorm(1e-6, dtype=self.dtype, name="query_norm")(query)
-        key = nn.RMSNorm(1e-6, dtype=self.dtype, name="key_norm")(key)
+    def _attention(self, x, rotary, cache, start):
+        qkv = self.qkv(x)
+        query, key, value = self.query_norm(qkv[:, :, 0]), self.key_norm(qkv[:, :, 1]), qkv[:, :, 2]
         # Half of the query heads look from where they are, half from where they will write.
         own, target = rotary
         half = self.heads // 2
@@ -116,14 +141,17 @@ class CausalBlock(nn.Module):
         )
         key = rotate(key, *own)
         if cache is not None:
-            keys, values = cache
-            keys = jax.lax.dynamic_update_slice_in_dim(keys, key, start, axis=1)
-            values = jax.lax.dynamic_update_slice_in_dim(values, value, start, axis=1)
-            cache = key, value = keys, values
-        rate = 0.0 if self.deterministic else self.attention_dropout
+            keys, values = (
+                jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
+                for old, new in zip(cache, (key, value), strict=True)
+            )
+            seen = start + jnp.arange(x.shape[1])
+            visible = jnp.arange(keys.shape[1])[None] <= seen[:, None]
+            return attend(query, keys, values, visible), (keys, values)
+        rate = self.attention_dropout if self.has_rng("dropout") else 0.0
         dropout_key = self.make_rng("dropout") if rate else None
-        h = attend(query, key, value, visible, dropout_rate=rate, dropout_key=dropout_key)
-        return h, cache
+        h = attend(query, key, value, causal=True, dropout_rate=rate, dropout_key=dropout_key)
+        return h, None
 
 
 class CausalTransformer(nn.Module):
@@ -138,7 +166,6 @@ class CausalTransformer(nn.Module):
       dropout: after the attention's projection and on the MLP's hidden units.
       attention_dropout: on the attention weights (published code declares but never applies it).
       remat: recompute a block's activations in the backward pass instead of keeping them.
-      unroll: unroll the loop over layers (faster decoding on CPU, slower compilation).
     """
 
     bits: int
@@ -152,7 +179,6 @@ class CausalTransformer(nn.Module):
     dropout: float = 0.0
     attention_dropout: float = 0.0
     remat: bool = False
-    unroll: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @property
@@ -181,26 +207,37 @@ class CausalTransformer(nn.Module):
         self.index_embedding = table("adaln_index_embedding", length + SPARE_INDICES)
         self.norm = nn.RMSNorm(1e-6, dtype=self.dtype)
         self.output_proj = linear(self.output_width, ("embed", None), dtype=self.dtype)
+        sizes = (self.width, self.heads, self.dropout, self.attention_dropout, self.dtype)
+        if unstacked(self):
+            self.blocks = [CausalBlock(*sizes) for _ in range(self.depth)]
+        else:
+            self.blocks = nn.scan(
+                nn.remat(CausalBlock, prevent_cse=False) if self.remat else CausalBlock,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=self.depth,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(*sizes)
 
-    def __call__(
-        self, bits: jax.Array, labels: jax.Array, order: jax.Array, deterministic: bool = True
-    ) -> jax.Array:
+    def __call__(self, bits: jax.Array, labels: jax.Array, order: jax.Array) -> jax.Array:
         """Vectors for the head, with every token given (training, or checking a sampler).
+
+        With a dropout rng there is dropout.
 
         Args:
           bits: [B, L, n] in {0, 1}, in the order written.
           labels: [B] integers in 0..num_classes.
           order: [B, L] integers, the place of each written token.
-          deterministic: no dropout.
 
         Returns:
           [B, L, W]: row i serves the prediction of token i of the order.
         """
         places = self.places(order, 0, self.prefix + self.num_tokens)
         x = jnp.concatenate([self._prefix(labels), self.embed_tokens(bits)], axis=1)
-        visible = causal(self.prefix + self.num_tokens)
-        z, _ = self.forward(x, labels, places, 0, None, visible, deterministic)
-        return z[:, self.class_repeats : -1]
+        condition = constrain_batch(self._condition(labels, 0, x.shape[1]))
+        x, _ = self.blocks(self._positioned(x, places), condition, self._rotary(places))
+        return self._output(x)[:, self.class_repeats : -1]
 
     def places(self, order: jax.Array, start: jax.Array | int, length: int) -> Places:
         """Table rows of the positions start..start + length - 1 of the sequence."""
@@ -232,92 +269,84 @@ class CausalTransformer(nn.Module):
         )
         return jnp.concatenate([start, classes], axis=1).astype(self.dtype)
 
-    @nn.compact
-    def forward(
-        self,
-        x: jax.Array,
-        labels: jax.Array,
-        places: Places,
-        start: jax.Array | int,
-        cache: KVCache | None,
-        visible: jax.Array,
-        deterministic: bool = True,
-    ) -> tuple[jax.Array, KVCache | None]:
-        """Runs a piece of the sequence: [B, S, D] -> [B, S, W].
+    def _positioned(self, x: jax.Array, places: Places) -> jax.Array:
+        """Adds both position embeddings: [B, S, D] -> [B, S, D]."""
+        own, target = gathered(self.own_embedding), gathered(self.target_embedding)
+        x = x + (own[places.own] + target[places.target])
+        return constrain_batch(x).astype(self.dtype)
+
+    def _condition(self, labels: jax.Array, start: jax.Array | int, length: int) -> jax.Array:
+        """What modulates positions start..start + length - 1: [R] -> [R, length, D]."""
+        index = jax.lax.dynamic_slice_in_dim(gathered(self.index_embedding), start, length)
+        return (self.embed_class(labels)[:, None] + index[None]).astype(self.dtype)
+
+    def _rotary(self, places: Places) -> tuple[tuple[jax.Array, ...], ...]:
+        """(cos, sin) [B, S, C] of the own places, and of the targets."""
+        tables = axial_table(self.grid, self.width // self.heads, prefix=self.prefix)
+        tables = [jnp.asarray(table) for table in tables]
+        return tuple(tuple(t[rows] for t in tables) for rows in (places.own, places.target))
+
+    def _output(self, x: jax.Array) -> jax.Array:
+        """[B, S, D] -> [B, S, W] for the head."""
+        return self.output_proj(self.norm(x))
+
+    # Decoding, on parameters that `nn.decoding.decoding_params` has laid out.
+
+    def modulations(
+        self, labels: jax.Array, start: jax.Array | int, length: int
+    ) -> tuple[jax.Array, ...]:
+        """Every layer's adaLN vectors, which depend on class and index alone.
 
         Args:
-          x: [B, S, D] what the positions hold, without positions.
-          start: index in the sequence of the first of them.
-          cache: what came before, or None when the piece is the whole sequence.
-          visible: bool [S, S], or [S, S_max] with a cache.
+          labels: [R] integers in 0..num_classes.
+          start, length: of the positions in the sequence.
 
         Returns:
-          [B, S, W] and the cache with the piece added.
+          An array [R, length, 6, D] for every layer.
         """
-        own_table, target_table = gathered(self.own_embedding), gathered(self.target_embedding)
-        x = constrain_batch(x + (own_table[places.own] + target_table[places.target]))
-        index = jax.lax.dynamic_slice_in_dim(gathered(self.index_embedding), start, x.shape[1])
-        condition = constrain_batch(self.embed_class(labels)[:, None] + index[None])
-        cos, sin = axial_table(self.grid, self.width // self.heads, prefix=self.prefix)
-        cos, sin = jnp.asarray(cos), jnp.asarray(sin)
-        own = cos[places.own], sin[places.own]
-        target = cos[places.target], sin[places.target]
+        condition = self._condition(labels, start, length)
+        return tuple(block.modulate(condition) for block in self.blocks)
 
-        block = CausalBlock
-        if self.remat:
-            block = nn.remat(CausalBlock, prevent_cse=False)
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=self.depth,
-            unroll=self.depth if self.unroll else 1,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(
-            self.heads,
-            self.dropout,
-            self.attention_dropout,
-            deterministic,
-            self.dtype,
-            name="blocks",
-        )
-        layers = None if cache is None else (cache.keys, cache.values)
-        x, layers = blocks(
-            x.astype(self.dtype),
-            condition.astype(self.dtype),
-            layers,
-            (own, target),
-            visible,
-            start,
-        )
-        z = self.output_proj(self.norm(x))
-        return z, None if cache is None else KVCache(*layers)
+    def prefill(
+        self, labels: jax.Array, order: jax.Array, modulations: tuple[jax.Array, ...]
+    ) -> KVCache:
+        """The cache after the first R positions: all of the prefix but the last class copy.
 
-    def prefill(self, labels: jax.Array, order: jax.Array) -> KVCache:
-        """The cache after the first R positions: all of the prefix but the last class copy."""
-        head_dim, length = self.width // self.heads, self.prefix + self.num_tokens
-        empty = jnp.zeros((self.depth, labels.shape[0], length, self.heads, head_dim), self.dtype)
-        piece = self.class_repeats
-        x = self._prefix(labels)[:, :piece]
-        places = self.places(order, 0, piece)
-        visible = jnp.arange(length)[None] <= jnp.arange(piece)[:, None]
-        _, cache = self.forward(x, labels, places, 0, KVCache(empty, empty), visible)
-        return cache
+        Args:
+          modulations: of positions 0..R - 1, an array [B, R, 6, D] for every layer.
+        """
+        shape = (labels.shape[0], self.prefix + self.num_tokens, self.heads)
+        empty = jnp.zeros((*shape, self.width // self.heads), self.dtype)
+        cache = KVCache((empty,) * self.depth, (empty,) * self.depth)
+        x = self._prefix(labels)[:, : self.class_repeats]
+        return self._extend(x, order, modulations, cache, 0)[1]
 
     def decode(
-        self, x: jax.Array, labels: jax.Array, order: jax.Array, i: jax.Array, cache: KVCache
+        self,
+        x: jax.Array,
+        order: jax.Array,
+        modulations: tuple[jax.Array, ...],
+        cache: KVCache,
+        i: jax.Array,
     ) -> tuple[jax.Array, KVCache]:
         """One more position, the one that predicts token i of the order.
 
         Args:
           x: [B, D] what it holds: the class embedding for i = 0, else token i - 1.
+          modulations: of position R + i, an array [B, 1, 6, D] for every layer.
 
         Returns:
           [B, W] for the head, and the grown cache.
         """
-        start = self.class_repeats + i
-        places = self.places(order, start, 1)
-        visible = jnp.arange(cache.keys.shape[2])[None] <= start
-        z, cache = self.forward(x[:, None], labels, places, start, cache, visible)
-        return z[:, 0], cache
+        x, cache = self._extend(x[:, None], order, modulations, cache, self.class_repeats + i)
+        return self._output(x)[:, 0], cache
+
+    def _extend(self, x, order, modulations, cache, start):
+        places = self.places(order, start, x.shape[1])
+        x, rotary = self._positioned(x, places), self._rotary(places)
+        keys, values = list(cache.keys), list(cache.values)
+        for i, block in enumerate(self.blocks):
+            x, (keys[i], values[i]) = block.extend(
+                x, modulations[i], rotary, (keys[i], values[i]), start
+            )
+        return x, KVCache(tuple(keys), tuple(values))

@@ -1,6 +1,7 @@
 """The masked-bit generator: causal transformer, head, training loss and sampler."""
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -11,8 +12,13 @@ import jax.numpy as jnp
 from bar_jax.bases import permutation
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.shuffle import shuffle, unshuffle
-from bar_jax.heads.masked_bit import MaskedBitHead, Masking
 from bar_jax.losses import Sums
+from bar_jax.nn.decoding import decoding_params
+
+# adaLN vectors depend on class and position only. Up to this size they are made for all positions
+# ahead of the loop, so that the loop need not read their weights; a batch that needs more makes
+# good use of the weights anyhow.
+AHEAD_BYTES = 4 * 2**30
 
 
 class Draws(flax.struct.PyTreeNode):
@@ -22,13 +28,13 @@ class Draws(flax.struct.PyTreeNode):
       label: [B] uniform; the label is dropped where below `label_dropout`.
       order_choice: [B] uniform; the order is random where below the random share.
       order_places: [B, L] uniform; their argsort is the random order.
-      masking: of the head, [B, L, ...].
+      head: of the head, [B, L, ...].
     """
 
     label: jax.Array
     order_choice: jax.Array
     order_places: jax.Array
-    masking: Masking
+    head: Any
 
 
 class MaskedBitGenerator(nn.Module):
@@ -45,7 +51,7 @@ class MaskedBitGenerator(nn.Module):
     """
 
     trunk: CausalTransformer
-    head: MaskedBitHead
+    head: nn.Module
     token_grid: tuple[int, int]
     patch_size: int = 1
     label_dropout: float = 0.1
@@ -56,12 +62,12 @@ class MaskedBitGenerator(nn.Module):
         # One call for all: every call of the generator costs seconds of compilation on CPU.
         size = 2 + length * (1 + per_token)
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (size,)))(keys)
-        masking = uniform[:, 2 + length :].reshape(-1, length, per_token)
+        head = uniform[:, 2 + length :].reshape(keys.shape[0], length, per_token)
         return Draws(
             label=uniform[:, 0],
             order_choice=uniform[:, 1],
             order_places=uniform[:, 2 : 2 + length],
-            masking=self.head.masking(masking),
+            head=self.head.draws(head),
         )
 
     def loss(
@@ -79,7 +85,7 @@ class MaskedBitGenerator(nn.Module):
           bits: [B, N, k] in {0, 1}.
           labels: [B] in 0..num_classes - 1.
           random_share: probability of a random order (RAR).
-          deterministic: evaluation: no dropout, every label kept.
+          deterministic: evaluation: every label kept. (Dropout needs a dropout rng.)
           counted: [B] bool, False where an example is padding; None: all count.
 
         Returns:
@@ -91,11 +97,11 @@ class MaskedBitGenerator(nn.Module):
             labels = jnp.where(dropped, self.trunk.num_classes, labels)
         order = permutation.draw_orders(random_share, draws.order_choice, draws.order_places)
         tokens = permutation.gather(shuffle(bits, self.token_grid, self.patch_size), order)
-        z = self.trunk(tokens, labels, order, deterministic)
+        z = self.trunk(tokens, labels, order)
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         if counted is not None:
             counted = jnp.repeat(counted, order.shape[1])
-        return self.head.loss(flat(z), flat(tokens), jax.tree.map(flat, draws.masking), counted)
+        return self.head.loss(flat(z), flat(tokens), jax.tree.map(flat, draws.head), counted)
 
     @nn.nowrap
     def _check_shapes(self, bits: jax.Array, labels: jax.Array) -> None:
@@ -133,7 +139,7 @@ def sample(
       schedule: bits shown at each of the head's steps, summing to n.
       guidance_scale: S; None runs without the unconditional branch.
       temperature: tau.
-      noise: maps the index of a token in the order to uniform draws [B, T, n, 3].
+      noise: maps the index of a token in the order to uniform draws [B, *noise_shape(schedule)].
       order: [B, L], the place of each written token.
       kept: tokens that are given, (bits [B, N, k], keep [B, N] bool with True where given); with
         token shuffling a token is given where all of its parts are.
@@ -141,16 +147,17 @@ def sample(
 
     Returns:
       bits [B, N, k] uint8 in raster order; with `record` also {`z`: [L, B or 2 B, W],
-      `logits`: [L, T, B, n, 2]}.
+      `logits`: of the head's `sample`, [L, ...]}.
     """
     chex.assert_shape(order, (*labels.shape, generator.trunk.num_tokens))
-    if sum(schedule) != generator.head.bits:
-        raise ValueError(f"schedule {schedule} must sum to {generator.head.bits} bits")
     trunk, head = generator.trunk, generator.head
     length, guided = trunk.num_tokens, guidance_scale is not None
+    labels, batch = jnp.asarray(labels), labels.shape[0]
+    trunk_params = decoding_params(params["trunk"], trunk.dtype)
+    head_params = decoding_params(params["head"], trunk.dtype)
 
     def apply_trunk(method, *args):
-        return trunk.apply({"params": params["trunk"]}, *args, method=method)
+        return trunk.apply({"params": trunk_params}, *args, method=method)
 
     def in_order(tokens):
         return permutation.gather(
@@ -163,16 +170,33 @@ def sample(
 
     if kept is not None:
         given, keep = in_order(kept[0]), jnp.all(in_order(kept[1][..., None]), axis=-1)
-    all_labels, all_orders = both(labels), both(order)
+
+    # "No class" stands once for all of the unconditional branch.
+    classes, rows = labels, jnp.arange(batch)
     if guided:
-        all_labels = all_labels.at[labels.shape[0] :].set(trunk.num_classes)
+        classes = jnp.append(labels, trunk.num_classes)
+        rows = jnp.concatenate([rows, jnp.full_like(rows, batch)])
+    all_labels, all_orders = classes[rows], both(order)
+
+    positions = trunk.class_repeats + length
+    ahead = None
+    if _modulation_bytes(trunk, classes.size, positions) <= AHEAD_BYTES:
+        ahead = apply_trunk(trunk.modulations, classes, 0, positions)
+
+    def modulations(start, size):
+        if ahead is None:
+            of_classes = apply_trunk(trunk.modulations, classes, start, size)
+        else:
+            of_classes = [jax.lax.dynamic_slice_in_dim(m, start, size, axis=1) for m in ahead]
+        return tuple(m[rows] for m in of_classes)
 
     def write_token(carry, i):
         x, cache = carry
-        z, cache = apply_trunk(trunk.decode, x, all_labels, all_orders, i, cache)
+        here = modulations(trunk.class_repeats + i, 1)
+        z, cache = apply_trunk(trunk.decode, x, all_orders, here, cache, i)
         guidance = 1 + (guidance_scale - 1) * i / length if guided else None
         bits, logits = head.apply(
-            {"params": params["head"]},
+            {"params": head_params},
             *(z, guidance, temperature, schedule, noise(i)),
             method=head.sample,
         )
@@ -181,7 +205,8 @@ def sample(
         x = both(apply_trunk(trunk.embed_tokens, bits[:, None])[:, 0])
         return (x, cache), (bits, {"z": z, "logits": logits} if record else None)
 
-    cache = apply_trunk(trunk.prefill, all_labels, all_orders)
+    prefix = modulations(0, trunk.class_repeats)
+    cache = apply_trunk(trunk.prefill, all_labels, all_orders, prefix)
     x = apply_trunk(trunk.embed_class, all_labels).astype(trunk.dtype)
     _, (bits, recorded) = jax.lax.scan(write_token, (x, cache), jnp.arange(length))
     bits = permutation.scatter(jnp.moveaxis(bits, 0, 1), order)
@@ -189,8 +214,13 @@ def sample(
     return (bits, recorded) if record else bits
 
 
+def _modulation_bytes(trunk: CausalTransformer, classes: int, positions: int) -> int:
+    """Size of all layers' adaLN vectors of some classes at some positions."""
+    return trunk.depth * classes * positions * 6 * trunk.width * jnp.dtype(trunk.dtype).itemsize
+
+
 def token_noise(
-    head: MaskedBitHead, keys: jax.Array, schedule: tuple[int, ...]
+    head: nn.Module, keys: jax.Array, schedule: tuple[int, ...]
 ) -> Callable[[jax.Array], jax.Array]:
     """Noise for `sample` from one key per example [B]: each gets what its own key gives."""
 

@@ -4,15 +4,20 @@ Its cost grows with n, not with the 2^n codes. Hidden bits carry a third symbol,
 Where the paper is silent, this follows what the published weights need; that is marked below.
 """
 
+import functools
+import itertools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from bar_jax.heads.logits import bit_cross_entropy, guided, gumbel
 from bar_jax.losses import Sums
 from bar_jax.mesh import constrain_batch
+from bar_jax.nn.decoding import unstacked
 from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import SwiGLU
 
@@ -37,31 +42,37 @@ class Masking(flax.struct.PyTreeNode):
 class HeadBlock(nn.Module):
     """Modulated RMSNorm, SwiGLU, gated residual."""
 
+    width: int
     dtype: jnp.dtype
 
-    @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, None]:
-        """x, condition [M, W] -> [M, W]; the second value is what `nn.scan` stacks, nothing."""
-        width = x.shape[-1]
-        x = constrain_batch(x)
-        modulation = linear(
-            (3, width),
+    def setup(self):
+        self.adaln = linear(
+            (3, self.width),
             ("embed", None, None),
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
-            name="adaln",
-        )(nn.silu(condition))
-        shift, scale, gate = jnp.split(modulation, 3, axis=-2)
-        h = nn.RMSNorm(1e-6, dtype=self.dtype, name="norm")(x)
-        h = h * (1 + scale[:, 0]) + shift[:, 0]
-        return x + gate[:, 0] * SwiGLU(dtype=self.dtype, name="mlp")(h), None
+        )
+        self.norm = nn.RMSNorm(1e-6, dtype=self.dtype)
+        self.mlp = SwiGLU(dtype=self.dtype)
+
+    def __call__(self, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, None]:
+        """x, condition [M, W] -> [M, W]; the second value is what `nn.scan` stacks, nothing."""
+        return self.modulated(constrain_batch(x), self.modulate(condition)), None
+
+    def modulate(self, condition: jax.Array) -> jax.Array:
+        """[..., W] -> [..., 3, W]: shift, scale, gate."""
+        return self.adaln(nn.silu(condition))
+
+    def modulated(self, x: jax.Array, modulation: jax.Array) -> jax.Array:
+        """x [M, W], modulation [M, 3, W] -> [M, W]."""
+        shift, scale, gate = (modulation[:, i] for i in range(3))
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
 class MaskedBitHead(nn.Module):
     """Logits of a token's bits, given the visible ones and the transformer's output.
 
-    A head offers `masking`, `loss` and `sample` and says how many random numbers they need; the
-    generators know nothing else of it.
+    Its interface is that of every head, see `bar_jax.heads`.
 
     Attributes:
       bits: n, bits of a token (after token shuffling).
@@ -76,7 +87,33 @@ class MaskedBitHead(nn.Module):
     mask_ratio: str = "logit_normal"
     dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        dense = functools.partial(linear, dtype=self.dtype)
+        self.time_embed_frequencies = self.param(
+            "time_embed_frequencies", nn.initializers.normal(1.0), (FOURIER_FREQUENCIES,)
+        )
+        self.time_embed_in = dense(self.width, (None, "embed"))
+        self.time_embed_out = dense(self.width, ("embed", None))
+        table = (3, math.ceil(self.width / self.bits))
+        self.bit_embedding = self.param("bit_embedding", named(NORMAL_02, None, None), table)
+        self.in_proj = dense(self.width, (None, "embed"))
+        self.in_norm = nn.RMSNorm(1e-6, dtype=self.dtype)
+        if unstacked(self):
+            self.blocks = [HeadBlock(self.width, self.dtype) for _ in range(self.depth)]
+        else:
+            self.blocks = nn.scan(
+                HeadBlock,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=self.depth,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(self.width, self.dtype)
+        zeros = nn.initializers.zeros
+        self.out_adaln = dense((2, self.width), ("embed", None, None), kernel_init=zeros)
+        self.out_norm = nn.RMSNorm(1e-6, dtype=self.dtype)
+        self.out_embed = dense((self.bits, 2), ("embed", None, None))
+
     def __call__(self, symbols: jax.Array, z: jax.Array, hidden_ratio: jax.Array) -> jax.Array:
         """Logits of the bits.
 
@@ -88,56 +125,42 @@ class MaskedBitHead(nn.Module):
         Returns:
           [M, n, 2] float32: logits of 0 and 1 for every bit, hidden or not.
         """
-        dense = lambda size, axes, name: linear(size, axes, dtype=self.dtype, name=name)
-        condition = nn.silu(self._time_embedding(hidden_ratio) + z.astype(self.dtype))
+        condition = self._condition(z, self._time_embedding(hidden_ratio))
+        x, _ = self.blocks(self._embed(symbols), condition)
+        return self._logits(x, self._out_modulation(condition))
 
-        bit_width = math.ceil(self.width / self.bits)
-        table = self.param("bit_embedding", named(NORMAL_02, None, None), (3, bit_width))
-        x = table.astype(self.dtype)[symbols].reshape(*symbols.shape[:-1], -1)
-        x = dense(self.width, (None, "embed"), "in_proj")(x)
-        x = nn.RMSNorm(1e-6, dtype=self.dtype, name="in_norm")(x)
-        blocks = nn.scan(
-            HeadBlock,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        x, _ = blocks(self.dtype, name="blocks")(x, condition)
-        # Published: here the chunks are (scale, shift); in the blocks (shift, scale, gate).
-        modulation = linear(
-            (2, self.width),
-            ("embed", None, None),
-            kernel_init=nn.initializers.zeros,
-            dtype=self.dtype,
-            name="out_adaln",
-        )(nn.silu(condition))
-        x = nn.RMSNorm(1e-6, dtype=self.dtype, name="out_norm")(x)
-        x = x * (1 + modulation[:, 0]) + modulation[:, 1]
-        logits = dense((self.bits, 2), ("embed", None, None), "out_embed")(x)
-        return logits.astype(jnp.float32)
+    def _embed(self, symbols: jax.Array) -> jax.Array:
+        """[M, n] -> [M, W]: each symbol looked up, all of them concatenated and projected."""
+        x = self.bit_embedding.astype(self.dtype)[symbols].reshape(*symbols.shape[:-1], -1)
+        return self.in_norm(self.in_proj(x))
 
-    @nn.nowrap
+    def _condition(self, z: jax.Array, time: jax.Array) -> jax.Array:
+        return nn.silu(time + z.astype(self.dtype))
+
+    def _out_modulation(self, condition: jax.Array) -> jax.Array:
+        """[..., W] -> [..., 2, W]: scale, shift (published: in the blocks shift comes first)."""
+        return self.out_adaln(nn.silu(condition))
+
+    def _logits(self, x: jax.Array, modulation: jax.Array) -> jax.Array:
+        """x [M, W], modulation [M, 2, W] -> [M, n, 2] float32."""
+        x = self.out_norm(x) * (1 + modulation[:, 0]) + modulation[:, 1]
+        return self.out_embed(x).astype(jnp.float32)
+
     def _time_embedding(self, hidden_ratio: jax.Array) -> jax.Array:
         """Random Fourier features of the hidden share, then an MLP: [M] -> [M, W]."""
-        frequencies = self.param(
-            "time_embed_frequencies", nn.initializers.normal(1.0), (FOURIER_FREQUENCIES,)
-        )
         # Drawn once, never trained.
-        angles = 2 * jnp.pi * hidden_ratio[:, None] * jax.lax.stop_gradient(frequencies)[None]
+        frequencies = jax.lax.stop_gradient(self.time_embed_frequencies)
+        angles = 2 * jnp.pi * hidden_ratio[:, None] * frequencies[None]
         features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-        h = linear(self.width, (None, "embed"), dtype=self.dtype, name="time_embed_in")(features)
-        h = nn.silu(h)
-        return linear(self.width, ("embed", None), dtype=self.dtype, name="time_embed_out")(h)
+        return self.time_embed_out(nn.silu(self.time_embed_in(features)))
 
     @property
     def uniforms_per_token(self) -> int:
-        """How many uniform draws `masking` needs for a token."""
+        """How many uniform draws a token needs in training."""
         return 1 + self.bits
 
     @nn.nowrap
-    def masking(self, uniform: jax.Array) -> Masking:
+    def draws(self, uniform: jax.Array) -> Masking:
         """Turns uniform draws [..., 1 + n] into what `loss` needs: the first gives the ratio."""
         ratio = uniform[..., 0]
         if self.mask_ratio == "logit_normal":
@@ -147,14 +170,14 @@ class MaskedBitHead(nn.Module):
         return Masking(ratio=ratio, uniform=uniform[..., 1:])
 
     def loss(
-        self, z: jax.Array, bits: jax.Array, masking: Masking, counted: jax.Array | None = None
+        self, z: jax.Array, bits: jax.Array, draws: Masking, counted: jax.Array | None = None
     ) -> Sums:
         """Masked-bit loss of tokens (eq. 7).
 
         Args:
           z: [M, W], the transformer's output for each token.
           bits: [M, n] in {0, 1}, the tokens to be predicted.
-          masking: draws for M tokens.
+          draws: for M tokens.
           counted: [M] bool, False where a token is padding; None: all count.
 
         Returns:
@@ -163,7 +186,7 @@ class MaskedBitHead(nn.Module):
           cross-entropy of the hidden bits in bits, `bit_accuracy` the share of them that the
           larger logit gets right.
         """
-        symbols, hidden, ratio = hide(bits, masking.ratio, masking.uniform)
+        symbols, hidden, ratio = hide(bits, draws.ratio, draws.uniform)
         logits = self(symbols, z, ratio)
         entropy = bit_cross_entropy(logits, bits)
         weight = jnp.where(hidden, 1.0, VISIBLE_WEIGHT)
@@ -195,7 +218,7 @@ class MaskedBitHead(nn.Module):
 
         At step t (from 0) the temperature is tau (1 - t / T). Every hidden bit is drawn; the least
         confident stay hidden, ties among them too. A bit's confidence is its own logit plus Gumbel
-        noise.
+        noise. Needs parameters that `nn.decoding.decoding_params` has laid out.
 
         Args:
           z: [B, W]; with guidance [2 B, W], the unconditional half last.
@@ -207,35 +230,60 @@ class MaskedBitHead(nn.Module):
         Returns:
           bits [B, n] uint8; the logits drawn from at each step [T, B, n, 2].
         """
-        batch, steps = uniform.shape[0], len(schedule)
-        symbols = jnp.full((batch, self.bits), HIDDEN, jnp.int32)
-        noise = gumbel(uniform)
-        all_logits = []
-        shown = 0
-        for t, count in enumerate(schedule):
-            logits = self._guided_logits(symbols, z, (self.bits - shown) / self.bits, guidance)
-            all_logits.append(logits)
-            scale = temperature * (1 - t / steps)
-            drawn = jnp.argmax(logits + scale * noise[:, t, :, :2], axis=-1)
-            hidden = symbols == HIDDEN
-            symbols = jnp.where(hidden, drawn, symbols)
-            shown += count
-            if shown < self.bits:
-                own = jnp.take_along_axis(logits, drawn[..., None], axis=-1)[..., 0]
-                confidence = jnp.where(hidden, own + scale * noise[:, t, :, 2], jnp.inf)
-                cut = jnp.sort(confidence, axis=-1)[:, self.bits - shown - 1, None]
-                symbols = jnp.where(confidence <= cut, HIDDEN, symbols)
-        return symbols.astype(jnp.uint8), jnp.stack(all_logits)
+        if sum(schedule) != self.bits:
+            raise ValueError(f"schedule {schedule} must sum to {self.bits} bits")
+        batch, branches = uniform.shape[0], 1 if guidance is None else 2
+        shown = itertools.accumulate(schedule[:-1], initial=0)
+        shares = jnp.array([(self.bits - count) / self.bits for count in shown], jnp.float32)
+        # The condition does not depend on the bits: one product modulates all steps [T, M, ...].
+        condition = self._condition(z[None], self._time_embedding(shares)[:, None])
+        modulations = [block.modulate(condition) for block in self.blocks]
+        out_modulation = self._out_modulation(condition)
 
-    def _guided_logits(self, symbols, z, share, guidance):
-        """Logits [B, n, 2] with `share` of the bits hidden."""
-        if guidance is not None:
-            symbols = jnp.concatenate([symbols, symbols])
-        logits = self(symbols, z, jnp.full(z.shape[:1], share, jnp.float32))
-        if guidance is None:
-            return logits
-        conditional, unconditional = jnp.split(logits, 2)
-        return unconditional + guidance * (conditional - unconditional)
+        def logits(symbols, t):
+            x = jnp.tile(self._embed(symbols), (branches, 1))  # both branches see the same bits
+            for block, modulation in zip(self.blocks, modulations, strict=True):
+                x = block.modulated(x, modulation[t])
+            return guided(self._logits(x, out_modulation[t]), guidance)
+
+        return unmask(logits, (batch, self.bits), temperature, schedule, gumbel(uniform))
+
+
+def unmask(
+    logits: Callable[[jax.Array, int], jax.Array],
+    shape: tuple[int, int],
+    temperature: jax.Array | float,
+    schedule: tuple[int, ...],
+    noise: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The unmasking of `MaskedBitHead.sample`, whatever gives the logits.
+
+    Args:
+      logits: (symbols [B, n], step t) -> [B, n, 2].
+      shape: (B, n).
+      noise: [B, T, n, 3] Gumbel noise.
+
+    Returns:
+      As `MaskedBitHead.sample`.
+    """
+    _, n = shape
+    symbols = jnp.full(shape, HIDDEN, jnp.int32)
+    all_logits = []
+    shown = 0
+    for t, count in enumerate(schedule):
+        step_logits = logits(symbols, t)
+        all_logits.append(step_logits)
+        scale = temperature * (1 - t / len(schedule))
+        drawn = jnp.argmax(step_logits + scale * noise[:, t, :, :2], axis=-1)
+        hidden = symbols == HIDDEN
+        symbols = jnp.where(hidden, drawn, symbols)
+        shown += count
+        if shown < n:
+            own = jnp.take_along_axis(step_logits, drawn[..., None], axis=-1)[..., 0]
+            confidence = jnp.where(hidden, own + scale * noise[:, t, :, 2], jnp.inf)
+            cut = jnp.sort(confidence, axis=-1)[:, n - shown - 1, None]
+            symbols = jnp.where(confidence <= cut, HIDDEN, symbols)
+    return symbols.astype(jnp.uint8), jnp.stack(all_logits)
 
 
 def logit_normal_ratio(normal: jax.Array) -> jax.Array:
@@ -261,16 +309,3 @@ def hide(bits: jax.Array, ratio: jax.Array, uniform: jax.Array) -> tuple[jax.Arr
     # The argsort itself serves as the random permutation (published); any permutation would do.
     hidden = jnp.argsort(uniform, axis=-1) < count[..., None]
     return jnp.where(hidden, HIDDEN, bits.astype(jnp.int32)), hidden, ratio
-
-
-def bit_cross_entropy(logits: jax.Array, bits: jax.Array) -> jax.Array:
-    """Cross-entropy (nats) of each bit: logits [..., n, 2], bits [..., n] -> [..., n]."""
-    # log-sum-exp of two numbers minus one of them.
-    sign = 2.0 * bits.astype(jnp.float32) - 1
-    return jax.nn.softplus(-sign * (logits[..., 1] - logits[..., 0]))
-
-
-def gumbel(uniform: jax.Array) -> jax.Array:
-    """Gumbel noise of uniform draws, clipped as in the published sampler."""
-    floor = 1e-20
-    return -jnp.log(jnp.maximum(-jnp.log(jnp.maximum(uniform, floor)), floor))

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from bar_jax import mesh
 from bar_jax.errors import InputError
 from bar_jax.jobs import (
+    benchmark,
     describe,
     encode,
     evaluate,
@@ -29,6 +30,7 @@ JOBS = {
     "import_weights": import_weights.run,
     "export_weights": export_weights.run,
     "describe": describe.run,
+    "benchmark": benchmark.run,
 }
 
 # What a job cuts over the mesh.
@@ -38,6 +40,7 @@ BATCHES = {
     "train_generator": ("train_generator", "sample"),
     "sample": ("sample",),
     "reconstruct": ("encode",),
+    "benchmark": ("sample", "train_generator"),
     "pipeline": ("train_tokenizer", "encode", "train_generator", "sample"),
 }
 

@@ -16,6 +16,9 @@ from bar_jax.generators import make_generator
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 
+TRUNK_KERNELS = ("blocks", "output_proj", "token_proj")
+SHARED_BY_BRANCHES = ("in_proj", "time_embed_in", "time_embed_out")
+
 
 def run(config: ConfigDict) -> dict[str, object]:
     """Describes the configured model on the configured mesh."""
@@ -42,6 +45,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         "generator_tokens": generator.trunk.num_tokens,
         "sequence_length": generator.trunk.prefix + generator.trunk.num_tokens,
         "sampling_flops_per_image": flops | {"total": sum(flops.values())},
+        "training_flops_per_image": training_flops(config, shapes["generator"]),
         "mesh": dict(mesh.shape),
         "state_bytes_per_device": {
             part: _state_bytes(shapes[part], config[f"train_{part}"].ema_decay > 0)
@@ -60,22 +64,47 @@ def sampling_flops(config: ConfigDict, params: dict) -> dict[str, int]:
 
     Counts matrix products, two operations per multiply-add, as the sampler does them: attention
     over the whole preallocated cache, every step of the unmasking schedule, both branches of
-    guidance.
+    guidance where they differ.
     """
-    generator = config.model.generator
+    generator, head = config.model.generator, params["head"]
     branches = 2 if config.sample.guidance_scale > 1 else 1
     rows, columns = (side // generator.patch_size for side in token_grid(config))
     tokens, prefix = rows * columns, 1 + generator.class_repeats
     positions = prefix - 1 + tokens  # the last class copy is the first step of the scan
+    layers = params["trunk"]["blocks"]
     attention = 4 * (prefix + tokens) * generator.width * generator.depth
-    blocks = _kernel_flops(params["trunk"]["blocks"]) + attention
+    blocks = _kernel_flops(layers) + attention
+    # Of the prefix the last layer leaves keys and values, nothing else.
+    unread = attention + sum(_kernel_flops(layers[name]) for name in ("out", "mlp"))
+    unread = (prefix - 1) * unread // generator.depth
     output = _kernel_flops(params["trunk"]["output_proj"])
     embedding = _kernel_flops(params["trunk"]["token_proj"])  # of tokens that both branches share
-    evaluations = tokens * len(config.sample.unmasking_schedule)
+    # So do they share the masked bits and the time of the masked-bit head; others have neither.
+    common = sum(_kernel_flops(head[name]) for name in SHARED_BY_BRANCHES if name in head)
+    masked_bit = config.model.head.kind == "masked_bit"
+    evaluations = tokens * (len(config.sample.unmasking_schedule) if masked_bit else 1)
     return {
-        "trunk": branches * (positions * blocks + tokens * output) + tokens * embedding,
-        "head": branches * evaluations * _kernel_flops(params["head"]),
+        "trunk": branches * (positions * blocks - unread + tokens * output) + tokens * embedding,
+        "head": evaluations * (branches * (_kernel_flops(head) - common) + common),
     }
+
+
+def training_flops(config: ConfigDict, params: dict) -> int:
+    """Model FLOPs of training on one image's tokens: three times those of the forward pass.
+
+    Counts matrix products, with attention over the whole sequence and without what
+    rematerialisation computes again.
+    """
+    generator = config.model.generator
+    rows, columns = (side // generator.patch_size for side in token_grid(config))
+    tokens, sequence = rows * columns, 1 + generator.class_repeats + rows * columns
+    attention = 4 * sequence * generator.width * generator.depth
+    trunk = {name: _kernel_flops(params["trunk"][name]) for name in TRUNK_KERNELS}
+    per_position = trunk["blocks"] + attention + trunk["output_proj"]
+    forward = sequence * per_position + tokens * (
+        trunk["token_proj"] + _kernel_flops(params["head"])
+    )
+    return 3 * forward
 
 
 def _kernel_flops(tree: dict) -> int:

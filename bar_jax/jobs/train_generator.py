@@ -7,6 +7,7 @@ validation loss in bits per bit.
 import functools
 import pathlib
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ from bar_jax.generators import make_generator
 from bar_jax.jobs import sample
 from bar_jax.jobs.encode import cache_path
 from bar_jax.training import loop
-from bar_jax.training.step import quotients, stream_key
+from bar_jax.training.step import LossFn, quotients, stream_key
 from bar_jax.training.writer import update_summary
 from bar_jax.visualize.grid import save_png
 
@@ -35,20 +36,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     cache, validation = (_open_cache(config, fingerprint, s) for s in ("train", "validation"))
     folder = workdir.begin_training(config, "generator")
     generator = make_generator(config, remat=section.remat)
-    sampler = make_generator(config, unroll=True)  # the same, unrolled for decoding
     start, end = (_anneal_step(config, point, len(cache)) for point in ("start", "end"))
-
-    def loss_fn(params, batch, keys, dropout_key, step):
-        return generator.apply(
-            {"params": params},
-            batch["bits"],
-            batch["label"],
-            generator.draw(keys),
-            random_share(step, start, end),
-            deterministic=False,
-            method=generator.loss,
-            rngs={"dropout": dropout_key},
-        )
 
     def batches(start_step):
         return data.token_batches(
@@ -64,7 +52,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     def evaluate(state, writer):
         params = state.params if state.ema is None else state.ema
         step = int(state.step)
-        trained = models.Trained(sampler, params, step)
+        trained = models.Trained(generator, params, step)
         picture = _sample_grid(config, mesh, trained, tokenizer)
         if jax.process_index() == 0:
             save_png(pathlib.Path(config.workdir) / "samples_during_training.png", picture)
@@ -81,7 +69,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         examples=len(cache),
         mesh=mesh,
         init_params=lambda k: models.init_generator(generator, config.model.tokenizer.bits, k),
-        loss_fn=loss_fn,
+        loss_fn=make_loss_fn(generator, start, end),
         batches=batches,
         evaluate=evaluate,
         folder=folder,
@@ -97,6 +85,24 @@ def run(config: ConfigDict) -> dict[str, object]:
             f"seconds_{STAGE}": round(results["seconds"], 1),
         },
     )
+
+
+def make_loss_fn(generator: nn.Module, anneal_start: int, anneal_end: int) -> LossFn:
+    """What a training step minimises; random orders give way to raster between the two steps."""
+
+    def loss_fn(params, batch, keys, dropout_key, step):
+        return generator.apply(
+            {"params": params},
+            batch["bits"],
+            batch["label"],
+            generator.draw(keys),
+            random_share(step, anneal_start, anneal_end),
+            deterministic=False,
+            method=generator.loss,
+            rngs={"dropout": dropout_key},
+        )
+
+    return loss_fn
 
 
 def _anneal_step(config, point, images) -> int:

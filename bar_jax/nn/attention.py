@@ -11,28 +11,43 @@ def attend(
     value: jax.Array,
     visible: jax.Array | None = None,
     *,
+    causal: bool = False,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(C)) v, with the softmax in float32.
 
+    On GPU, attention over whole sequences in half precision is cuDNN's, which never holds the
+    [Q, K] weights.
+
     Args:
       query: [B, Q, H, C].
       key, value: [B, K, H, C].
       visible: bool [Q, K], True where a query sees a key; None: everything is seen.
+      causal: position i sees positions 0..i (Q = K; instead of `visible`).
       dropout_rate: share of attention weights that are dropped, drawn with `dropout_key`.
 
     Returns:
       [B, Q, H, C] in the dtype of the query.
     """
-    mask = None if visible is None else visible[None, None]
     if dropout_rate == 0.0:
-        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+        mask = None if visible is None else visible[None, None]
+        fused = mask is None and _cudnn_takes(query)
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=mask,
+            is_causal=causal,
+            implementation="cudnn" if fused else "xla",
+        )
+    if causal:
+        visible = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))
     return nn.dot_product_attention(
         query,
         key,
         value,
-        mask=mask,
+        mask=None if visible is None else visible[None, None],
         dropout_rng=dropout_key,
         dropout_rate=dropout_rate,
         broadcast_dropout=False,
@@ -41,6 +56,8 @@ def attend(
     )
 
 
-def causal(length: int) -> jax.Array:
-    """bool [length, length]: position i sees positions 0..i."""
-    return jnp.tril(jnp.ones((length, length), bool))
+def _cudnn_takes(query: jax.Array) -> bool:
+    """Whether cuDNN's fused attention takes heads like these."""
+    head_dim = query.shape[-1]
+    fits = head_dim <= 128 and head_dim % 8 == 0
+    return fits and query.dtype == jnp.bfloat16 and jax.default_backend() == "gpu"

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bar_jax.nn.decoding import OUTPUT_FIRST
+
 Init = Callable[..., jax.Array]
 
 NORMAL_02: Init = nn.initializers.normal(0.02)  # masked-bit paper's published initialisation
@@ -14,6 +16,21 @@ NORMAL_02: Init = nn.initializers.normal(0.02)  # masked-bit paper's published i
 def named(init: Init, *axes: str | None) -> Init:
     """An initialiser whose array carries logical axis names (see `bar_jax.mesh`)."""
     return nn.with_logical_partitioning(init, axes)
+
+
+class Linear(nn.DenseGeneral):
+    """A linear layer that also takes its kernel output-first (see `nn.decoding`)."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., *in] -> [..., *out]."""
+        if not self.has_variable("params", OUTPUT_FIRST):
+            return super().__call__(x)
+        kernel, bias = (self.get_variable("params", name) for name in (OUTPUT_FIRST, "bias"))
+        lead = x.shape[: x.ndim - len(self.axis)]
+        rows = x.astype(self.dtype).reshape(-1, kernel.shape[1])
+        # The barrier keeps XLA from turning the product around: rows first is the slow way.
+        out = jax.lax.optimization_barrier(kernel @ rows.T).T.reshape(*lead, *bias.shape)
+        return out + bias.reshape((1,) * len(lead) + bias.shape)
 
 
 def linear(
@@ -25,7 +42,7 @@ def linear(
     bias_init: Init = nn.initializers.zeros,
     dtype: jnp.dtype = jnp.float32,
     name: str | None = None,
-) -> nn.DenseGeneral:
+) -> Linear:
     """Linear layer over the last `inputs` axes, with bias.
 
     Args:
@@ -34,7 +51,7 @@ def linear(
       inputs: how many trailing axes are contracted.
       dtype: what is computed in; parameters are float32.
     """
-    return nn.DenseGeneral(
+    return Linear(
         features,
         axis=tuple(range(-inputs, 0)),
         dtype=dtype,

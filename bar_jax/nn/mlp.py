@@ -21,13 +21,13 @@ class SwiGLU(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
-        """[..., D] -> [..., D]; dropout acts on the hidden units."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]; with a dropout rng, dropout acts on the hidden units."""
         width = x.shape[-1]
         hidden = swiglu_width(width)
         gate_value = linear((2, hidden), ("embed", None, "mlp"), dtype=self.dtype, name="up")(x)
         x = nn.silu(gate_value[..., 0, :]) * gate_value[..., 1, :]
-        x = nn.Dropout(self.dropout)(x, deterministic)
+        x = nn.Dropout(self.dropout)(x, deterministic=not self.has_rng("dropout"))
         return linear(width, ("mlp", "embed"), dtype=self.dtype, name="down")(x)
 
 

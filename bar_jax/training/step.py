@@ -66,13 +66,17 @@ def init_state(
 
     shapes = mesh_lib.shapes(mesh, jax.eval_shape(boxed, key))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    # Runs once and holds a random generator per parameter: on CPU, compiling it well takes longer
-    # than anything that it could save.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-    make = jax.jit(
-        lambda key: nn.unbox(boxed(key)), out_shardings=shardings, compiler_options=quick
-    )
+    make = jit_once(lambda key: nn.unbox(boxed(key)), out_shardings=shardings)
     return lambda: make(key), shapes
+
+
+def jit_once(function: Callable, **options) -> Callable:
+    """`jax.jit` of what runs once, such as an initialisation with a random draw per parameter.
+
+    On CPU, compiling that well takes longer than anything that it could save.
+    """
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    return jax.jit(function, compiler_options=quick, **options)
 
 
 def ema_decay(updates: jax.Array | int, largest: float) -> jax.Array:

@@ -9,9 +9,12 @@ import pytest
 from flax.core import meta
 
 from bar_jax.bases import permutation
+from bar_jax.generators import masked_bit
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.masked_bit import MaskedBitGenerator, sample, token_noise
 from bar_jax.generators.shuffle import shuffle
+from bar_jax.heads.bit import BitHead
+from bar_jax.heads.linear import LinearHead, code_to_bits
 from bar_jax.heads.masked_bit import MaskedBitHead
 
 CLASSES = 4
@@ -106,6 +109,47 @@ def test_the_cache_changes_nothing(key, patch_size, guided, random_order):
         labels = jnp.concatenate([labels, jnp.full(2, CLASSES)])
     z = trunk(patch_size)(tokens, labels, order)
     np.testing.assert_allclose(recorded["z"].swapaxes(0, 1), z, atol=2e-5)
+
+
+def test_modulations_ahead_or_in_the_loop_are_the_same(key, monkeypatch):
+    labels, order, keys = jnp.array([1, 3]), raster(2, 1), jax.random.split(key, 2)
+    _, ahead = sampler(1, True)(labels, order, keys, 1.0)
+    monkeypatch.setattr(masked_bit, "AHEAD_BYTES", 0)
+    sampler.cache_clear()
+    _, in_the_loop = sampler(1, True)(labels, order, keys, 1.0)
+    sampler.cache_clear()
+    np.testing.assert_allclose(ahead["z"], in_the_loop["z"], atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["bit", "linear"])
+def test_every_head_samples_with_the_trunk(key, kind):
+    """With the head's own logits at temperature 0, token by token along the trunk's outputs."""
+    head = {"bit": BitHead, "linear": LinearHead}[kind](4, 12)
+    generator = make(1).clone(head=head)
+    params = dict(params_of(1))
+    shapes = meta.unbox(jax.eval_shape(head.init, key, jnp.zeros((1, 12))))["params"]
+    rng = np.random.default_rng(1)
+    params["head"] = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
+    labels, order, keys = jnp.array([1, 3]), raster(2, 1), jax.random.split(key, 2)
+    bits, recorded = jax.jit(
+        lambda params: sample(
+            generator,
+            params,
+            labels,
+            schedule=(),
+            guidance_scale=None,
+            temperature=0.0,
+            noise=token_noise(head, keys, ()),
+            order=order,
+            record=True,
+        )
+    )(params)
+    z = trunk(1)(written(bits, 1, order), labels, order)
+    np.testing.assert_allclose(recorded["z"].swapaxes(0, 1), z, atol=2e-5)
+    likeliest = np.argmax(head.apply({"params": params["head"]}, z), axis=-1)
+    if kind == "linear":
+        likeliest = code_to_bits(jnp.asarray(likeliest), 4)
+    np.testing.assert_array_equal(bits, likeliest)
 
 
 def test_guidance_grows_from_none_at_the_first_token(key):

@@ -10,40 +10,30 @@ import pytest
 from flax.core import meta
 
 from bar_jax.config import CHOICES
-from bar_jax.heads.masked_bit import (
-    HIDDEN,
-    MaskedBitHead,
-    Masking,
-    bit_cross_entropy,
-    hide,
-)
+from bar_jax.heads.logits import gumbel
+from bar_jax.heads.masked_bit import HIDDEN, MaskedBitHead, Masking, hide, unmask
+from bar_jax.nn.decoding import decoding_params
 
 BITS, WIDTH = 8, 12
 
 
-class Told(MaskedBitHead):
-    """Its logits say what it was told: (-share of hidden bits, z + 100 where hidden)."""
+def write(logits, shape, schedule, *, temperature=0.0, uniform=None):
+    """Unmasks tokens [B, n] with the given logits."""
+    noise = jnp.zeros((shape[0], len(schedule), shape[1], 3))
+    noise = noise if uniform is None else gumbel(uniform)
+    return jax.jit(lambda noise: unmask(logits, shape, temperature, schedule, noise))(noise)
 
-    def __call__(self, symbols, z, hidden_ratio):
-        zeros = jnp.broadcast_to(-hidden_ratio[:, None], symbols.shape)
-        return jnp.stack([zeros, z + 100.0 * (symbols == HIDDEN)], axis=-1)
 
-
-class Fixed(MaskedBitHead):
+def fixed(z):
     """Logits (0, z), whatever is hidden."""
-
-    def __call__(self, symbols, z, hidden_ratio):
-        return jnp.stack([jnp.zeros_like(z), z], axis=-1)
+    return lambda symbols, t: jnp.stack([jnp.zeros_like(z), jnp.asarray(z)], axis=-1)
 
 
-def write(head, z, schedule, *, guidance=None, temperature=0.0, uniform=None):
-    batch = z.shape[0] // (2 if guidance is not None else 1)
-    if uniform is None:
-        uniform = jnp.full((batch, len(schedule), head.bits, 3), 0.5)
-    run = lambda z, u: head.apply(  # noqa: E731
-        {}, z, guidance, temperature, schedule, u, method=head.sample
+def told(z):
+    """Logits that say what is hidden: (-1, z), z + 100 where hidden."""
+    return lambda symbols, t: jnp.stack(
+        [jnp.full(symbols.shape, -1.0), z + 100.0 * (symbols == HIDDEN)], axis=-1
     )
-    return jax.jit(run)(jnp.asarray(z, jnp.float32), uniform)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +99,7 @@ def test_mask_ratio_has_its_distribution(key, mask_ratio):
     count = 4000
     head = MaskedBitHead(BITS, WIDTH, 1, mask_ratio)
     uniform = jax.random.uniform(key, (count, head.uniforms_per_token))
-    masking = jax.jit(head.masking)(uniform)
+    masking = jax.jit(head.draws)(uniform)
     assert masking.uniform.shape == (count, BITS)
     cdf = CDFS[mask_ratio](np.sort(np.asarray(masking.ratio, np.float64)))
     steps = np.arange(count + 1) / count
@@ -120,27 +110,11 @@ def test_mask_ratio_has_its_distribution(key, mask_ratio):
 def test_mask_ratio_is_finite_at_the_ends_of_the_draws(mask_ratio):
     head = MaskedBitHead(BITS, WIDTH, 1, mask_ratio)
     uniform = jnp.stack([jnp.zeros(1 + BITS), jnp.full(1 + BITS, 1 - 2**-24)])
-    ratio = head.masking(uniform).ratio
+    ratio = head.draws(uniform).ratio
     assert np.all((ratio >= 0) & (ratio <= 1))
 
 
 # Loss
-
-
-def test_cross_entropy_is_minus_log_softmax():
-    logits = np.random.default_rng(0).normal(0, 3, (4, 5, 2))
-    bits = np.random.default_rng(1).integers(0, 2, (4, 5))
-    softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    expected = -np.log(np.take_along_axis(softmax, bits[..., None], -1)[..., 0])
-    np.testing.assert_allclose(bit_cross_entropy(logits, bits), expected, rtol=1e-5)
-
-
-def test_cross_entropy_stays_finite():
-    logits = jnp.array([[0.0, 1e4], [1e4, 0.0]])
-    value, grad = jax.value_and_grad(
-        lambda logits: bit_cross_entropy(logits, jnp.array([0, 0])).sum()
-    )(logits)
-    assert value == 1e4 and np.all(np.isfinite(grad))
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -197,36 +171,26 @@ def test_hidden_bits_do_not_reach_the_logits(head, params):
 def test_schedule_shows_the_surest_bits_first(schedule):
     """After step t exactly b_1 + ... + b_t bits are shown, those with the largest logits."""
     z = np.random.default_rng(0).permuted(np.tile(np.arange(1.0, 9.0), (3, 1)), axis=1)
-    bits, told = write(Told(BITS, BITS, 1), z, schedule)
+    bits, logits = write(told(z), z.shape, schedule)
     shown_before = np.cumsum((0, *schedule[:-1]))
-    hidden = told[..., 1] > 50
+    hidden = logits[..., 1] > 50
     for t, shown in enumerate(shown_before):
         np.testing.assert_array_equal(hidden[t], z <= BITS - shown)
-        np.testing.assert_allclose(told[t, ..., 0], np.full(z.shape, -(1 - shown / BITS)))
     assert bits.dtype == jnp.uint8
     np.testing.assert_array_equal(bits, np.ones_like(z))
 
 
 def test_confidence_is_the_logit_of_the_drawn_symbol():
-    """A bit is sure where |z| is large when 0 was drawn at logit 0: 0 beats -9 but not 1."""
+    """A bit is sure where |z| is large when 0 was drawn at logit -1: -1 beats -9 but not 1."""
     z = np.array([[-9.0, 1.0, -8.0, 2.0]])
-    _, logits = write(Told(4, 4, 1), z - 100, (2, 2))  # Told adds 100 where hidden
-    # Own logits at step 0: -share = -1 for drawn zeros, z for ones: bits 1 and 3 are surer.
+    _, logits = write(told(z - 100), z.shape, (2, 2))  # 100 are added where hidden
+    # Own logits at step 0: -1 for drawn zeros, z for ones: bits 1 and 3 are surer.
     np.testing.assert_array_equal(logits[1, 0, :, 1] > -50, [True, False, True, False])
 
 
 def test_ties_at_the_cut_stay_hidden():
-    _, told = write(Told(4, 4, 1), np.ones((1, 4)), (1, 1, 2))
-    np.testing.assert_array_equal(told[..., 1] > 50, np.ones((3, 1, 4)))
-
-
-def test_one_step_at_temperature_zero_is_the_argmax(head, params, logits):
-    z = np.random.default_rng(3).normal(size=(5, WIDTH)).astype(np.float32)
-    hidden = np.full((5, BITS), HIDDEN)
-    uniform = np.full((5, 1, BITS, 3), 0.5, np.float32)
-    run = jax.jit(lambda z: head.apply(params, z, None, 0.0, (BITS,), uniform, method=head.sample))
-    bits, _ = run(z)
-    np.testing.assert_array_equal(bits, np.argmax(logits(hidden, z, np.ones(5)), axis=-1))
+    _, logits = write(told(np.ones((1, 4))), (1, 4), (1, 1, 2))
+    np.testing.assert_array_equal(logits[..., 1] > 50, np.ones((3, 1, 4)))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
@@ -236,7 +200,7 @@ def test_first_step_samples_at_the_temperature(key, temperature):
     count = 4000
     uniform = jax.random.uniform(key, (count, 1, 4, 3))
     bits, _ = write(
-        Fixed(4, 4, 1), np.tile(z, (count, 1)), (4,), temperature=temperature, uniform=uniform
+        fixed(np.tile(z, (count, 1))), (count, 4), (4,), temperature=temperature, uniform=uniform
     )
     expected = 1 / (1 + np.exp(-z / temperature))
     np.testing.assert_allclose(bits.mean(0), expected, atol=4 * 0.5 / math.sqrt(count))
@@ -247,14 +211,45 @@ def test_last_step_of_T_samples_at_a_Tth_of_the_temperature(key):
     z, count = np.array([50.0, 50.0, 50.0, 50.0, 0.5]), 4000
     uniform = jax.random.uniform(key, (count, 2, 5, 3))
     bits, _ = write(
-        Fixed(5, 5, 1), np.tile(z, (count, 1)), (4, 1), temperature=1.0, uniform=uniform
+        fixed(np.tile(z, (count, 1))), (count, 5), (4, 1), temperature=1.0, uniform=uniform
     )
     expected = 1 / (1 + math.exp(-0.5 / 0.5))
     assert bits[:, 4].mean() == pytest.approx(expected, abs=4 * 0.5 / math.sqrt(count))
 
 
-def test_guidance_is_unconditional_plus_scale_times_the_difference():
-    """Conditional logits come first: 1 + 3 (2 - 1) = 4."""
-    z = np.concatenate([np.full((2, 4), 2.0), np.full((2, 4), 1.0)])
-    _, logits = write(Fixed(4, 4, 1), z, (4,), guidance=3.0)
-    np.testing.assert_allclose(logits[0, ..., 1], np.full((2, 4), 4.0))
+@functools.cache
+def sampler(head, schedule, guidance):
+    """(params, z, uniform) -> bits and logits at temperature 1."""
+    return jax.jit(
+        lambda params, z, uniform: head.apply(
+            {"params": decoding_params(params["params"], jnp.float32)},
+            *(z, guidance, 1.0, schedule, uniform),
+            method=head.sample,
+        )
+    )
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_every_step_draws_from_the_heads_logits(key, head, params, logits, guidance):
+    """Replays the steps by hand: the same draws, through the head in its training layout."""
+    batch, schedule = 5, (2, 2, 4)
+    rows = batch if guidance is None else 2 * batch
+    z = np.random.default_rng(3).normal(size=(rows, WIDTH)).astype(np.float32)
+    uniform = jax.random.uniform(key, (batch, len(schedule), BITS, 3))
+    bits, told_logits = sampler(head, schedule, guidance)(params, z, uniform)
+
+    def by_hand(symbols, t):
+        share = (BITS - sum(schedule[:t])) / BITS
+        out = logits(np.tile(symbols, (rows // batch, 1)), z, jnp.full(rows, share))
+        # Conditional logits come first.
+        return out if guidance is None else out[batch:] + guidance * (out[:batch] - out[batch:])
+
+    expected = unmask(by_hand, (batch, BITS), 1.0, schedule, gumbel(uniform))
+    np.testing.assert_array_equal(bits, expected[0])
+    np.testing.assert_allclose(told_logits, expected[1], rtol=1e-4, atol=1e-4)
+
+
+def test_schedule_must_sum_to_the_bits(head, params):
+    uniform = jnp.zeros((1, 2, BITS, 3))
+    with pytest.raises(ValueError, match=r"schedule \(2, 2\) must sum to 8 bits"):
+        sampler(head, (2, 2), None)(params, jnp.zeros((1, WIDTH)), uniform)

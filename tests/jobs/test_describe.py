@@ -13,6 +13,7 @@ from bar_jax.config import default_config, tiny
 from bar_jax.generators import make_generator
 from bar_jax.generators.masked_bit import sample
 from bar_jax.jobs import describe
+from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training.optimizer import from_section
@@ -51,11 +52,18 @@ def _products(jaxpr) -> int:
 
 
 @pytest.mark.parametrize(
-    "guidance_scale, patch_size, schedule", [(1.0, 1, (2, 2, 5, 7)), (3.0, 2, (10, 54))]
+    "head, guidance_scale, patch_size, schedule",
+    [
+        ("masked_bit", 1.0, 1, (2, 2, 5, 7)),
+        ("masked_bit", 3.0, 2, (10, 54)),
+        ("bit", 3.0, 2, ()),
+        ("linear", 3.0, 1, ()),
+    ],
 )
-def test_sampling_flops_are_those_of_the_sampler(guidance_scale, patch_size, schedule):
+def test_sampling_flops_are_those_of_the_sampler(head, guidance_scale, patch_size, schedule):
     """Counted in the program that samples one image."""
     config = _config(
+        model__head__kind=head,
         sample__guidance_scale=guidance_scale,
         model__generator__patch_size=patch_size,
         sample__unmasking_schedule=schedule,
@@ -81,6 +89,22 @@ def test_sampling_flops_are_those_of_the_sampler(guidance_scale, patch_size, sch
     # Without what the compiler drops: the prefix's outputs, of which nothing is drawn.
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     assert sum(describe.sampling_flops(config, params).values()) == _products(jaxpr)
+
+
+@pytest.mark.parametrize("head, patch_size", [("masked_bit", 1), ("bit", 2)])
+def test_training_flops_are_three_times_those_of_the_loss(head, patch_size):
+    """Counted in the program of the loss of one image."""
+    config = _config(model__head__kind=head, model__generator__patch_size=patch_size)
+    generator = make_generator(config)
+    params = models.param_shapes(
+        lambda k: models.init_generator(generator, 16, k), make_mesh(**LAYOUT)
+    )
+    loss = make_loss_fn(generator, 0, 0)
+    batch = {"bits": jnp.zeros((1, 16, 16), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
+    key = jax.random.key(0)
+    program = lambda params: loss(params, batch, key[None], key, 0)["loss"]  # noqa: E731
+    jaxpr = jax.make_jaxpr(program)(params).jaxpr
+    assert describe.training_flops(config, params) == 3 * _products(jaxpr)
 
 
 def test_parameters_are_those_of_the_models(described):

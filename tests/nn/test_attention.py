@@ -1,11 +1,13 @@
 """Tests of bar_jax/nn/attention.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax.nn.attention import attend, causal
+from bar_jax.nn.attention import attend
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +33,16 @@ def test_matches_a_loop_over_queries(qkv):
     np.testing.assert_allclose(jax.jit(attend)(*qkv), expected, atol=1e-6)
 
 
-def test_causal_mask_matches_a_loop_over_queries(qkv):
+def test_mask_matches_a_loop_over_queries(qkv):
+    visible = np.eye(5, dtype=bool) | np.tri(5, k=-2, dtype=bool)
+    expected = naive(*qkv, visible)
+    np.testing.assert_allclose(jax.jit(attend)(*qkv, visible), expected, atol=1e-6)
+
+
+def test_causal_matches_a_loop_over_queries(qkv):
     expected = naive(*qkv, np.tri(5, dtype=bool))
-    np.testing.assert_allclose(jax.jit(attend)(*qkv, causal(5)), expected, atol=1e-6)
-
-
-def test_causal_is_a_lower_triangle():
-    np.testing.assert_array_equal(causal(3), [[1, 0, 0], [1, 1, 0], [1, 1, 1]])
+    out = jax.jit(functools.partial(attend, causal=True))(*qkv)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
 def test_softmax_is_float32_in_bfloat16():
@@ -62,5 +67,29 @@ def test_dropout_drops_weights_and_keeps_their_mean(key):
 
 def test_dropout_path_agrees_with_the_plain_one(qkv, key):
     """A rate too small to drop anything goes the other way through the code."""
-    tiny = jax.jit(lambda *x: attend(*x, causal(5), dropout_rate=1e-9, dropout_key=key))
-    np.testing.assert_allclose(tiny(*qkv), jax.jit(attend)(*qkv, causal(5)), atol=1e-6)
+    plain = jax.jit(functools.partial(attend, causal=True))
+    tiny = jax.jit(lambda *x: attend(*x, causal=True, dropout_rate=1e-9, dropout_key=key))
+    np.testing.assert_allclose(tiny(*qkv), plain(*qkv), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "backend, dtype, head_dim, masked, expected",
+    [
+        ("gpu", jnp.bfloat16, 64, False, "cudnn"),
+        ("gpu", jnp.float32, 64, False, "xla"),
+        ("gpu", jnp.bfloat16, 12, False, "xla"),
+        ("gpu", jnp.bfloat16, 64, True, "xla"),
+        ("cpu", jnp.bfloat16, 64, False, "xla"),
+    ],
+)
+def test_cudnn_takes_whole_sequences_in_bfloat16(
+    monkeypatch, backend, dtype, head_dim, masked, expected
+):
+    """Which implementation is asked for; cuDNN itself runs on GPUs alone."""
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    attention = lambda *_, implementation, **__: asked.append(implementation)  # noqa: E731
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    x = jnp.zeros((1, 2, 1, head_dim), dtype)
+    attend(x, x, x, jnp.ones((2, 2), bool) if masked else None, causal=not masked)
+    assert asked == [expected]

@@ -46,7 +46,7 @@ def test_swiglu_dropout_acts_on_the_hidden_units(x):
     up = params["params"]["up"]
     up["kernel"], up["bias"] = 0 * up["kernel"], np.ones_like(up["bias"])
     unit = 1 / (1 + math.exp(-1))  # SiLU(1) * 1
-    out = module.apply(params, x, False, rngs={"dropout": jax.random.key(0)})
+    out = module.apply(params, x, rngs={"dropout": jax.random.key(0)})
     counts = np.asarray(out[..., 0]) / (2 * unit)  # kept units are doubled
     np.testing.assert_allclose(counts, np.round(counts), atol=1e-5)
     assert 0 < np.min(counts) and np.max(counts) < 16

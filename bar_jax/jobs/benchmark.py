@@ -1,0 +1,249 @@
+"""How fast the configured model samples and trains on the devices present: prints JSON.
+
+Weights and tokens are random. Compilation is timed apart; every repetition is listed, and rates
+are those of the median. FLOPs are the model's (see `describe`), not the compiler's.
+"""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from bar_jax import data, models
+from bar_jax.config import bits_per_token, token_grid
+from bar_jax.generators import make_generator
+from bar_jax.generators.masked_bit import sample, token_noise
+from bar_jax.heads import make_head
+from bar_jax.jobs.describe import count, sampling_flops, training_flops
+from bar_jax.jobs.train_generator import make_loss_fn
+from bar_jax.mesh import make_mesh, put_batch
+from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training.optimizer import from_section
+from bar_jax.training.step import init_state, jit_once, make_train_step
+
+# Dense peak FLOP/s of a device in (bfloat16, float32 as JAX computes it by default: TF32 on GPU,
+# bfloat16 passes on TPU), from the makers' data sheets; the first kind that matches counts.
+PEAKS = {
+    "H100": (989e12, 495e12),
+    "H200": (989e12, 495e12),
+    "A100": (312e12, 156e12),
+    "TPU v4": (275e12, 275e12),
+    "TPU v5 lite": (197e12, 197e12),
+    "TPU v5": (459e12, 459e12),
+    "TPU v6 lite": (918e12, 918e12),
+}
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Times the configured parts, one after another."""
+    mesh = make_mesh(**config.mesh)
+    device = jax.devices()[0]
+    peak, source = peak_flops(device, config.dtype)
+    peak *= mesh.size
+    parts = {"sampling": _sampling, "training": _training, "head": _head}
+    with jax.set_mesh(mesh):
+        measured = {name: parts[name](config, mesh, peak) for name in config.benchmark.parts}
+    return {
+        "device": device.device_kind,
+        "devices": mesh.size,
+        "jax": jax.__version__,
+        "dtype": config.dtype,
+        "peak_flops": peak,
+        "peak_flops_source": source,
+        **measured,
+    }
+
+
+def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
+    """Peak FLOP/s of one device, from a table or else from a product of large matrices."""
+    for kind, (bfloat16, float32) in PEAKS.items():
+        if kind in device.device_kind:
+            return (bfloat16 if dtype == "bfloat16" else float32), "data sheet"
+    size = 2048
+    x = jnp.ones((size, size), dtype)
+    _, seconds, _ = _timed(jax.jit(jnp.matmul), (x, x), repeats=5)
+    return 2 * size**3 / min(seconds), f"measured: {size} x {size} product"
+
+
+def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
+    """Tokens of a batch of images, and from tokens to pixels."""
+    section, generator, tokenizer = config.sample, make_generator(config), make_tokenizer(config)
+    bits, schedule = config.model.tokenizer.bits, tuple(section.unmasking_schedule)
+    init = lambda key: models.init_generator(generator, bits, key)
+    params = models.fresh_params(init, mesh, config.seed)
+    flops = sum(sampling_flops(config, params).values())
+    batch = section.batch_size
+    order = jnp.tile(jnp.arange(generator.trunk.num_tokens), (batch, 1))
+
+    def draw(params, labels, guidance_scale, temperature, keys):
+        return sample(
+            generator,
+            params,
+            labels,
+            schedule=schedule,
+            guidance_scale=guidance_scale if section.guidance_scale > 1 else None,
+            temperature=temperature,
+            noise=token_noise(generator.head, keys, schedule),
+            order=order,
+        )
+
+    def decode(params, bits):
+        images = tokenizer.apply({"params": params}, bits, method=tokenizer.decode)
+        return data.to_uint8(images)
+
+    labels = np.arange(batch, dtype=np.int32) % config.data.num_classes
+    labels = put_batch(mesh, {"label": labels})["label"]
+    keys = jax.random.split(jax.random.key(config.seed), batch)
+    numbers = jnp.float32(section.guidance_scale), jnp.float32(section.temperature)
+    repeats = config.benchmark.repeats
+    compile_seconds, seconds, memory = _timed(
+        jax.jit(draw), (params, labels, *numbers, keys), repeats
+    )
+    del params
+    init = lambda key: models.init_tokenizer(tokenizer, key)
+    tokens = np.zeros((batch, token_grid(config)[0] ** 2, bits), np.uint8)
+    tokens = put_batch(mesh, {"bits": tokens})["bits"]
+    decoder = models.fresh_params(init, mesh, config.seed)
+    decode_compile_seconds, decode_seconds, _ = _timed(jax.jit(decode), (decoder, tokens), repeats)
+
+    median, decode_median = statistics.median(seconds), statistics.median(decode_seconds)
+    return {
+        "batch_size": batch,
+        "guidance_scale": section.guidance_scale,
+        "unmasking_schedule": list(schedule),
+        "tokens": generator.trunk.num_tokens,
+        "compile_seconds": compile_seconds,
+        "seconds": seconds,
+        "images_per_second": _rounded(batch / median),
+        "decode_compile_seconds": decode_compile_seconds,
+        "decode_seconds": decode_seconds,
+        "images_per_second_decoded": _rounded(batch / (median + decode_median)),
+        "flops_per_image": flops,
+        "flops_per_second": _rounded(flops * batch / median),
+        "fraction_of_peak": _rounded(flops * batch / median / peak),
+        "memory_bytes_per_device": memory,
+    }
+
+
+def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
+    """One step of the generator on a batch of tokens."""
+    section = config.train_generator
+    generator = make_generator(config, remat=section.remat)
+    bits = config.model.tokenizer.bits
+    tx, schedule = from_section(section.optimizer, 1, 2)
+    make_state, shapes = init_state(
+        lambda key: models.init_generator(generator, bits, key),
+        tx,
+        section.ema_decay > 0,
+        jax.random.key(config.seed),
+        mesh,
+    )
+    flops = training_flops(config, shapes.params)
+    step = make_train_step(
+        make_loss_fn(generator, 0, 0),
+        tx,
+        schedule,
+        largest_ema_decay=section.ema_decay,
+        accumulate=section.accumulate,
+    )
+    rng, batch = np.random.default_rng(config.seed), section.batch_size
+    tokens = (batch, token_grid(config)[0] ** 2, bits)
+    arrays = {
+        "bits": rng.integers(0, 2, tokens, np.uint8),
+        "label": rng.integers(0, config.data.num_classes, batch, np.int32),
+    }
+    # The state goes in and comes out, as in training.
+    compile_seconds, seconds, memory = _timed(
+        jax.jit(step, donate_argnums=0),
+        (make_state(), put_batch(mesh, arrays), jax.random.key(config.seed)),
+        config.benchmark.repeats,
+        feed=lambda args, out: (out[0], *args[1:]),
+    )
+    median = statistics.median(seconds)
+    return {
+        "batch_size": batch,
+        "accumulate": section.accumulate,
+        "remat": section.remat,
+        "compile_seconds": compile_seconds,
+        "seconds": seconds,
+        "images_per_second": _rounded(batch / median),
+        "flops_per_image": flops,
+        "flops_per_second": _rounded(flops * batch / median),
+        "model_flops_utilisation": _rounded(flops * batch / median / peak),
+        "memory_bytes_per_device": memory,
+    }
+
+
+def _head(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
+    """Loss and gradient of the head alone, on the tokens of a training batch (not on a mesh)."""
+    del mesh, peak
+    section, bits = config.train_generator, bits_per_token(config)
+    head = make_head(config, bits)
+    images = section.batch_size // section.accumulate
+    tokens = images * (token_grid(config)[0] // config.model.generator.patch_size) ** 2
+    rng, width = np.random.default_rng(config.seed), config.model.head.width
+    z = jnp.asarray(rng.standard_normal((tokens, width)), config.dtype)
+    targets = jnp.asarray(rng.integers(0, 2, (tokens, bits), np.uint8))
+    draws = head.draws(jax.random.uniform(jax.random.key(0), (tokens, head.uniforms_per_token)))
+    init = functools.partial(head.init, method=head.loss)
+    make = jit_once(lambda key: nn.unbox(init(key, z, targets, draws))["params"])
+    params = make(jax.random.key(config.seed))
+
+    def loss(params, z, targets, draws):
+        total, weight = head.apply({"params": params}, z, targets, draws, method=head.loss)["loss"]
+        return total / weight
+
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    compile_seconds, seconds, memory = _timed(
+        gradient, (params, z, targets, draws), config.benchmark.repeats
+    )
+    return {
+        "kind": config.model.head.kind,
+        "bits_per_token": bits,
+        "batch_tokens": tokens,
+        "parameters": count(params),
+        "compile_seconds": compile_seconds,
+        "seconds": seconds,
+        "memory_bytes": memory,
+    }
+
+
+def _timed(
+    function: Callable,
+    args: tuple,
+    repeats: int,
+    feed: Callable[[tuple, object], tuple] = lambda args, out: args,
+) -> tuple[float, list[float], int]:
+    """Times a jitted function.
+
+    Args:
+      feed: (arguments, result) -> the arguments of the next repetition.
+
+    Returns:
+      Seconds of compilation, seconds of each repetition after one that is not counted, and the
+      compiler's count of bytes on a device (arguments, results and temporaries).
+    """
+    began = time.perf_counter()
+    compiled = function.lower(*args).compile()
+    compile_seconds = time.perf_counter() - began
+    seconds = []
+    for _ in range(1 + repeats):
+        began = time.perf_counter()
+        out = jax.block_until_ready(compiled(*args))
+        seconds.append(_rounded(time.perf_counter() - began))
+        args = feed(args, out)
+    memory = compiled.memory_analysis()
+    size = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    return _rounded(compile_seconds), seconds[1:], size
+
+
+def _rounded(number: float) -> float:
+    """Four digits are more than a timing has."""
+    return float(f"{number:.4g}")

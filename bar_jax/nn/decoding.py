@@ -1,0 +1,52 @@
+"""The layout of parameters for writing tokens one after another.
+
+Training stacks the layers, so that 32 compile as fast as 2, and keeps kernels input-first.
+A sampler reads every weight once per token for a handful of rows; what counts is how fast weights
+stream from memory. So it takes the layers apart (a slice of a stack is a copy at every token),
+casts them to the compute dtype once, and on CPU turns kernels output-first: there a product of 2
+rows with such a kernel ran 2.5 times as fast, of 8 rows 5 times (2048 x 10922, float32, 2 cores).
+
+Modules know the layout by the names of their parameters: `blocks_0` ... instead of `blocks`
+(`unstacked` tells), `kernel_output_first` instead of `kernel` (see `nn.linear.Linear`).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+OUTPUT_FIRST = "kernel_output_first"
+
+
+def decoding_params(params: dict, dtype: jnp.dtype) -> dict:
+    """A module's parameters, laid out for decoding.
+
+    Args:
+      params: as trained; under `blocks` every array is stacked, [depth, ...].
+      dtype: what is computed in; kernels and biases are cast to it.
+    """
+    out = {}
+    for name, value in params.items():
+        if name == "blocks":
+            depth = jax.tree.leaves(value)[0].shape[0]
+            for i in range(depth):
+                layer = jax.tree.map(lambda stacked, i=i: stacked[i], value)
+                out[f"blocks_{i}"] = decoding_params(layer, dtype)
+        elif not isinstance(value, dict):
+            out[name] = value
+        elif value.keys() == {"kernel", "bias"}:
+            out[name] = _linear(value["kernel"].astype(dtype), value["bias"].astype(dtype))
+        else:
+            out[name] = decoding_params(value, dtype)
+    return out
+
+
+def unstacked(module: nn.Module) -> bool:
+    """Whether the parameters that a module is applied to are laid out for decoding."""
+    return module.has_variable("params", "blocks_0")
+
+
+def _linear(kernel: jax.Array, bias: jax.Array) -> dict:
+    if jax.default_backend() != "cpu":
+        return {"kernel": kernel, "bias": bias}
+    # [in..., out...] -> [out, in].
+    return {OUTPUT_FIRST: kernel.reshape(-1, bias.size).T, "bias": bias}

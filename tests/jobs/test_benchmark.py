@@ -1,0 +1,91 @@
+"""Tests of bar_jax/jobs/benchmark.py: that it runs and that its rates follow from its seconds."""
+
+import json
+import statistics
+import types
+
+import jax
+import pytest
+
+from bar_jax.config import default_config, tiny
+from bar_jax.jobs import benchmark
+
+
+@pytest.fixture(scope="module")
+def measured():
+    config = tiny(default_config())
+    config.mesh.update(dict(data=2, fsdp=2, tensor=2))
+    config.sample.batch_size = 4
+    config.benchmark.repeats = 3
+    return benchmark.run(config)
+
+
+@pytest.mark.parametrize("part, batch", [("sampling", 4), ("training", 16)])
+def test_rates_are_those_of_the_median(measured, part, batch):
+    told = measured[part]
+    median = statistics.median(told["seconds"])
+    assert len(told["seconds"]) == 3
+    assert told["images_per_second"] == pytest.approx(batch / median, rel=1e-3)
+    flops = told["flops_per_image"] * batch / median
+    assert told["flops_per_second"] == pytest.approx(flops, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "part, name", [("sampling", "fraction_of_peak"), ("training", "model_flops_utilisation")]
+)
+def test_utilisation_is_of_the_peak_of_all_devices(measured, part, name):
+    assert measured["devices"] == 8
+    expected = measured[part]["flops_per_second"] / measured["peak_flops"]
+    assert measured[part][name] == pytest.approx(expected, rel=1e-3)
+
+
+def test_decoding_is_timed_apart(measured):
+    told = measured["sampling"]
+    both = statistics.median(told["seconds"]) + statistics.median(told["decode_seconds"])
+    assert told["images_per_second_decoded"] == pytest.approx(4 / both, rel=1e-3)
+
+
+def test_memory_holds_the_parameters_at_least(measured):
+    """Of a device, at the layout (2, 2, 2): at least an eighth of the float32 parameters."""
+    config = tiny(default_config())
+    config.job = "describe"
+    from bar_jax.jobs import describe
+
+    parameters = describe.run(config)["parameters"]["generator_total"]
+    for part, copies in (("sampling", 1), ("training", 3)):  # Adam's moments
+        assert measured[part]["memory_bytes_per_device"] > copies * parameters * 4 / 8
+
+
+@pytest.mark.parametrize("kind", ["masked_bit", "bit", "linear"])
+def test_memory_of_a_head_holds_its_parameters_and_their_gradient(kind):
+    config = tiny(default_config())
+    config.update_from_flattened_dict({"model.head.kind": kind, "benchmark.repeats": 1})
+    config.benchmark.parts = ("head",)
+    told = benchmark.run(config)["head"]
+    head = {"bit": 2 * 16 * 17, "linear": 2**16 * 17}.get(kind, told["parameters"])
+    assert (told["kind"], told["bits_per_token"], told["batch_tokens"]) == (kind, 16, 16 * 16)
+    assert told["parameters"] == head
+    assert told["memory_bytes"] > 2 * 4 * told["parameters"]
+
+
+def test_prints_as_json(measured):
+    assert json.loads(json.dumps(measured)) == measured
+
+
+@pytest.mark.parametrize(
+    "kind, dtype, expected",
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989e12),
+        ("NVIDIA H200", "float32", 495e12),
+        ("TPU v5 lite", "bfloat16", 197e12),
+        ("TPU v5", "bfloat16", 459e12),
+    ],
+)
+def test_peak_of_a_known_device(kind, dtype, expected):
+    device = types.SimpleNamespace(device_kind=kind)
+    assert benchmark.peak_flops(device, dtype) == (expected, "data sheet")
+
+
+def test_peak_of_an_unknown_device_is_measured():
+    flops, source = benchmark.peak_flops(jax.devices()[0], "float32")
+    assert flops > 1e8 and source.startswith("measured")
