@@ -66,7 +66,7 @@ def check(config: ConfigDict) -> None:
     }.get(config.job, ())
     for part in ("tokenizer", "generator"):
         folder = pathlib.Path(config.workdir) / part
-        if _begun(folder):
+        if begun(folder):
             compare = _compare_training if part in training else _compare_model
             compare(folder / "config.json", config, part)
     read_summary(config.workdir)
@@ -114,7 +114,7 @@ def begin_training(config: ConfigDict, part: str) -> pathlib.Path:
     """
     folder = pathlib.Path(config.workdir) / part
     path = folder / "config.json"
-    if _begun(folder):
+    if begun(folder):
         _compare_training(path, config, part)
     elif jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,8 +136,8 @@ def trained(config: ConfigDict, part: str) -> pathlib.Path:
     return folder
 
 
-def _begun(folder: pathlib.Path) -> bool:
-    """Whether there is a checkpoint: without one, nothing is lost if the config changes."""
+def begun(folder: pathlib.Path) -> bool:
+    """Whether a part has a checkpoint: without one, nothing is lost if the config changes."""
     stored = (folder / "config.json").exists()
     return stored and any(child.name.isdigit() for child in folder.iterdir())
 
