@@ -11,6 +11,7 @@ import pytest
 from bar_jax import models
 from bar_jax.config import bits_per_token, flatten, token_grid, validate
 from bar_jax.generators import make_generator
+from bar_jax.jobs import describe
 from bar_jax.jobs.describe import count
 from bar_jax.main import load_config
 from bar_jax.tokenizers import make_tokenizer
@@ -21,7 +22,19 @@ CONFIGS = sorted(file.relative_to(ROOT).as_posix() for file in ROOT.glob("config
 STATED = {
     "configs/folder.py": (14, 49),
     "configs/masked_bit/bar_b.py": (None, 415),
+    "configs/masked_bit/bar_b_2.py": (None, 415),
+    "configs/masked_bit/bar_b_4.py": (None, 416),
     "configs/masked_bit/bar_l.py": (None, 1100),
+    "configs/masked_bit/bar_l_512.py": (None, 1100),
+}
+# What the published generators have: parameters; bits of an image; then of the sequence that is
+# predicted: tokens, bits of each, and length with a start vector and 32 copies of the class.
+PUBLISHED = {
+    "bar_b": (415_322_158, 16 * 16 * 16, 256, 16, 289),
+    "bar_b_2": (415_076_098, 16 * 16 * 16, 64, 64, 97),
+    "bar_b_4": (415_752_223, 16 * 16 * 16, 16, 256, 49),
+    "bar_l": (1_107_798_990, 16 * 16 * 16, 256, 16, 289),
+    "bar_l_512": (1_110_727_993, 32 * 32 * 10, 1024, 10, 1057),
 }
 
 
@@ -73,3 +86,17 @@ def test_shapes(path):
     for part, stated in zip(sizes, STATED.get(path, (None, None)), strict=True):
         if stated:
             assert sizes[part] == pytest.approx(stated * 1e6, rel=0.05), part
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_is_the_published_generator(name):
+    config = load_config(f"{ROOT}/configs/masked_bit/{name}.py")
+    described = describe.run(config)
+    fields = ("bit_budget", "generator_tokens", "generator_bits_per_token", "sequence_length")
+    found = described["parameters"]["generator_total"], *(described[field] for field in fields)
+    assert found == PUBLISHED[name]
+
+
+def test_there_is_a_file_for_each_published_generator():
+    files = (ROOT / "configs/masked_bit").glob("*.py")
+    assert {file.stem for file in files} == PUBLISHED.keys()
