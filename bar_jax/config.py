@@ -119,6 +119,8 @@ def default_config() -> ConfigDict:
     c.evaluate.samples = ""  # .npz of images (arr_0) and labels (arr_1); "": the workdir's
     c.evaluate.metrics = METRICS
 
+    c.figures = ConfigDict(dict(runs=()))  # workdirs whose numbers are drawn beside the paper's
+
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices per axis, -1: what is left
     return c
 

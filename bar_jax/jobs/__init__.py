@@ -9,6 +9,7 @@ from bar_jax.jobs import (
     describe,
     encode,
     evaluate,
+    figures,
     pipeline,
     reconstruct,
     sample,
@@ -24,6 +25,7 @@ JOBS = {
     "sample": sample.run,
     "reconstruct": reconstruct.run,
     "evaluate": evaluate.run,
+    "figures": figures.run,
     "describe": describe.run,
 }
 
