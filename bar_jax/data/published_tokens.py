@@ -135,8 +135,7 @@ def read_tokens(file: str, shape: tuple[int, int], mirrored: bool) -> dict[str, 
             wanted = list(names.items())[: 1 + mirrored]
             return {to: _read_array(archive, name, shape) for to, name in wanted}
     except Exception as error:  # the parsers of zipfile and NumPy raise nearly anything
-        reason = str(error) if type(error) in (ValueError, OSError) else repr(error)
-        raise DamagedImage(file, reason) from error
+        raise DamagedImage(file, str(error) or type(error).__name__) from error
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, int]) -> np.ndarray:

@@ -408,6 +408,7 @@ def test_tokens_of_images_do_not_pass_for_published_ones(run, tmp_path):
         train_generator.run(moved)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_in_the_workdir_draws_pictures(run, tmp_path):
     """Trained elsewhere on images, then put there."""
     config, *_ = run
