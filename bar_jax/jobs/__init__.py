@@ -10,6 +10,7 @@ from bar_jax.jobs import (
     describe,
     encode,
     evaluate,
+    figures,
     pipeline,
     reconstruct,
     sample,
@@ -25,6 +26,7 @@ JOBS = {
     "sample": sample.run,
     "reconstruct": reconstruct.run,
     "evaluate": evaluate.run,
+    "figures": figures.run,
     "describe": describe.run,
     "benchmark": benchmark.run,
 }
