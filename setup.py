@@ -40,6 +40,7 @@ REQUIRED = [
     "tqdm>=4.66",
     "scikit-learn>=1.6",  # the quickstart's digits, and its classifier
 ]
+FIGURES = ["matplotlib>=3.9"]
 TFDS = ["tensorflow-datasets>=4.9.10", "array_record>=0.8.3"]
 
 setup(
@@ -67,6 +68,14 @@ setup(
         "torch": ["torch>=2.6"],  # reads .bin and .pth; before 2.6 weights_only was not safe
         "gcp": ["etils[epath-gcs]>=1.12", "gcsfs>=2025.2"],  # gs:// paths without TensorFlow
         "tfds": TFDS,
-        "test": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "setuptools>=77", *TFDS],
+        "figures": FIGURES,
+        "test": [
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "setuptools>=77",
+            *TFDS,
+            *FIGURES,
+        ],
     },
 )

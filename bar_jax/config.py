@@ -14,7 +14,7 @@ from bar_jax.errors import InputError
 
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
-    "data.source": ("digits", "folder", "tfds"),
+    "data.source": ("digits", "folder", "tfds", "tokens"),
     "data.crop": ("random", "center", "adm"),
     "data.on_damaged": ("skip", "refuse"),
     "model.tokenizer.kind": ("bar_fsq",),
@@ -40,11 +40,15 @@ def default_config() -> ConfigDict:
     c.init_from = ""  # another workdir whose parameters (EMA if kept) training starts from
 
     c.data = data = ConfigDict()
-    data.source = "tfds"  # digits (scikit-learn's, bundled) | folder | tfds
-    data.path = ""  # folder: its root, one directory per class; tfds: data_dir ("": the default)
+    # digits (scikit-learn's, bundled) | folder | tfds | tokens (of the published code, .npz)
+    data.source = "tfds"
+    data.path = ""  # folder, tokens: root, one directory per class; tfds: data_dir ("": default)
     data.name = "imagenet2012"  # tfds: name of the data set, prepared as array_record
-    data.train_split = "train"  # tfds: a split; folder: a sub-directory of path ("": path itself)
-    data.validation_split = "validation"  # the same; folder: "" holds out every 20th image
+    # tfds: a split; folder, tokens: a sub-directory of path ("": path itself)
+    data.train_split = "train"
+    # The same; folder, tokens: "" holds out every 20th image. tokens: the training directory itself
+    # ("." for path) holds out none and validates on every 20th.
+    data.validation_split = "validation"
     data.image_size = 256  # pixels, height and width
     data.num_classes = 1000
     data.mirror = True  # train on mirror images too (with probability 1/2)
@@ -126,6 +130,8 @@ def default_config() -> ConfigDict:
     # sampling at sample.batch_size; training, head (alone) at train_generator.batch_size
     c.benchmark.parts = ("sampling", "training")
     c.benchmark.repeats = 3
+
+    c.figures = ConfigDict(dict(runs=()))  # workdirs whose numbers are drawn beside the paper's
 
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices per axis, -1: what is left
     return c

@@ -102,6 +102,14 @@ def whole(x: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
+def wait_for_all(name: str) -> None:
+    """Returns once every process is here; `name` is the same on all of them."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Tells the compiler that the first axis of an activation is the batch.
 

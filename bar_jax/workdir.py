@@ -8,7 +8,7 @@ cache/           tokens of the data set
 generator/       checkpoints of stage 2, with the config they were begun with
 generator.safetensors  the generator as a published file, by job=export_weights
 samples.npz      generated images and labels
-samples.png, samples_during_training.png, reconstructions.png
+samples.png, samples_during_training.png, reconstructions.png, figure_4.png, figure_6.png
 """
 
 import json
@@ -67,7 +67,7 @@ def check(config: ConfigDict) -> None:
     }.get(config.job, ())
     for part in ("tokenizer", "generator"):
         folder = pathlib.Path(config.workdir) / part
-        if _begun(folder):
+        if begun(folder):
             compare = _compare_training if part in training else _compare_model
             compare(folder / "config.json", config, part)
     read_summary(config.workdir)
@@ -76,7 +76,7 @@ def check(config: ConfigDict) -> None:
 def read_summary(workdir: str | os.PathLike) -> dict[str, object]:
     """The final numbers so far, from `summary.json`."""
     path = pathlib.Path(workdir) / "summary.json"
-    return _read_json(path) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def read_config(workdir: str | os.PathLike) -> ConfigDict:
@@ -89,7 +89,7 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     if not path.exists():
         raise InputError(str(path), "no such file", "a workdir that a job has written to")
     config = default_config()
-    _update(config, _read_json(path))
+    _update(config, read_json(path))
     config.workdir = str(workdir)
     return config
 
@@ -115,7 +115,7 @@ def begin_training(config: ConfigDict, part: str) -> pathlib.Path:
     """
     folder = pathlib.Path(config.workdir) / part
     path = folder / "config.json"
-    if _begun(folder):
+    if begun(folder):
         _compare_training(path, config, part)
     elif jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,14 +149,14 @@ def check_free(config: ConfigDict, part: str) -> None:
         raise InputError(folder, "a checkpoint", "none: it is not overwritten; another --workdir")
 
 
-def _begun(folder: pathlib.Path) -> bool:
-    """Whether there is a checkpoint: without one, nothing is lost if the config changes."""
+def begun(folder: pathlib.Path) -> bool:
+    """Whether a part has a checkpoint: without one, nothing is lost if the config changes."""
     stored = (folder / "config.json").exists()
     return stored and any(child.name.isdigit() for child in folder.iterdir())
 
 
 def _compare_training(path: pathlib.Path, config: ConfigDict, part: str) -> None:
-    if _read_json(path).get("job") == "import_weights":  # without an optimiser's state
+    if read_json(path).get("job") == "import_weights":  # without an optimiser's state
         expected = f"another --workdir with --config.init_from={config.workdir} to train from them"
         raise InputError(path.parent, "imported weights", expected)
     _compare(path, config, TRAINING_FIELDS[part], FREE)
@@ -171,7 +171,7 @@ def _compare_model(path: pathlib.Path, config: ConfigDict, part: str) -> None:
 def _compare(
     path: pathlib.Path, config: ConfigDict, fields: tuple[str, ...], free: tuple[str, ...]
 ) -> None:
-    stored = dict(flatten(ConfigDict(_read_json(path))))
+    stored = dict(flatten(ConfigDict(read_json(path))))
     for name, value in flatten(ConfigDict(to_json(config))):
         fixed = name.startswith(fields) and not name.endswith(free)
         if fixed and name in stored and stored[name] != value:
@@ -179,7 +179,8 @@ def _compare(
             raise InputError(name, str(value), begun)
 
 
-def _read_json(path: pathlib.Path) -> dict:
+def read_json(path: pathlib.Path) -> dict:
+    """The JSON object of a file that a job wrote; InputError if it is none."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:

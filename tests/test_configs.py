@@ -3,17 +3,20 @@
 Their `:tiny` size is trained in tests/test_pipeline.py, for one config of each architecture.
 """
 
+import re
 from pathlib import Path
 
 import jax
 import pytest
 
 from bar_jax import models
-from bar_jax.config import bits_per_token, flatten, token_grid, validate
+from bar_jax.config import bits_per_token, default_config, flatten, token_grid, validate
 from bar_jax.generators import make_generator
+from bar_jax.jobs import describe
 from bar_jax.jobs.describe import count
 from bar_jax.main import load_config
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.visualize import figures
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(file.relative_to(ROOT).as_posix() for file in ROOT.glob("configs/**/*.py"))
@@ -21,7 +24,19 @@ CONFIGS = sorted(file.relative_to(ROOT).as_posix() for file in ROOT.glob("config
 STATED = {
     "configs/folder.py": (14, 49),
     "configs/masked_bit/bar_b.py": (None, 415),
+    "configs/masked_bit/bar_b_2.py": (None, 415),
+    "configs/masked_bit/bar_b_4.py": (None, 416),
     "configs/masked_bit/bar_l.py": (None, 1100),
+    "configs/masked_bit/bar_l_512.py": (None, 1100),
+}
+# What the published generators have: parameters; bits of an image; then of the sequence that is
+# predicted: tokens, bits of each, and length with a start vector and 32 copies of the class.
+PUBLISHED = {
+    "bar_b": (415_322_158, 16 * 16 * 16, 256, 16, 289),
+    "bar_b_2": (415_076_098, 16 * 16 * 16, 64, 64, 97),
+    "bar_b_4": (415_752_223, 16 * 16 * 16, 16, 256, 49),
+    "bar_l": (1_107_798_990, 16 * 16 * 16, 256, 16, 289),
+    "bar_l_512": (1_110_727_993, 32 * 32 * 10, 1024, 10, 1057),
 }
 
 
@@ -73,3 +88,50 @@ def test_shapes(path):
     for part, stated in zip(sizes, STATED.get(path, (None, None)), strict=True):
         if stated:
             assert sizes[part] == pytest.approx(stated * 1e6, rel=0.05), part
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_is_the_published_generator(name):
+    config = load_config(f"{ROOT}/configs/masked_bit/{name}.py")
+    described = describe.run(config)
+    fields = ("bit_budget", "generator_tokens", "generator_bits_per_token", "sequence_length")
+    found = described["parameters"]["generator_total"], *(described[field] for field in fields)
+    assert found == PUBLISHED[name]
+
+
+def test_there_is_a_file_for_each_published_generator():
+    files = (ROOT / "configs/masked_bit").glob("*.py")
+    assert {file.stem for file in files} == PUBLISHED.keys()
+
+
+# --- configs/README.md ---------------------------------------------------------------------------
+
+README = (ROOT / "configs/README.md").read_text()
+
+
+def test_readme_names_every_file():
+    files = [path.removeprefix("configs/") for path in CONFIGS]
+    assert [file for file in files if f"]({file})" not in README] == []
+
+
+def test_readme_overrides_are_fields():
+    fields = {name for name, _ in flatten(default_config())}
+    overrides = set(re.findall(r"--config\.([a-z_.0-9]+)=", README))
+    assert len(overrides) > 10
+    assert overrides <= fields
+
+
+def test_readme_schedules_sum_to_their_bits():
+    rows = re.findall(r"^\| (\d+) \| ([\d,]+) \|", README, re.M)
+    assert len(rows) == 7 + 4 + 4
+    assert [row for row in rows if sum(map(int, row[1].split(","))) != int(row[0])] == []
+
+
+def test_readme_has_the_numbers_that_are_drawn():
+    """Table 1 stands there and in visualize/figures.py."""
+    table = README.partition("## Table 1")[2].partition("## Table 2a")[0]
+    for bits, rfid in figures.RFID.items():
+        [row] = re.findall(rf"^\| {bits} \| [\d,]+ \| {rfid:.2f} \| (.*) \|$", table, re.M)
+        for head, cell in zip(figures.HEADS, row.split(" | "), strict=True):
+            told = re.findall(r"([\d.]+) / ", cell)
+            assert told == [f"{fid:.2f}" for fid in figures.GFID[head].get(bits, ())]

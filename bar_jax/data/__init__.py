@@ -1,8 +1,9 @@
 """Files on disk -> batches.
 
 `sources` opens images, `images` crops one, `token_cache` keeps what a tokenizer made of them
-(`token_writer` writes it), `stream` says which example comes when, and `loader` puts batches
-together. A new source is one function in `sources.py` and one branch of `open_source`.
+(`token_writer` writes it), `published_tokens` reads those of the published code, `stream` says
+which example comes when, and `loader` puts batches together. A new source is one function in
+`sources.py` and one branch of `open_source`.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +19,12 @@ from bar_jax.data.images import (
     to_uint8,
 )
 from bar_jax.data.loader import eval_batches, token_batches, token_eval_batches, train_batches
+from bar_jax.data.published_tokens import (
+    files_digest,
+    open_published_tokens,
+    published_batches,
+    published_fingerprint,
+)
 from bar_jax.data.sources import Subset, check_labels, digits, folder, holdout, open_source, tfds
 from bar_jax.data.token_cache import TokenCache, open_cache
 from bar_jax.data.token_writer import (
@@ -28,15 +35,23 @@ from bar_jax.data.token_writer import (
     plan_cache,
     shard_writer,
 )
+from bar_jax.errors import InputError
 
 
 def open_images(config: ConfigDict, validation: bool = False):
     """The training or the validation images that a config describes.
 
     Raises:
-      InputError: if they cannot be opened, or do not have `data.num_classes` classes.
+      InputError: if they cannot be opened, or do not have `data.num_classes` classes, or the
+        source holds tokens instead.
     """
     section = config.data
+    if section.source == "tokens":
+        raise InputError(
+            "data.source",
+            f"'tokens', which holds no images, for job={config.job}",
+            "digits | folder | tfds; job=encode and job=train_generator do without images",
+        )
     source = open_source(
         section.source,
         path=section.path,
@@ -60,6 +75,7 @@ __all__ = [
     "check_labels",
     "digits",
     "eval_batches",
+    "files_digest",
     "finish_cache",
     "folder",
     "holdout",
@@ -67,8 +83,11 @@ __all__ = [
     "missing_shards",
     "open_cache",
     "open_images",
+    "open_published_tokens",
     "open_source",
     "plan_cache",
+    "published_batches",
+    "published_fingerprint",
     "random_crop",
     "resize_shorter_side",
     "shard_writer",

@@ -55,14 +55,7 @@ def open_source(
         if not validation:
             return folder(path, train_split)
         source = folder(path, validation_split)
-        trained = _class_names(_split_root(path, train_split))
-        if source.class_names != trained:
-            differing = sorted(set(source.class_names) ^ set(trained))
-            raise InputError(
-                "data.validation_split",
-                f"class folders that differ from the training ones: {', '.join(differing[:5])}",
-                "the same sub-directories in both, or labels would not mean the same",
-            )
+        check_same_classes(source.class_names, class_folders(split_root(path, train_split)))
         return source
     if kind == "tfds":
         where = "data.validation_split" if validation else "data.train_split"
@@ -75,6 +68,17 @@ def check_labels(source, num_classes: int) -> None:
     """Refuses a source whose number of classes is not the model's (`data.num_classes`)."""
     if source.num_classes != num_classes:
         raise InputError("data.num_classes", str(num_classes), f"{source.num_classes}, as the data")
+
+
+def check_same_classes(validation: tuple[str, ...], training: tuple[str, ...]) -> None:
+    """Refuses a validation split whose class folders are not those of the training split."""
+    if validation != training:
+        differing = sorted(set(validation) ^ set(training))
+        raise InputError(
+            "data.validation_split",
+            f"class folders that differ from the training ones: {', '.join(differing[:5])}",
+            "the same sub-directories in both, or labels would not mean the same",
+        )
 
 
 # --- views ---------------------------------------------------------------------------------------
@@ -201,8 +205,8 @@ def folder(path: str, split: str = "") -> Folder:
     Raises:
       InputError: no such directory, no class directories in it, or no images in them.
     """
-    root = _split_root(path, split)
-    class_names = _class_names(root)
+    root = split_root(path, split)
+    class_names = class_folders(root)
     extensions = set(Image.registered_extensions())
     files, labels = [], []
     for label, class_name in enumerate(class_names):
@@ -227,7 +231,8 @@ def folder(path: str, split: str = "") -> Folder:
     return Folder(root, files, np.asarray(labels, np.int32), class_names)
 
 
-def _split_root(path: str, split: str) -> str:
+def split_root(path: str, split: str) -> str:
+    """The directory of a split's class folders; InputError if there is none."""
     root = os.path.join(os.path.expanduser(path), split) if split else os.path.expanduser(path)
     if not os.path.isdir(root):
         raise InputError(
@@ -236,7 +241,8 @@ def _split_root(path: str, split: str) -> str:
     return root
 
 
-def _class_names(root: str) -> tuple[str, ...]:
+def class_folders(root: str) -> tuple[str, ...]:
+    """The names of the class folders, sorted; InputError if there are none."""
     with os.scandir(root) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not names:

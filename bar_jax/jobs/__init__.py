@@ -11,6 +11,7 @@ from bar_jax.jobs import (
     encode,
     evaluate,
     export_weights,
+    figures,
     import_weights,
     pipeline,
     reconstruct,
@@ -29,6 +30,7 @@ JOBS = {
     "evaluate": evaluate.run,
     "import_weights": import_weights.run,
     "export_weights": export_weights.run,
+    "figures": figures.run,
     "describe": describe.run,
     "benchmark": benchmark.run,
 }

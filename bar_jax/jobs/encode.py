@@ -1,8 +1,13 @@
-"""Images (and their mirror images) to cached tokens, `cache/train` and `cache/validation`."""
+"""Images (and their mirror images) to cached tokens, `cache/train` and `cache/validation`.
+
+With `data.source=tokens` the tokens are there already, a file per image as the published code wrote
+them, and are packed into the same kind of cache; no tokenizer is needed.
+"""
 
 import contextlib
 import functools
 import logging
+import os
 import pathlib
 import time
 
@@ -13,26 +18,22 @@ from ml_collections import ConfigDict
 from bar_jax import data, models
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import token_grid
+from bar_jax.errors import InputError
 from bar_jax.training import preemption
 from bar_jax.training.progress import progress
 from bar_jax.training.writer import update_summary
 from bar_jax.workdir import read_summary
 
 logger = logging.getLogger(__name__)
+SPLITS = ("train", "validation")
 CROP = "adm"  # published token caches hold ADM centre crops
 
 
 def run(config: ConfigDict) -> dict[str, object]:
-    """Encodes both splits; shards that are there already stay. Returns the summary."""
+    """Encodes (or packs) both splits; shards that are there already stay. Returns the summary."""
     began = time.monotonic()
-    mesh = mesh_lib.make_mesh(**config.mesh)
-    with jax.set_mesh(mesh):
-        tokenizer = models.load_tokenizer(config, mesh)
-        fingerprint = models.fingerprint(config, tokenizer.params)
-        counts = {
-            split: _encode(config, mesh, tokenizer, fingerprint, split)
-            for split in ("train", "validation")
-        }
+    packs = config.data.source == "tokens"
+    fingerprint, counts = (_pack_published if packs else _encode_images)(config)
     summary = {f"cached_{split}_images": count for split, (count, _) in counts.items()}
     # A run that was killed once the cache was complete has not told its time.
     untold = "seconds_encode" not in read_summary(config.workdir)
@@ -46,52 +47,48 @@ def cache_path(config: ConfigDict, split: str) -> pathlib.Path:
     return pathlib.Path(config.workdir) / "cache" / split
 
 
+# --- images --------------------------------------------------------------------------------------
+
+
+def _encode_images(config) -> tuple[str, dict[str, tuple[int, bool]]]:
+    """The tokenizer's fingerprint, and what `_write_cache` returns for each split."""
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
+        tokenizer = models.load_tokenizer(config, mesh)
+        fingerprint = models.fingerprint(config, tokenizer.params)
+        return fingerprint, {
+            split: _encode(config, mesh, tokenizer, fingerprint, split) for split in SPLITS
+        }
+
+
 def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
-    """Encodes one split; returns its number of images and whether anything was written."""
     source = data.open_images(config, validation=split == "validation")
-    mirrored = config.data.mirror and split == "train"
-    plan = data.plan_cache(
-        cache_path(config, split),
-        fingerprint=fingerprint,
-        bits=config.model.tokenizer.bits,
-        grid=token_grid(config),
-        num_classes=config.data.num_classes,
-        mirrored=mirrored,
-        preprocessing={
-            "source": config.data.source,
-            "name": config.data.name,
-            "split": config.data[f"{split}_split"],
-            "image_size": config.data.image_size,
-            "crop": CROP,
-        },
-        num_examples=len(source),
-        # A shard is at least a batch: what is left of a batch is computed and thrown away.
-        num_shards=min(config.encode.shards, -(-len(source) // config.encode.batch_size)),
-    )
-    shards = data.missing_shards(plan)
-    done = len(source) - sum(shard.stop - shard.start for shard in shards)
-    with progress(f"encode {split}", len(source), "image", done) as advance:
-        for shard in shards:
-            batches = data.eval_batches(
-                source,
-                image_size=config.data.image_size,
-                crop=CROP,
-                batch_size=config.encode.batch_size,
-                mirrors=mirrored,
-                start=shard.start,
-                stop=shard.stop,
-                on_damaged=config.data.on_damaged,
-            )
-            with data.shard_writer(plan, shard) as write, contextlib.closing(batches):
-                for batch in batches:
-                    preemption.check(f"encode {split}: finished shards are kept")
-                    write(*_encode_batch(mesh, tokenizer, batch, mirrored))
-                    advance(int((batch["index"] >= 0).sum()))
-    if shards or not (cache_path(config, split) / "header.json").exists():
-        data.finish_cache(plan)
-    count = len(data.open_cache(cache_path(config, split)))
-    logger.info("encode %s: %d of %d images are in the cache", split, count, len(source))
-    return count, bool(shards)
+    mirrored = _mirrored(config, split)
+
+    def rows(start, stop):
+        batches = data.eval_batches(
+            source,
+            image_size=config.data.image_size,
+            crop=CROP,
+            batch_size=config.encode.batch_size,
+            mirrors=mirrored,
+            start=start,
+            stop=stop,
+            on_damaged=config.data.on_damaged,
+        )
+        with contextlib.closing(batches):
+            for batch in batches:
+                count = int((batch["index"] >= 0).sum())
+                yield count, _encode_batch(mesh, tokenizer, batch, mirrored)
+
+    preprocessing = {
+        "source": config.data.source,
+        "name": config.data.name,
+        "split": config.data[f"{split}_split"],
+        "image_size": config.data.image_size,
+        "crop": CROP,
+    }
+    return _write_cache(config, split, fingerprint, preprocessing, len(source), rows)
 
 
 def _encode_batch(mesh, tokenizer, batch, mirrored):
@@ -109,3 +106,116 @@ def _encode_batch(mesh, tokenizer, batch, mirrored):
 def tokens(tokenizer: nn.Module, params: dict, images: jax.Array) -> jax.Array:
     """Images uint8 [B, H, W, 3] -> bits {0, 1} [B, N, k] uint8."""
     return tokenizer.apply({"params": params}, data.to_float(images), method=tokenizer.encode)
+
+
+# --- tokens of the published code ----------------------------------------------------------------
+
+
+def packed_fingerprint(config: ConfigDict) -> str:
+    """The fingerprint of the published tokens of `data.path`, packed now if they are not yet.
+
+    The files are not needed any more once they are packed.
+
+    Raises:
+      InputError: they are needed and not there, or the cache holds tokens of images.
+    """
+    headers = [cache_path(config, split) / "header.json" for split in SPLITS]
+    if not all(header.exists() for header in headers):
+        return run(config)["tokenizer_fingerprint"]
+    if os.path.isdir(os.path.expanduser(config.data.path)):
+        return _published_fingerprint(config)
+    header = data.open_cache(headers[0].parent).header
+    if header["preprocessing"]["source"] != "tokens":
+        found = f"tokens of images, and no directory {config.data.path!r} of published ones"
+        raise InputError(headers[0].parent, found, "data.path to be where they are")
+    logger.info("encode: %r is gone; its packed tokens are there", config.data.path)
+    return header["fingerprint"]
+
+
+def _pack_published(config) -> tuple[str, dict[str, tuple[int, bool]]]:
+    """The tokens' fingerprint, and what `_write_cache` returns for each split."""
+    fingerprint = _published_fingerprint(config)
+    # The first process packs; the others would write the same files, and find them there.
+    first = jax.process_index() == 0
+    if not first:
+        mesh_lib.wait_for_all("published tokens are packed")
+    counts = {split: _pack(config, fingerprint, split) for split in SPLITS}
+    if first:
+        mesh_lib.wait_for_all("published tokens are packed")
+    return fingerprint, counts
+
+
+def _published_fingerprint(config) -> str:
+    section = config.data
+    splits = section.train_split, section.validation_split or section.train_split
+    return data.published_fingerprint(section.path, splits)
+
+
+def _pack(config, fingerprint, split) -> tuple[int, bool]:
+    section, grid = config.data, token_grid(config)
+    source = data.open_published_tokens(
+        section.path,
+        section.train_split,
+        section.validation_split,
+        validation=split == "validation",
+        shape=(grid[0] * grid[1], config.model.tokenizer.bits),
+        mirrored=_mirrored(config, split),
+    )
+    data.check_labels(source, section.num_classes)
+
+    def rows(start, stop):
+        batches = data.published_batches(source, start, stop, on_damaged=section.on_damaged)
+        with contextlib.closing(batches):
+            for count, batch in batches:
+                bits = [batch[n] for n in ("bits", "bits_mirrored")[: 1 + source.mirrored]]
+                yield count, [batch["label"], batch["index"], *bits]
+
+    preprocessing = {"source": "tokens", "files": data.files_digest(source)}
+    return _write_cache(config, split, fingerprint, preprocessing, len(source), rows)
+
+
+# --- both ----------------------------------------------------------------------------------------
+
+
+def _mirrored(config, split) -> bool:
+    return config.data.mirror and split == "train"
+
+
+def _write_cache(config, split, fingerprint, preprocessing, examples, rows) -> tuple[int, bool]:
+    """Writes the shards that are missing.
+
+    Args:
+      examples: length of the source.
+      rows: (start, stop) -> generator of (examples read, [labels, indices, bits] of the good ones,
+        with their mirrored bits if mirrored).
+
+    Returns:
+      The images in the cache, and whether anything was written.
+    """
+    plan = data.plan_cache(
+        cache_path(config, split),
+        fingerprint=fingerprint,
+        bits=config.model.tokenizer.bits,
+        grid=token_grid(config),
+        num_classes=config.data.num_classes,
+        mirrored=_mirrored(config, split),
+        preprocessing=preprocessing,
+        num_examples=examples,
+        # A shard is at least a batch: what is left of a batch is computed and thrown away.
+        num_shards=min(config.encode.shards, -(-examples // config.encode.batch_size)),
+    )
+    shards = data.missing_shards(plan)
+    done = examples - sum(shard.stop - shard.start for shard in shards)
+    with progress(f"encode {split}", examples, "image", done) as advance:
+        for shard in shards:
+            batches = rows(shard.start, shard.stop)
+            with data.shard_writer(plan, shard) as write, contextlib.closing(batches):
+                for count, arrays in batches:
+                    preemption.check(f"encode {split}: finished shards are kept")
+                    write(*arrays)
+                    advance(count)
+    if shards or not (cache_path(config, split) / "header.json").exists():
+        data.finish_cache(plan)
+    count = len(data.open_cache(cache_path(config, split)))
+    logger.info("encode %s: %d of %d images are in the cache", split, count, examples)
+    return count, bool(shards)

@@ -1,10 +1,12 @@
 """Stage 2: train the generator on cached tokens.
 
 Writes `generator/` (checkpoints), `samples_during_training.png`, and into `summary.json` the
-validation loss in bits per bit.
+validation loss in bits per bit. With `data.source=tokens` the cache is packed first if it is not
+there, and without a tokenizer in the workdir no pictures are drawn.
 """
 
 import functools
+import logging
 import pathlib
 
 import flax.linen as nn
@@ -17,22 +19,24 @@ from bar_jax import mesh as mesh_lib
 from bar_jax.bases.permutation import random_share
 from bar_jax.config import duration, token_grid
 from bar_jax.generators import make_generator
-from bar_jax.jobs import sample
-from bar_jax.jobs.encode import cache_path
+from bar_jax.jobs import encode, sample
 from bar_jax.training import loop
 from bar_jax.training.step import LossFn, quotients, stream_key
 from bar_jax.training.writer import update_summary
 from bar_jax.visualize.grid import save_png
 
+logger = logging.getLogger(__name__)
 STAGE = "train_generator"
 
 
 def run(config: ConfigDict) -> dict[str, object]:
     """Trains to the end, or goes on from the last checkpoint; returns the summary."""
     section, mesh = config.train_generator, mesh_lib.make_mesh(**config.mesh)
-    with jax.set_mesh(mesh):
-        tokenizer = models.load_tokenizer(config, mesh)
-    fingerprint = models.fingerprint(config, tokenizer.params)
+    tokenizer = _load_tokenizer(config, mesh)
+    if config.data.source == "tokens":
+        fingerprint = encode.packed_fingerprint(config)
+    else:
+        fingerprint = models.fingerprint(config, tokenizer.params)
     cache, validation = (_open_cache(config, fingerprint, s) for s in ("train", "validation"))
     folder = workdir.begin_training(config, "generator")
     generator = make_generator(config, remat=section.remat)
@@ -52,11 +56,12 @@ def run(config: ConfigDict) -> dict[str, object]:
     def evaluate(state, writer):
         params = state.params if state.ema is None else state.ema
         step = int(state.step)
-        trained = models.Trained(generator, params, step)
-        picture = _sample_grid(config, mesh, trained, tokenizer)
-        if jax.process_index() == 0:
-            save_png(pathlib.Path(config.workdir) / "samples_during_training.png", picture)
-        writer.image(step, "samples", picture)
+        if tokenizer is not None:
+            trained = models.Trained(generator, params, step)
+            picture = _sample_grid(config, mesh, trained, tokenizer)
+            if jax.process_index() == 0:
+                save_png(pathlib.Path(config.workdir) / "samples_during_training.png", picture)
+            writer.image(step, "samples", picture)
         return validation_loss(
             generator, params, validation, mesh, config.seed, section.batch_size,
             section.evaluate_images,
@@ -105,6 +110,16 @@ def make_loss_fn(generator: nn.Module, anneal_start: int, anneal_end: int) -> Lo
     return loss_fn
 
 
+def _load_tokenizer(config, mesh) -> models.Trained | None:
+    """The workdir's tokenizer; None if there is none and the tokens came without it."""
+    folder = pathlib.Path(config.workdir) / "tokenizer"
+    if config.data.source == "tokens" and not workdir.begun(folder):
+        logger.info("%s: no tokenizer in %s, so no sample pictures are drawn", STAGE, folder)
+        return None
+    with jax.set_mesh(mesh):
+        return models.load_tokenizer(config, mesh)
+
+
 def _anneal_step(config, point, images) -> int:
     """The step at which the share of random orders starts or ends to fall."""
     field = f"model.generator.order.anneal_{point}_"
@@ -114,7 +129,7 @@ def _anneal_step(config, point, images) -> int:
 
 def _open_cache(config, fingerprint, split):
     return data.open_cache(
-        cache_path(config, split),
+        encode.cache_path(config, split),
         fingerprint=fingerprint,
         bits=config.model.tokenizer.bits,
         grid=token_grid(config),

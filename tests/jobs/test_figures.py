@@ -1,0 +1,109 @@
+"""Tests of bar_jax/jobs/figures.py."""
+
+import contextlib
+import io
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bar_jax.errors import InputError
+from bar_jax.jobs.figures import figure_4_points, figure_6_points
+from bar_jax.main import main
+from bar_jax.visualize.figures import Point
+
+CONFIG = str(Path(__file__).resolve().parents[2] / "configs/masked_bit/bar_b.py")
+BUDGET = {"bits_per_token": 32, "bit_budget": 8192}
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Writes a workdir's summary.json and, with a head, its config.json; returns its path."""
+
+    def make(name, summary, head=None):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "summary.json").write_text(json.dumps(summary))
+        if head:
+            (folder / "config.json").write_text(json.dumps({"model": {"head": {"kind": head}}}))
+        return str(folder)
+
+    return make
+
+
+def _figures(folder, *runs) -> dict:
+    printed = io.StringIO()
+    arguments = [f"--config={CONFIG}", f"--workdir={folder}", "--config.job=figures"]
+    with contextlib.redirect_stdout(printed):
+        assert main(["main", *arguments, f"--config.figures.runs={','.join(runs)}"]) == 0
+    return json.loads(printed.getvalue())
+
+
+@pytest.mark.parametrize(
+    "scale, quantity", [(5.0, "sample_fid_guided"), (1.0, "sample_fid"), (0, "sample_fid")]
+)
+@pytest.mark.parametrize("head", ["linear", "bit", "masked_bit"])
+def test_points_of_a_run(make_run, scale, quantity, head):
+    measured = {"reconstruction_fid": 0.75, "sample_fid": 1.5, "sample_guidance_scale": scale}
+    run = make_run("a", BUDGET | measured, head)
+    assert figure_4_points(run) == ([Point(run, "reconstruction_fid", "", 8192, 0.75)], [])
+    points = [Point(run, "reconstruction_fid", "", 32, 0.75), Point(run, quantity, head, 32, 1.5)]
+    assert figure_6_points(run) == (points, [])
+
+
+def test_psnr_is_no_rfid(make_run):
+    run = make_run("a", BUDGET | {"reconstruction_psnr": 25.0, "generator_loss_bits": 0.3})
+    assert figure_4_points(run) == ([], ["reconstruction_fid"])
+
+
+def test_a_tokenizer_alone_is_in_the_first_panel(make_run):
+    run = make_run("a", BUDGET | {"reconstruction_fid": 0.75})
+    points, missing = figure_6_points(run)
+    assert points == [Point(run, "reconstruction_fid", "", 32, 0.75)]
+    assert missing[:2] == ["sample_fid", "sample_guidance_scale"]
+
+
+@pytest.mark.parametrize("value", [None, "1.2", True, float("nan"), float("inf"), 0, -1.0])
+def test_what_is_no_number_is_missing(make_run, value):
+    run = make_run("a", BUDGET | {"reconstruction_fid": value})
+    assert figure_4_points(run) == ([], ["reconstruction_fid"])
+
+
+@pytest.mark.parametrize("head", [None, "diffusion"])
+def test_a_head_that_the_figure_has_not(make_run, head):
+    run = make_run("a", BUDGET | {"sample_fid": 1.5, "sample_guidance_scale": 5.0}, head)
+    points, missing = figure_6_points(run)
+    assert (points, missing[-1][:15]) == ([], "model.head.kind")
+
+
+def test_the_command(make_run, tmp_path, caplog):
+    """One run that has the numbers and one that has not."""
+    measured = {"reconstruction_fid": 0.75, "sample_fid": 1.5, "sample_guidance_scale": 5.0}
+    run, other = make_run("a", BUDGET | measured, "bit"), make_run("b", BUDGET)
+    with caplog.at_level(logging.INFO, "bar_jax"):
+        printed = _figures(tmp_path / "figures", run, other)
+    assert [(p["run"], p["x"], p["y"]) for p in printed["figure_4_points"]] == [(run, 8192, 0.75)]
+    assert [(p["head"], p["x"], p["y"]) for p in printed["figure_6_points"]] == [
+        ("", 32, 0.75),
+        ("bit", 32, 1.5),
+    ]
+    left_out = f"figure_4: left out of {other}, it has no reconstruction_fid"
+    assert left_out in caplog.messages
+    for name in ("figure_4.png", "figure_6.png"):
+        assert Image.open(tmp_path / "figures" / name).format == "PNG"
+
+
+def test_a_folder_without_a_summary(tmp_path, capsys):
+    arguments = [f"--config={CONFIG}", f"--workdir={tmp_path}", "--config.job=figures"]
+    assert main(["main", *arguments, f"--config.figures.runs={tmp_path / 'none'}"]) == 2
+    error = capsys.readouterr().err
+    assert f"figures.runs: found no {tmp_path / 'none' / 'summary.json'}, expected" in error
+
+
+def test_a_damaged_summary_is_named(make_run):
+    run = make_run("a", {})
+    Path(run, "summary.json").write_text("{")
+    with pytest.raises(InputError, match="summary.json: found an unreadable file"):
+        figure_4_points(run)
