@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from bar_jax.mesh import constrain_batch, gathered
-from bar_jax.nn.attention import attend
+from bar_jax.nn.attention import attend, attend_cached
 from bar_jax.nn.decoding import unstacked
 from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import SwiGLU
@@ -32,7 +32,7 @@ class KVCache(flax.struct.PyTreeNode):
     """Keys and values of the positions seen so far; rows not written yet are zero.
 
     Attributes:
-      keys, values: an array [B, S, H, C] for every layer, S = 1 + R + L.
+      keys, values: an array [B, H, S, C] for every layer, S = 1 + R + L.
     """
 
     keys: tuple[jax.Array, ...]
@@ -110,7 +110,7 @@ class CausalBlock(nn.Module):
         Args:
           x: [B, S, D].
           modulation: [B, S, 6, D], as `modulate` gives it.
-          cache: keys and values [B, S_max, H, C] of this layer.
+          cache: keys and values [B, H, S_max, C] of this layer.
           start: index of the piece's first position.
 
         Returns:
@@ -142,12 +142,12 @@ class CausalBlock(nn.Module):
         key = rotate(key, *own)
         if cache is not None:
             keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
+                jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), start, axis=2)
                 for old, new in zip(cache, (key, value), strict=True)
             )
             seen = start + jnp.arange(x.shape[1])
-            visible = jnp.arange(keys.shape[1])[None] <= seen[:, None]
-            return attend(query, keys, values, visible), (keys, values)
+            visible = jnp.arange(keys.shape[2])[None] <= seen[:, None]
+            return attend_cached(query, keys, values, visible), (keys, values)
         rate = self.attention_dropout if self.has_rng("dropout") else 0.0
         dropout_key = self.make_rng("dropout") if rate else None
         h = attend(query, key, value, causal=True, dropout_rate=rate, dropout_key=dropout_key)
@@ -315,8 +315,8 @@ class CausalTransformer(nn.Module):
         Args:
           modulations: of positions 0..R - 1, an array [B, R, 6, D] for every layer.
         """
-        shape = (labels.shape[0], self.prefix + self.num_tokens, self.heads)
-        empty = jnp.zeros((*shape, self.width // self.heads), self.dtype)
+        length, head_dim = self.prefix + self.num_tokens, self.width // self.heads
+        empty = jnp.zeros((labels.shape[0], self.heads, length, head_dim), self.dtype)
         cache = KVCache((empty,) * self.depth, (empty,) * self.depth)
         x = self._prefix(labels)[:, : self.class_repeats]
         return self._extend(x, order, modulations, cache, 0)[1]
