@@ -1,7 +1,7 @@
-"""Every field of a run: its default, its unit, its meaning; and what is wrong with a value.
+"""Every field of a run: its default, its unit and its meaning.
 
-A config file (`configs/NAME.py`) starts from `default_config()` and states what differs.
-`validate` names the first field that cannot work, before anything is compiled.
+A config file (`configs/NAME.py`) starts from `default_config()` and states what differs;
+`validation.validate` names the first field that cannot work.
 """
 
 import difflib
@@ -12,21 +12,8 @@ from ml_collections import ConfigDict
 
 from bar_jax.errors import InputError
 
-CHOICES = {
-    "dtype": ("float32", "bfloat16"),
-    "data.source": ("digits", "folder", "tfds", "tokens"),
-    "data.crop": ("random", "center", "adm"),
-    "data.on_damaged": ("skip", "refuse"),
-    "model.tokenizer.kind": ("bar_fsq",),
-    "model.generator.kind": ("causal",),
-    "model.head.kind": ("masked_bit", "bit", "linear"),
-    "model.head.mask_ratio": ("logit_normal", "uniform", "arccos"),
-    "sample.order": ("raster", "random"),
-    "sample.keep": ("none", "upper", "lower", "left", "right"),
-}
 METRICS = ("class_accuracy",)
 BENCHMARKS = ("sampling", "training", "head")
-LINEAR_HEAD_BITS = 18  # the paper stops there too: 262,144 codes
 DURATION_UNITS = ("steps", "epochs", "images")
 
 
@@ -260,156 +247,3 @@ def flatten(config: ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
         nested = isinstance(value, ml_collections.ConfigDict)
         fields += flatten(value, f"{prefix}{name}.") if nested else [(prefix + name, value)]
     return fields
-
-
-def validate(config: ConfigDict) -> None:
-    """Checks all that can be checked without data or devices.
-
-    Raises:
-      InputError: naming the first wrong field, what was found and what was expected.
-    """
-    fields = dict(flatten(config))
-    for name, choices in CHOICES.items():
-        if fields[name] not in choices:
-            raise InputError(name, repr(fields[name]), " | ".join(choices))
-    for name, value in fields.items():
-        counts = name.startswith(("model.", "encode.", "benchmark.")) or name.endswith(
-            (
-                "batch_size",
-                "accumulate",
-                "image_size",
-                "num_classes",
-                "_every",
-                "images_per_class",
-                "keep_checkpoints",
-                "evaluate_images",
-            )
-        )
-        if counts and type(value) is int and "anneal" not in name and value < 1:
-            raise InputError(name, str(value), "at least 1")
-        if name.endswith(("dropout", "ema_decay", ".b1", ".b2")) and not 0 <= value < 1:
-            raise InputError(name, str(value), "a number in [0, 1)")
-        amount = name.endswith(("learning_rate", "weight_decay", ".l1", ".l2", "num_workers"))
-        if amount and not 0 <= value < math.inf:
-            raise InputError(name, str(value), "a number of at least 0")
-    check_seed(config.seed)
-    _validate_model(config)
-    _validate_training(config)
-    _validate_sampling(config)
-
-
-def _validate_model(config: ConfigDict) -> None:
-    data, tokenizer, generator = config.data, config.model.tokenizer, config.model.generator
-    for name, part in (
-        ("model.tokenizer.encoder", tokenizer.encoder),
-        ("model.tokenizer.decoder", tokenizer.decoder),
-        ("model.generator", generator),
-    ):
-        if part.width % part.heads:
-            raise InputError(
-                f"{name}.heads",
-                f"{part.heads} heads at width {part.width}",
-                "a number of heads that divides the width",
-            )
-    head_dim = generator.width // generator.heads
-    if generator.heads % 2 or head_dim % 4:
-        raise InputError(
-            "model.generator.heads",
-            f"{generator.heads} heads of {head_dim} channels",
-            "an even number of heads, each with a multiple of 4 channels",
-        )
-    if data.image_size % tokenizer.patch_size:
-        raise InputError(
-            "model.tokenizer.patch_size",
-            f"{tokenizer.patch_size}",
-            f"a divisor of data.image_size={data.image_size}",
-        )
-    rows = token_grid(config)[0]
-    if rows % generator.patch_size:
-        raise InputError(
-            "model.generator.patch_size",
-            f"{generator.patch_size}",
-            f"a divisor of the tokenizer's grid, {rows} x {rows}",
-        )
-    if generator.class_repeats > 99:
-        raise InputError("model.generator.class_repeats", f"{generator.class_repeats}", "1 to 99")
-    bits, head = bits_per_token(config), config.model.head
-    if head.kind == "linear" and bits > LINEAR_HEAD_BITS:
-        weights = head.width * 2**bits * 4
-        raise InputError(
-            "model.head.kind",
-            f"linear at {bits} bits per token",
-            f"at most {LINEAR_HEAD_BITS} bits: its {head.width} x 2^{bits} weights would take "
-            f"{_amount(weights)}, in training {_amount(4 * weights)}; masked_bit takes any bits",
-        )
-
-
-def _amount(size: int) -> str:
-    """Bytes for people: 16 KiB, 32 TiB, 2^80 bytes."""
-    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-    power = (size.bit_length() - 1) // 10
-    if power >= len(units):
-        return f"2^{math.log2(size):.0f} bytes"
-    return f"{size / 2 ** (10 * power):.3g} {units[power]}"
-
-
-def _validate_training(config: ConfigDict) -> None:
-    for stage in ("train_tokenizer", "train_generator"):
-        train = config[stage]
-        if train.batch_size % train.accumulate:
-            raise InputError(
-                f"{stage}.accumulate",
-                f"{train.accumulate}",
-                f"a divisor of {stage}.batch_size={train.batch_size}",
-            )
-        if not train.optimizer.clip_norm > 0:
-            raise InputError(
-                f"{stage}.optimizer.clip_norm", f"{train.optimizer.clip_norm}", "a positive number"
-            )
-        duration(train, f"{stage}.", train.batch_size, 1)
-        duration(train.optimizer, f"{stage}.optimizer.warmup_", 1, 1, required=False)
-    for point in ("anneal_start_", "anneal_end_"):
-        duration(config.model.generator.order, f"model.generator.order.{point}", 1, 1, False)
-
-
-def _validate_sampling(config: ConfigDict) -> None:
-    check_sampling(config)
-    check_labels(config.sample.labels, config.data.num_classes)
-    for name, chosen, choices in (
-        ("evaluate.metrics", config.evaluate.metrics, METRICS),
-        ("benchmark.parts", config.benchmark.parts, BENCHMARKS),
-    ):
-        for choice in chosen:
-            if choice not in choices:
-                raise InputError(name, repr(choice), " | ".join(choices))
-
-
-def check_sampling(config: ConfigDict) -> None:
-    """Checks what the sampler is given."""
-    section, bits = config.sample, bits_per_token(config)
-    for name in ("guidance_scale", "temperature"):
-        if not (math.isfinite(section[name]) and section[name] >= 0):
-            raise InputError(f"sample.{name}", str(section[name]), "a number of at least 0")
-    schedule = section.unmasking_schedule
-    whole = all(type(count) is int and count > 0 for count in schedule)
-    fits = whole and sum(schedule) == bits and sorted(schedule) == list(schedule)
-    if config.model.head.kind == "masked_bit" and not fits:
-        total = f", which sums to {sum(schedule)}" if whole else ""
-        raise InputError(
-            "sample.unmasking_schedule",
-            f"{tuple(schedule)}{total}",
-            f"positive, non-decreasing integers that sum to {bits} bits",
-        )
-
-
-def check_labels(labels, num_classes: int) -> None:
-    """Checks that all labels are classes."""
-    for label in labels:
-        if type(label) is not int or not 0 <= label < num_classes:
-            raise InputError("sample.labels", repr(label), f"integers from 0 to {num_classes - 1}")
-
-
-def check_seed(seed: int) -> None:
-    """Checks a seed; JAX would take larger ones modulo 2^32."""
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise InputError("seed", repr(seed), "an integer from 0 to 2^32 - 1")

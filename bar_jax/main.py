@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bar_jax import config as config_lib
+from bar_jax import validation
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.training import preemption
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 def run(config: ConfigDict) -> int:
     """Validates a config and runs its job; returns the exit status."""
     preemption.install()
-    config_lib.validate(config)
+    validation.validate(config)
     # Imported here so that a misspelt field is told before JAX has started.
     from bar_jax import jobs, workdir
 

@@ -9,11 +9,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data, models, published, workdir
-from bar_jax.config import check_labels, check_sampling, check_seed, token_grid, validate
+from bar_jax.config import token_grid
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.jobs import encode, sample
 from bar_jax.mesh import make_mesh
+from bar_jax.validation import check_labels, check_sampling, check_seed, validate
 
 
 class Pipeline:

@@ -1,12 +1,13 @@
-"""Tests of bar_jax/config.py."""
+"""Tests of bar_jax/config.py and bar_jax/validation.py."""
 
 import math
 
 import pytest
 
 from bar_jax import config as config_lib
-from bar_jax.config import default_config, duration, flatten, sized, tiny, unknown_field, validate
+from bar_jax.config import default_config, duration, flatten, sized, tiny, unknown_field
 from bar_jax.errors import InputError
+from bar_jax.validation import CHOICES, validate
 
 NAN, INF = math.nan, math.inf
 
@@ -306,7 +307,7 @@ def test_other_heads_need_no_schedule(kind, bits):
 def test_every_choice_is_a_field():
     """A misspelt name in CHOICES would check nothing."""
     names = {name for name, _ in flatten(default_config())}
-    assert set(config_lib.CHOICES) <= names
+    assert set(CHOICES) <= names
 
 
 def test_bits_and_grid_with_token_shuffling():

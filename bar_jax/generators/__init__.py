@@ -28,7 +28,7 @@ def _causal(config: ConfigDict, remat: bool) -> MaskedBitGenerator:
     )
     return MaskedBitGenerator(
         trunk=trunk,
-        head=make_head(config, bits),
+        head=make_head(config, bits, remat),
         token_grid=grid,
         patch_size=generator.patch_size,
         label_dropout=generator.label_dropout,

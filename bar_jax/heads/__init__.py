@@ -18,28 +18,31 @@ from bar_jax.heads.linear import LinearHead
 from bar_jax.heads.masked_bit import MaskedBitHead
 
 
-def _masked_bit(config: ConfigDict, bits: int) -> MaskedBitHead:
+def _masked_bit(config: ConfigDict, bits: int, remat: bool) -> MaskedBitHead:
     head = config.model.head
     return MaskedBitHead(
         bits=bits,
         width=head.width,
         depth=head.depth,
         mask_ratio=head.mask_ratio,
+        remat=remat,
         dtype=jnp.dtype(config.dtype),
     )
 
 
-def _bit(config: ConfigDict, bits: int) -> BitHead:
+def _bit(config: ConfigDict, bits: int, remat: bool) -> BitHead:
+    del remat  # nothing is kept that is worth it
     return BitHead(bits, config.model.head.width, dtype=jnp.dtype(config.dtype))
 
 
-def _linear(config: ConfigDict, bits: int) -> LinearHead:
+def _linear(config: ConfigDict, bits: int, remat: bool) -> LinearHead:
+    del remat
     return LinearHead(bits, config.model.head.width, dtype=jnp.dtype(config.dtype))
 
 
 KINDS = {"masked_bit": _masked_bit, "bit": _bit, "linear": _linear}
 
 
-def make_head(config: ConfigDict, bits: int) -> nn.Module:
-    """The head that a config describes, for tokens of `bits` bits."""
-    return KINDS[config.model.head.kind](config, bits)
+def make_head(config: ConfigDict, bits: int, remat: bool = False) -> nn.Module:
+    """The head that a config describes, for tokens of `bits` bits; `remat` saves memory."""
+    return KINDS[config.model.head.kind](config, bits, remat)

@@ -16,7 +16,7 @@ class LinearHead(nn.Module):
     that of every head, see `bar_jax.heads`; it needs no draws in training and knows no schedule.
 
     Attributes:
-      bits: n, bits of a token; `config.validate` refuses more than 18.
+      bits: n, bits of a token; `validation.validate` refuses more than 18.
       width: of the transformer's projected output.
     """
 

@@ -79,12 +79,14 @@ class MaskedBitHead(nn.Module):
       width, depth: 2048 and 3 in the paper's final models (Table 2b).
       mask_ratio: how the share of hidden bits is drawn in training, `logit_normal`,
         `uniform` or `arccos` (Table 2a).
+      remat: recompute a block's activations in the backward pass instead of keeping them.
     """
 
     bits: int
     width: int
     depth: int
     mask_ratio: str = "logit_normal"
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -102,7 +104,7 @@ class MaskedBitHead(nn.Module):
             self.blocks = [HeadBlock(self.width, self.dtype) for _ in range(self.depth)]
         else:
             self.blocks = nn.scan(
-                HeadBlock,
+                nn.remat(HeadBlock, prevent_cse=False) if self.remat else HeadBlock,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,

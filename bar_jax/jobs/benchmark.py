@@ -184,7 +184,7 @@ def _head(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str,
     """Loss and gradient of the head alone, on the tokens of a training batch (not on a mesh)."""
     del mesh, peak
     section, bits = config.train_generator, bits_per_token(config)
-    head = make_head(config, bits)
+    head = make_head(config, bits, section.remat)
     images = section.batch_size // section.accumulate
     tokens = images * (token_grid(config)[0] // config.model.generator.patch_size) ** 2
     rng, width = np.random.default_rng(config.seed), config.model.head.width

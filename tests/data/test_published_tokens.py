@@ -14,7 +14,6 @@ import pytest
 
 from bar_jax import mesh as mesh_lib
 from bar_jax import models
-from bar_jax.config import validate
 from bar_jax.data import (
     DamagedImage,
     open_cache,
@@ -26,6 +25,7 @@ from bar_jax.data.published_tokens import read_tokens
 from bar_jax.errors import InputError
 from bar_jax.jobs import encode, pipeline, sample, train_generator, train_tokenizer
 from bar_jax.main import load_config
+from bar_jax.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (16, 16)  # tokens and bits of the tiny configs

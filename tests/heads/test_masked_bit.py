@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from bar_jax.config import CHOICES
 from bar_jax.heads.logits import gumbel
 from bar_jax.heads.masked_bit import HIDDEN, MaskedBitHead, Masking, hide, unmask
 from bar_jax.nn.decoding import decoding_params
+from bar_jax.validation import CHOICES
 
 BITS, WIDTH = 8, 12
 
@@ -150,6 +150,20 @@ def test_loss_is_that_of_a_loop_over_bits(head, params, logits, padded):
     assert sums.keys() == expected.keys()
     for name, pair in expected.items():
         np.testing.assert_allclose(sums[name], pair, rtol=1e-5, err_msg=name)
+
+
+def test_remat_gives_the_same_numbers(head, params):
+    rng = np.random.default_rng(4)
+    z, bits = rng.normal(size=(3, WIDTH)).astype(np.float32), rng.integers(0, 2, (3, BITS))
+    draws = Masking(ratio=jnp.full(3, 0.5), uniform=jnp.asarray(rng.uniform(size=(3, BITS))))
+    loss = lambda module: jax.jit(  # noqa: E731
+        jax.value_and_grad(lambda p: module.apply(p, z, bits, draws, method=module.loss)["loss"][0])
+    )(params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        loss(head.clone(remat=True)),
+        loss(head),
+    )
 
 
 def test_hidden_bits_do_not_reach_the_logits(head, params):
