@@ -114,8 +114,8 @@ def default_config() -> ConfigDict:
     c.published.export = ""  # export_weights writes it; "": the workdir's generator.safetensors
 
     c.benchmark = ConfigDict()
-    # sampling at sample.batch_size; training, head (alone) at train_generator.batch_size
-    c.benchmark.parts = ("sampling", "training")
+    # sampling at sample.batch_size; training, and the head alone, at train_generator.batch_size
+    c.benchmark.parts = ("sampling",)  # sampling | training | head
     c.benchmark.repeats = 3
 
     c.figures = ConfigDict(dict(runs=()))  # workdirs whose numbers are drawn beside the paper's

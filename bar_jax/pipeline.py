@@ -118,7 +118,7 @@ class Pipeline:
         if temperature is not None:
             section.temperature = float(temperature)
         if unmasking_schedule is not None:
-            section.unmasking_schedule = tuple(unmasking_schedule)
+            section.unmasking_schedule = tuple(np.ravel(unmasking_schedule).tolist())
         labels = np.ravel(labels).tolist()
         if not labels:
             raise InputError("labels", "none", "at least one class")

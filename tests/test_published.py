@@ -66,6 +66,21 @@ def test_export_is_the_inverse(published_config, published_files):
         np.testing.assert_allclose(found[name], tensor, rtol=0, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
+def test_a_file_of_full_size_comes_back(tmp_path):
+    """Random weights under the names of bar_b.bin, 1.7 GB: read, laid out, exported."""
+    known = next(model for model in manifest.published() if model.model == "bar_b")
+    rng, path = np.random.default_rng(0), tmp_path / "bar_b.safetensors"
+    written = {n: rng.standard_normal(shape, np.float32) for n, shape in known.tensors.items()}
+    safetensors.numpy.save_file({f"_orig_mod.module.{n}": t for n, t in written.items()}, path)
+    config, mesh = load_config("configs/masked_bit/bar_b.py"), make_mesh(1, 8, 1)
+    trained = published.load(config, "generator", published.read(config, "generator", path), mesh)
+    path.unlink()  # pytest would keep it
+    exported = published.generator_tensors(config, jax.tree.map(np.asarray, trained.params))
+    assert exported.keys() == known.tensors.keys() | known.optional.keys()
+    assert [n for n, t in written.items() if not np.array_equal(exported[n], t)] == []
+
+
 def test_rotary_tables_may_lack_but_not_differ_in_shape(published_config, published_files):
     tensors = tensors_of(published_files["generator"])
     rest = {name: tensor for name, tensor in tensors.items() if ".rope." not in name}

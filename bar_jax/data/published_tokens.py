@@ -166,7 +166,8 @@ def published_batches(
       `bits [b, N, K] uint8` and, if mirrored, `bits_mirrored`); b is less where files are damaged.
 
     Raises:
-      InputError: while iterating, if a damaged file is refused or 100 in a row are damaged.
+      InputError: while iterating, if a damaged file is refused, or batch after batch holds not one
+        readable file, 100 files or more.
     """
     read = partial(_read_batch, source=source, start=start, stop=stop)
     batches = stream.prefetch(read, 0, -(-(stop - start) // _FILES_PER_BATCH))

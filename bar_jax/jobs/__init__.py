@@ -42,7 +42,6 @@ BATCHES = {
     "train_generator": ("train_generator", "sample"),
     "sample": ("sample",),
     "reconstruct": ("encode",),
-    "benchmark": ("sample", "train_generator"),
     "pipeline": ("train_tokenizer", "encode", "train_generator", "sample"),
 }
 
@@ -55,7 +54,12 @@ def check_devices(config: ConfigDict) -> None:
     """
     data, fsdp, _ = mesh.axis_sizes(**config.mesh, devices=jax.device_count())
     ways = data * fsdp
-    for name in BATCHES.get(config.job, ()):
+    if config.job == "benchmark":
+        cut = {"sampling": "sample", "training": "train_generator"}
+        names = [cut[part] for part in config.benchmark.parts if part in cut]
+    else:
+        names = BATCHES.get(config.job, ())
+    for name in names:
         section = config[name]
         pieces = section.get("accumulate", 1)
         if section.batch_size % (ways * pieces):

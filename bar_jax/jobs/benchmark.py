@@ -1,10 +1,13 @@
 """How fast the configured model samples and trains on the devices present: prints JSON.
 
 Weights and tokens are random. Compilation is timed apart; every repetition is listed, and rates
-are those of the median. FLOPs are the model's (see `describe`), not the compiler's.
+are those of the median. FLOPs are the model's (see `describe`), not the compiler's. Each part is
+logged as soon as it is measured: a batch that does not fit loses only its own part.
 """
 
 import functools
+import json
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -22,19 +25,23 @@ from bar_jax.generators.masked_bit import sample, token_noise
 from bar_jax.heads import make_head
 from bar_jax.jobs.describe import count, sampling_flops, training_flops
 from bar_jax.jobs.train_generator import make_loss_fn
-from bar_jax.mesh import make_mesh, put_batch
+from bar_jax.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training.optimizer import from_section
 from bar_jax.training.step import init_state, jit_once, make_train_step
 
+logger = logging.getLogger(__name__)
+
 # Dense peak FLOP/s of a device in (bfloat16, float32 as JAX computes it by default: TF32 on GPU,
 # bfloat16 passes on TPU), from the makers' data sheets; the first kind that matches counts.
 PEAKS = {
+    "H100 PCIe": (756e12, 378e12),
     "H100": (989e12, 495e12),
     "H200": (989e12, 495e12),
     "A100": (312e12, 156e12),
     "TPU v4": (275e12, 275e12),
     "TPU v5 lite": (197e12, 197e12),
+    "TPU v5e": (197e12, 197e12),
     "TPU v5": (459e12, 459e12),
     "TPU v6 lite": (918e12, 918e12),
 }
@@ -47,8 +54,10 @@ def run(config: ConfigDict) -> dict[str, object]:
     peak, source = peak_flops(device, config.dtype)
     peak *= mesh.size
     parts = {"sampling": _sampling, "training": _training, "head": _head}
-    with jax.set_mesh(mesh):
-        measured = {name: parts[name](config, mesh, peak) for name in config.benchmark.parts}
+    measured = {}
+    for name in config.benchmark.parts:
+        measured[name] = parts[name](config, mesh, peak)
+        logger.info("benchmark: %s: %s", name, json.dumps(measured[name]))
     return {
         "device": device.device_kind,
         "devices": mesh.size,
@@ -77,8 +86,8 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
     bits, schedule = config.model.tokenizer.bits, tuple(section.unmasking_schedule)
     init = lambda key: models.init_generator(generator, bits, key)
     params = models.fresh_params(init, mesh, config.seed)
-    flops = sum(sampling_flops(config, params).values())
     batch = section.batch_size
+    flops = sum(sampling_flops(config, params, batch).values()) / batch
     order = jnp.tile(jnp.arange(generator.trunk.num_tokens), (batch, 1))
 
     def draw(params, labels, guidance_scale, temperature, keys):
@@ -98,19 +107,21 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
         return data.to_uint8(images)
 
     labels = np.arange(batch, dtype=np.int32) % config.data.num_classes
-    labels = put_batch(mesh, {"label": labels})["label"]
+    tokens = np.zeros((batch, token_grid(config)[0] ** 2, bits), np.uint8)
+    labels, tokens = jax.device_put((labels, tokens), batch_sharding(mesh))
     keys = jax.random.split(jax.random.key(config.seed), batch)
     numbers = jnp.float32(section.guidance_scale), jnp.float32(section.temperature)
     repeats = config.benchmark.repeats
-    compile_seconds, seconds, memory = _timed(
-        jax.jit(draw), (params, labels, *numbers, keys), repeats
-    )
-    del params
-    init = lambda key: models.init_tokenizer(tokenizer, key)
-    tokens = np.zeros((batch, token_grid(config)[0] ** 2, bits), np.uint8)
-    tokens = put_batch(mesh, {"bits": tokens})["bits"]
-    decoder = models.fresh_params(init, mesh, config.seed)
-    decode_compile_seconds, decode_seconds, _ = _timed(jax.jit(decode), (decoder, tokens), repeats)
+    with jax.set_mesh(mesh):
+        compile_seconds, seconds, memory = _timed(
+            jax.jit(draw), (params, labels, *numbers, keys), repeats
+        )
+        del params
+        init = lambda key: models.init_tokenizer(tokenizer, key)
+        decoder = models.fresh_params(init, mesh, config.seed)
+        decode_compile_seconds, decode_seconds, _ = _timed(
+            jax.jit(decode), (decoder, tokens), repeats
+        )
 
     median, decode_median = statistics.median(seconds), statistics.median(decode_seconds)
     return {
@@ -136,7 +147,7 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
     section = config.train_generator
     generator = make_generator(config, remat=section.remat)
     bits = config.model.tokenizer.bits
-    tx, schedule = from_section(section.optimizer, 1, 2)
+    tx, schedule = from_section(section.optimizer, warmup=1, total=2)  # no matter here
     make_state, shapes = init_state(
         lambda key: models.init_generator(generator, bits, key),
         tx,
@@ -146,7 +157,7 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
     )
     flops = training_flops(config, shapes.params)
     step = make_train_step(
-        make_loss_fn(generator, 0, 0),
+        make_loss_fn(generator, 0, 0),  # in raster order
         tx,
         schedule,
         largest_ema_decay=section.ema_decay,
@@ -159,12 +170,19 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
         "label": rng.integers(0, config.data.num_classes, batch, np.int32),
     }
     # The state goes in and comes out, as in training.
-    compile_seconds, seconds, memory = _timed(
-        jax.jit(step, donate_argnums=0),
-        (make_state(), put_batch(mesh, arrays), jax.random.key(config.seed)),
-        config.benchmark.repeats,
-        feed=lambda args, out: (out[0], *args[1:]),
-    )
+    layout = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
+    with jax.set_mesh(mesh):
+        compile_seconds, seconds, memory = _timed(
+            step,
+            (
+                make_state(),
+                jax.device_put(arrays, batch_sharding(mesh)),
+                jax.device_put(jax.random.key(config.seed), replicated(mesh)),
+            ),
+            config.benchmark.repeats,
+            feed=lambda args, out: (out[0], *args[1:]),
+        )
     median = statistics.median(seconds)
     return {
         "batch_size": batch,
@@ -181,12 +199,11 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
 
 
 def _head(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
-    """Loss and gradient of the head alone, on the tokens of a training batch (not on a mesh)."""
+    """Loss and gradient of the head alone, on the tokens of a training batch, on one device."""
     del mesh, peak
     section, bits = config.train_generator, bits_per_token(config)
     head = make_head(config, bits, section.remat)
-    images = section.batch_size // section.accumulate
-    tokens = images * (token_grid(config)[0] // config.model.generator.patch_size) ** 2
+    tokens = section.batch_size * (token_grid(config)[0] // config.model.generator.patch_size) ** 2
     rng, width = np.random.default_rng(config.seed), config.model.head.width
     z = jnp.asarray(rng.standard_normal((tokens, width)), config.dtype)
     targets = jnp.asarray(rng.integers(0, 2, (tokens, bits), np.uint8))
@@ -238,6 +255,7 @@ def _timed(
         out = jax.block_until_ready(compiled(*args))
         seconds.append(_rounded(time.perf_counter() - began))
         args = feed(args, out)
+        del out  # or two results would be held at a time
     memory = compiled.memory_analysis()
     size = memory.argument_size_in_bytes + memory.output_size_in_bytes
     size += memory.temp_size_in_bytes - memory.alias_size_in_bytes

@@ -17,7 +17,7 @@ from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 
 TRUNK_KERNELS = ("blocks", "output_proj", "token_proj")
-SHARED_BY_BRANCHES = ("in_proj", "time_embed_in", "time_embed_out")
+HEAD_SHARED = (("in_proj",), ("time_embed_in", "time_embed_out"))
 
 
 def run(config: ConfigDict) -> dict[str, object]:
@@ -59,33 +59,37 @@ def count(tree: object) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def sampling_flops(config: ConfigDict, params: dict) -> dict[str, int]:
-    """Floating-point operations of sampling one image's tokens (without decoding them to pixels).
+def sampling_flops(config: ConfigDict, params: dict, batch: int = 1) -> dict[str, int]:
+    """Floating-point operations of sampling a batch's tokens (without decoding them to pixels).
 
     Counts matrix products, two operations per multiply-add, as the sampler does them: attention
     over the whole preallocated cache, every step of the unmasking schedule, both branches of
-    guidance where they differ.
+    guidance where they differ, once what all images of a batch share.
     """
     generator, head = config.model.generator, params["head"]
-    branches = 2 if config.sample.guidance_scale > 1 else 1
-    rows, columns = (side // generator.patch_size for side in token_grid(config))
-    tokens, prefix = rows * columns, 1 + generator.class_repeats
+    guided = config.sample.guidance_scale > 1
+    rows = 2 * batch if guided else batch
+    tokens, prefix = _sequence(config)
     positions = prefix - 1 + tokens  # the last class copy is the first step of the scan
     layers = params["trunk"]["blocks"]
     attention = 4 * (prefix + tokens) * generator.width * generator.depth
-    blocks = _kernel_flops(layers) + attention
+    modulation = _kernel_flops(layers["adaln"])  # once per class, "no class" among them
+    blocks = _kernel_flops(layers) - modulation + attention
     # Of the prefix the last layer leaves keys and values, nothing else.
     unread = attention + sum(_kernel_flops(layers[name]) for name in ("out", "mlp"))
     unread = (prefix - 1) * unread // generator.depth
     output = _kernel_flops(params["trunk"]["output_proj"])
     embedding = _kernel_flops(params["trunk"]["token_proj"])  # of tokens that both branches share
-    # So do they share the masked bits and the time of the masked-bit head; others have neither.
-    common = sum(_kernel_flops(head[name]) for name in SHARED_BY_BRANCHES if name in head)
+    # So do they share the bits that the masked-bit head sees; all images share its time.
+    bits, time = (sum(_kernel_flops(head[n]) for n in names if n in head) for names in HEAD_SHARED)
+    own = _kernel_flops(head) - bits - time
     masked_bit = config.model.head.kind == "masked_bit"
     evaluations = tokens * (len(config.sample.unmasking_schedule) if masked_bit else 1)
     return {
-        "trunk": branches * (positions * blocks - unread + tokens * output) + tokens * embedding,
-        "head": evaluations * (branches * (_kernel_flops(head) - common) + common),
+        "trunk": rows * (positions * blocks - unread + tokens * output)
+        + (batch + guided) * positions * modulation
+        + batch * tokens * embedding,
+        "head": evaluations * (rows * own + batch * bits + time),
     }
 
 
@@ -96,8 +100,8 @@ def training_flops(config: ConfigDict, params: dict) -> int:
     rematerialisation computes again.
     """
     generator = config.model.generator
-    rows, columns = (side // generator.patch_size for side in token_grid(config))
-    tokens, sequence = rows * columns, 1 + generator.class_repeats + rows * columns
+    tokens, prefix = _sequence(config)
+    sequence = prefix + tokens
     attention = 4 * sequence * generator.width * generator.depth
     trunk = {name: _kernel_flops(params["trunk"][name]) for name in TRUNK_KERNELS}
     per_position = trunk["blocks"] + attention + trunk["output_proj"]
@@ -105,6 +109,12 @@ def training_flops(config: ConfigDict, params: dict) -> int:
         trunk["token_proj"] + _kernel_flops(params["head"])
     )
     return 3 * forward
+
+
+def _sequence(config: ConfigDict) -> tuple[int, int]:
+    """Tokens that the generator writes, and positions in front of them."""
+    trunk = make_generator(config).trunk
+    return trunk.num_tokens, trunk.prefix
 
 
 def _kernel_flops(tree: dict) -> int:

@@ -139,10 +139,11 @@ def _pack_published(config) -> tuple[str, dict[str, tuple[int, bool]]]:
     first = jax.process_index() == 0
     if not first:
         mesh_lib.wait_for_all("published tokens are packed")
-    counts = {split: _pack(config, fingerprint, split) for split in SPLITS}
-    if first:
-        mesh_lib.wait_for_all("published tokens are packed")
-    return fingerprint, counts
+    try:
+        return fingerprint, {split: _pack(config, fingerprint, split) for split in SPLITS}
+    finally:  # also if this one failed: the others then fail by themselves
+        if first:
+            mesh_lib.wait_for_all("published tokens are packed")
 
 
 def _published_fingerprint(config) -> str:

@@ -2,15 +2,13 @@
 
 Writes `figure_4.png` and `figure_6.png`. `figures.runs` lists workdirs; what is read of each:
 
-    summary.json  bit_budget                bits of an image: x of Figure 4
-                  bits_per_token            of the tokenizer: x of Figure 6
-                  reconstruction_fid        FID of reconstructed validation images: rFID
+    config.json   the tokenizer's bits and grid, model.head.kind
+    summary.json  reconstruction_fid        FID of reconstructed validation images: rFID
                   sample_fid                FID of the samples: gFID
                   sample_guidance_scale     what they were drawn with; above 1 is "with guidance"
-                  sample_inception_score    not drawn
-    config.json   model.head.kind
 
-Numbers that a run does not have are left out, and the log says so.
+No job of bar_jax computes FID yet: `summary.json` needs it written in from elsewhere (the ADM
+evaluator reads `samples.npz`). Numbers that a run does not have are left out, and the log says so.
 """
 
 import logging
@@ -21,10 +19,11 @@ from collections.abc import Callable, Sequence
 from ml_collections import ConfigDict
 
 from bar_jax import workdir
+from bar_jax.config import token_grid
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 from bar_jax.training.writer import update_summary
-from bar_jax.visualize.figures import HEADS, Point, draw_figure_4, draw_figure_6
+from bar_jax.visualize.figures import Point, draw_figure_4, draw_figure_6
 
 logger = logging.getLogger(__name__)
 
@@ -56,41 +55,40 @@ def figure_4_points(run: str) -> tuple[list[Point], list[str]]:
     """A run's points in Figure 4, and the names of the numbers that it lacks.
 
     Raises:
-      InputError: the folder has no `summary.json`, or one that cannot be read.
+      InputError: the folder has no `summary.json` or `config.json`, or one that cannot be read.
     """
-    numbers, missing = _numbers(run, "bit_budget", "reconstruction_fid")
-    if missing:
-        return [], missing
-    return [Point(run, "reconstruction_fid", "", *numbers)], []
+    config, summary = _read(run)
+    rows, columns = token_grid(config)
+    budget = rows * columns * config.model.tokenizer.bits  # eq. 3
+    return _points(run, summary, "reconstruction_fid", "reconstruction_fid", "", budget)
 
 
 def figure_6_points(run: str) -> tuple[list[Point], list[str]]:
     """The same of Figure 6: rFID, and gFID of the run's head and guidance."""
-    numbers, missing = _numbers(run, "bits_per_token", "reconstruction_fid")
-    points = [] if missing else [Point(run, "reconstruction_fid", "", *numbers)]
-    numbers, lacking = _numbers(run, "bits_per_token", "sample_fid")
-    guidance_scale = workdir.read_summary(run).get("sample_guidance_scale")
+    config, summary = _read(run)
+    bits, head = config.model.tokenizer.bits, config.model.head.kind
+    points, missing = _points(run, summary, "reconstruction_fid", "reconstruction_fid", "", bits)
+    guidance_scale = summary.get("sample_guidance_scale")
     if not isinstance(guidance_scale, int | float):
-        lacking.append("sample_guidance_scale")
-    stored = pathlib.Path(run) / "config.json"
-    model = workdir.read_json(stored).get("model", {}) if stored.exists() else {}
-    head = model.get("head", {}).get("kind")
-    if head not in HEADS:
-        lacking.append(f"model.head.kind of {' | '.join(HEADS)} in config.json")
-    if not lacking:
-        quantity = "sample_fid_guided" if guidance_scale > 1 else "sample_fid"
-        points.append(Point(run, quantity, head, *numbers))
-    return points, list(dict.fromkeys(missing + lacking))
+        return points, [*missing, "sample_guidance_scale"]
+    quantity = "sample_fid_guided" if guidance_scale > 1 else "sample_fid"
+    generated, lacking = _points(run, summary, "sample_fid", quantity, head, bits)
+    return points + generated, missing + lacking
 
 
-def _numbers(run: str, *names: str) -> tuple[list[float], list[str]]:
-    """Numbers of a run's summary, and the names of those that are not there."""
+def _read(run: str) -> tuple[ConfigDict, dict]:
+    """A run's config and summary."""
     path = pathlib.Path(run) / "summary.json"
     if not path.exists():
         raise InputError("figures.runs", f"no {path}", "workdirs of runs that have finished a job")
-    summary = workdir.read_summary(run)
-    missing = [name for name in names if not _drawable(summary.get(name))]
-    return [summary.get(name) for name in names], missing
+    return workdir.read_config(run), workdir.read_summary(run)
+
+
+def _points(run, summary, name, quantity, head, x) -> tuple[list[Point], list[str]]:
+    """The point of a number, or the number's name if the run does not have it."""
+    if not _drawable(summary.get(name)):
+        return [], [name]
+    return [Point(run, quantity, head, x, summary[name])], []
 
 
 def _drawable(value: object) -> bool:

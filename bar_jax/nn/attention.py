@@ -83,4 +83,13 @@ def _cudnn_takes(query: jax.Array) -> bool:
     """Whether cuDNN's fused attention takes heads like these."""
     head_dim = query.shape[-1]
     fits = head_dim <= 128 and head_dim % 8 == 0
-    return fits and query.dtype == jnp.bfloat16 and jax.default_backend() == "gpu"
+    return fits and query.dtype == jnp.bfloat16 and _has_fused_attention()
+
+
+def _has_fused_attention() -> bool:
+    """Whether the devices are NVIDIA's, of the Ampere generation or newer."""
+    if jax.default_backend() != "gpu":
+        return False
+    device = jax.devices()[0]
+    cuda = "cuda" in device.client.platform_version.lower()
+    return cuda and float(device.compute_capability) >= 8.0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from bar_jax import mesh as mesh_lib
 from bar_jax.bases import permutation
 from bar_jax.generators import masked_bit
 from bar_jax.generators.causal import CausalTransformer
@@ -186,6 +187,25 @@ def test_kept_tokens_are_forced_and_influence_the_rest(key, patch_size):
     z = trunk(patch_size)(written(forced, patch_size, order), labels, order)
     np.testing.assert_allclose(recorded["z"].swapaxes(0, 1), z, atol=2e-5)
     assert np.any(forced[~whole] != free[~whole])
+
+
+@pytest.mark.parametrize("layout", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_a_mesh_changes_nothing(key, layout):
+    """Parameters and batch cut over data, fsdp and tensor; on one device the test beside it."""
+    generator = make(1)
+    init = functools.partial(generator.init, method=generator.initialize)
+    arguments = jnp.zeros((1, 6, 4), jnp.uint8), jnp.zeros(1, jnp.int32), key[None]
+    mesh = mesh_lib.make_mesh(*layout)
+    shardings = mesh_lib.shardings(mesh, jax.eval_shape(init, key, *arguments)["params"])
+    labels, order = jnp.arange(8) % CLASSES, raster(8, 1)
+    keys, run = jax.random.split(key, 8), sampler(1, True).func
+    bits, expected = run(params_of(1), labels, order, keys, 1.0)
+    with jax.set_mesh(mesh):
+        cut = jax.device_put((labels, order, keys), mesh_lib.batch_sharding(mesh))
+        params = jax.device_put(params_of(1), shardings)
+        on_mesh, recorded = run(params, *cut, 1.0)
+    np.testing.assert_array_equal(on_mesh, bits)
+    np.testing.assert_allclose(recorded["z"], expected["z"], atol=2e-5)
 
 
 def test_an_example_is_the_same_alone_and_in_a_batch(key):

@@ -16,7 +16,7 @@ def measured():
     config = tiny(default_config())
     config.mesh.update(dict(data=2, fsdp=2, tensor=2))
     config.sample.batch_size = 4
-    config.benchmark.repeats = 3
+    config.benchmark.update(dict(parts=("sampling", "training"), repeats=3))
     return benchmark.run(config)
 
 

@@ -52,16 +52,17 @@ def _products(jaxpr) -> int:
 
 
 @pytest.mark.parametrize(
-    "head, guidance_scale, patch_size, schedule",
+    "head, guidance_scale, patch_size, schedule, batch",
     [
-        ("masked_bit", 1.0, 1, (2, 2, 5, 7)),
-        ("masked_bit", 3.0, 2, (10, 54)),
-        ("bit", 3.0, 2, ()),
-        ("linear", 3.0, 1, ()),
+        ("masked_bit", 1.0, 1, (2, 2, 5, 7), 1),
+        ("masked_bit", 3.0, 2, (10, 54), 1),
+        ("masked_bit", 3.0, 1, (2, 2, 5, 7), 3),
+        ("bit", 3.0, 2, (), 1),
+        ("linear", 3.0, 1, (), 2),
     ],
 )
-def test_sampling_flops_are_those_of_the_sampler(head, guidance_scale, patch_size, schedule):
-    """Counted in the program that samples one image."""
+def test_sampling_flops_are_those_of_the_sampler(head, guidance_scale, patch_size, schedule, batch):
+    """Counted in the program that samples a batch."""
     config = _config(
         model__head__kind=head,
         sample__guidance_scale=guidance_scale,
@@ -77,18 +78,18 @@ def test_sampling_flops_are_those_of_the_sampler(head, guidance_scale, patch_siz
         return sample(
             generator,
             params,
-            jnp.zeros(1, jnp.int32),
+            jnp.zeros(batch, jnp.int32),
             schedule=schedule,
             guidance_scale=guidance_scale if guidance_scale > 1 else None,
             temperature=1.0,
-            noise=lambda i: jnp.full((1, *generator.head.noise_shape(schedule)), 0.5),
-            order=jnp.arange(length)[None],
+            noise=lambda i: jnp.full((batch, *generator.head.noise_shape(schedule)), 0.5),
+            order=jnp.tile(jnp.arange(length), (batch, 1)),
         )
 
     jaxpr = jax.make_jaxpr(program)(params).jaxpr
     # Without what the compiler drops: the prefix's outputs, of which nothing is drawn.
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    assert sum(describe.sampling_flops(config, params).values()) == _products(jaxpr)
+    assert sum(describe.sampling_flops(config, params, batch).values()) == _products(jaxpr)
 
 
 @pytest.mark.parametrize("head, patch_size", [("masked_bit", 1), ("bit", 2)])

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -141,9 +142,19 @@ def test_nothing_to_import(published_config, tmp_path):
 
 def test_a_checkpoint_is_not_overwritten(published_config, imported):
     before = checkpoint.read_meta(imported.folder / "tokenizer")
+    other = imported.paths["tokenizer"].rename(imported.folder / "other.safetensors")
     with pytest.raises(InputError, match="tokenizer: found a checkpoint, expected none"):
-        import_both(published_config, imported.folder, imported.paths)
+        import_both(published_config, imported.folder, imported.paths | {"tokenizer": other})
     assert checkpoint.read_meta(imported.folder / "tokenizer") == before
+
+
+def test_an_import_that_was_cut_off_goes_on(published_config, imported):
+    """Between the two parts: the tokenizer is there, the generator is not."""
+    before = checkpoint.read_meta(imported.folder / "tokenizer")
+    shutil.rmtree(imported.folder / "generator")
+    assert import_both(published_config, imported.folder, imported.paths) == imported.summary
+    assert checkpoint.read_meta(imported.folder / "tokenizer") == before
+    assert checkpoint.read_meta(imported.folder / "generator")["step"] == 0
 
 
 def test_nothing_is_written_if_one_file_is_wrong(published_config, published_files, tmp_path):

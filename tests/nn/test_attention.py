@@ -1,6 +1,7 @@
 """Tests of bar_jax/nn/attention.py."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -73,23 +74,30 @@ def test_dropout_path_agrees_with_the_plain_one(qkv, key):
 
 
 @pytest.mark.parametrize(
-    "backend, dtype, head_dim, masked, expected",
+    "platform, capability, dtype, head_dim, masked, expected",
     [
-        ("gpu", jnp.bfloat16, 64, False, "cudnn"),
-        ("gpu", jnp.float32, 64, False, "xla"),
-        ("gpu", jnp.bfloat16, 12, False, "xla"),
-        ("gpu", jnp.bfloat16, 64, True, "xla"),
-        ("cpu", jnp.bfloat16, 64, False, "xla"),
+        ("PJRT C API\ncuda 12090", "9.0", jnp.bfloat16, 64, False, "cudnn"),
+        ("PJRT C API\ncuda 12090", "7.5", jnp.bfloat16, 64, False, "xla"),
+        ("PJRT C API\nrocm 60300", "gfx90a", jnp.bfloat16, 64, False, "xla"),
+        ("PJRT C API\ncuda 12090", "9.0", jnp.float32, 64, False, "xla"),
+        ("PJRT C API\ncuda 12090", "9.0", jnp.bfloat16, 12, False, "xla"),
+        ("PJRT C API\ncuda 12090", "9.0", jnp.bfloat16, 64, True, "xla"),
+        (None, None, jnp.bfloat16, 64, False, "xla"),
     ],
 )
 def test_cudnn_takes_whole_sequences_in_bfloat16(
-    monkeypatch, backend, dtype, head_dim, masked, expected
+    monkeypatch, platform, capability, dtype, head_dim, masked, expected
 ):
     """Which implementation is asked for; cuDNN itself runs on GPUs alone."""
     asked = []
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x = jnp.zeros((1, 2, 1, head_dim), dtype)
+    visible = jnp.ones((2, 2), bool) if masked else None
+    device = types.SimpleNamespace(
+        client=types.SimpleNamespace(platform_version=platform), compute_capability=capability
+    )
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu" if platform else "cpu")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
     attention = lambda *_, implementation, **__: asked.append(implementation)  # noqa: E731
     monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
-    x = jnp.zeros((1, 2, 1, head_dim), dtype)
-    attend(x, x, x, jnp.ones((2, 2), bool) if masked else None, causal=not masked)
+    attend(x, x, x, visible, causal=not masked)
     assert asked == [expected]
