@@ -11,10 +11,10 @@ import pytest
 
 from bar_jax import models
 from bar_jax.config import bits_per_token, default_config, flatten, token_grid
+from bar_jax.config_file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.jobs import describe
 from bar_jax.jobs.describe import count
-from bar_jax.main import load_config
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.validation import validate
 from bar_jax.visualize import figures

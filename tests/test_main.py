@@ -9,8 +9,9 @@ import pytest
 
 from bar_jax import workdir
 from bar_jax.config import flatten
+from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
-from bar_jax.main import load_config, main, parse
+from bar_jax.main import main, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")

@@ -14,6 +14,7 @@ import pytest
 
 from bar_jax import mesh as mesh_lib
 from bar_jax import models
+from bar_jax.config_file import load_config
 from bar_jax.data import (
     DamagedImage,
     open_cache,
@@ -24,7 +25,6 @@ from bar_jax.data import (
 from bar_jax.data.published_tokens import read_tokens
 from bar_jax.errors import InputError
 from bar_jax.jobs import encode, pipeline, sample, train_generator, train_tokenizer
-from bar_jax.main import load_config
 from bar_jax.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
