@@ -1,6 +1,5 @@
 """Trained models from Python: load a workdir or published files; sample, encode and decode."""
 
-import functools
 import os
 from collections.abc import Sequence
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, models, published, workdir
+from bar_jax import models, published, workdir
 from bar_jax.config import token_grid
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
@@ -156,8 +155,8 @@ class Pipeline:
                 f"{tokens.dtype}{list(tokens.shape)}",
                 f"bits {{0, 1}} [B, {shape[0]}, {shape[1]}]",
             )
-        tokenizer = self._tokenizer
-        return np.asarray(_decode(tokenizer.module, tokenizer.params, tokens.astype(np.uint8)))
+        tokenizer, bits = self._tokenizer, tokens.astype(np.uint8)
+        return np.asarray(sample.pixels(tokenizer.module, tokenizer.params, bits))
 
     def _check_images(self, images: np.ndarray, batch: int | None = None) -> np.ndarray:
         images, size = np.asarray(images), self.config.data.image_size
@@ -177,9 +176,3 @@ class Pipeline:
 
 def _one_device() -> jax.sharding.Mesh:
     return make_mesh(1, 1, 1, devices=jax.local_devices()[:1])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(tokenizer, params, bits):
-    images = tokenizer.apply({"params": params}, bits, method=tokenizer.decode)
-    return data.to_uint8(images)

@@ -145,14 +145,17 @@ def check_free(config: ConfigDict, part: str) -> None:
       InputError: if it has one.
     """
     folder = pathlib.Path(config.workdir) / part
-    if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir()):
+    if _has_checkpoint(folder):
         raise InputError(folder, "a checkpoint", "none: it is not overwritten; another --workdir")
 
 
 def begun(folder: pathlib.Path) -> bool:
     """Whether a part has a checkpoint: without one, nothing is lost if the config changes."""
-    stored = (folder / "config.json").exists()
-    return stored and any(child.name.isdigit() for child in folder.iterdir())
+    return (folder / "config.json").exists() and _has_checkpoint(folder)
+
+
+def _has_checkpoint(folder: pathlib.Path) -> bool:
+    return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
 
 def _compare_training(path: pathlib.Path, config: ConfigDict, part: str) -> None:

@@ -11,14 +11,6 @@ from bar_jax.errors import InputError
 NAN, INF = math.nan, math.inf
 
 
-def _tiny(**changes):
-    """The tiny config with fields changed: names with `__` for a dot."""
-    config = tiny(default_config())
-    names = {name.replace("__", "."): value for name, value in changes.items()}
-    config.update_from_flattened_dict(names)
-    return config
-
-
 @pytest.mark.parametrize("size", [None, ""])
 def test_no_size_changes_nothing(size):
     assert flatten(sized(default_config(), size)) == flatten(default_config())
@@ -114,5 +106,6 @@ def test_unknown_field_does_not_guess_wildly():
 
 
 def test_bits_and_grid_with_token_shuffling():
-    config = _tiny(model__generator__patch_size=2)
+    config = tiny(default_config())
+    config.model.generator.patch_size = 2
     assert (config_lib.token_grid(config), config_lib.bits_per_token(config)) == ((4, 4), 64)

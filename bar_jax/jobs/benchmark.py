@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, models
+from bar_jax import models
 from bar_jax.config import bits_per_token, token_grid
 from bar_jax.generators import make_generator
 from bar_jax.generators.masked_bit import sample, token_noise
 from bar_jax.heads import make_head
 from bar_jax.jobs.describe import count, sampling_flops, training_flops
+from bar_jax.jobs.sample import pixels
 from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.tokenizers import make_tokenizer
@@ -102,10 +103,6 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
             order=order,
         )
 
-    def decode(params, bits):
-        images = tokenizer.apply({"params": params}, bits, method=tokenizer.decode)
-        return data.to_uint8(images)
-
     labels = np.arange(batch, dtype=np.int32) % config.data.num_classes
     tokens = np.zeros((batch, token_grid(config)[0] ** 2, bits), np.uint8)
     labels, tokens = jax.device_put((labels, tokens), batch_sharding(mesh))
@@ -120,7 +117,7 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
         init = lambda key: models.init_tokenizer(tokenizer, key)
         decoder = models.fresh_params(init, mesh, config.seed)
         decode_compile_seconds, decode_seconds, _ = _timed(
-            jax.jit(decode), (decoder, tokens), repeats
+            jax.jit(functools.partial(pixels, tokenizer)), (decoder, tokens), repeats
         )
 
     median, decode_median = statistics.median(seconds), statistics.median(decode_seconds)

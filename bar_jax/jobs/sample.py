@@ -15,6 +15,7 @@ import pathlib
 import time
 import zipfile
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,7 @@ from bar_jax.config import token_grid
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 from bar_jax.generators.masked_bit import sample, token_noise
+from bar_jax.jobs import encode
 from bar_jax.training import preemption
 from bar_jax.training.progress import progress
 from bar_jax.training.step import stream_key
@@ -145,10 +147,7 @@ def _sample(
     order = draw_orders(float(random_order), jnp.zeros(labels.shape), places)
     kept = None
     if "keep" in batch:
-        bits = tokenizer.apply(
-            {"params": tokenizer_params}, data.to_float(batch["image"]), method=tokenizer.encode
-        )
-        kept = bits, batch["keep"]
+        kept = encode.tokens(tokenizer, tokenizer_params, batch["image"]), batch["keep"]
     bits = sample(
         generator,
         params,
@@ -160,7 +159,13 @@ def _sample(
         order=order,
         kept=kept,
     )
-    images = tokenizer.apply({"params": tokenizer_params}, bits, method=tokenizer.decode)
+    return pixels(tokenizer, tokenizer_params, bits)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def pixels(tokenizer: nn.Module, params: dict, bits: jax.Array) -> jax.Array:
+    """Bits {0, 1} [B, N, k] -> images uint8 [B, H, W, 3]."""
+    images = tokenizer.apply({"params": params}, bits, method=tokenizer.decode)
     return data.to_uint8(images)
 
 

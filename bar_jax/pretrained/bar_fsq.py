@@ -122,7 +122,6 @@ def tokenizer_shapes(params: dict) -> dict[str, tuple[int | None, ...]]:
     Returns:
       name -> shape; None where any size will do (the position table is resized).
     """
-
     depth = {
         part: params[f"{part}_vit"]["blocks"]["qkv"]["bias"].shape[0]
         for part in ("encoder", "decoder")
