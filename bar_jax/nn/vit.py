@@ -25,8 +25,19 @@ class ViTBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
-        """[B, N, D] -> [B, N, D]; the second value is what `nn.scan` stacks, nothing."""
+    def __call__(
+        self, carry: tuple[jax.Array, jax.Array | None], slot: jax.Array | None = None
+    ) -> tuple[tuple[jax.Array, jax.Array | None], None]:
+        """One layer of the scan.
+
+        Args:
+          carry: x [B, N, D], and the outputs kept so far [K, B, N, D] or None.
+          slot: where to keep this layer's output; a later layer may overwrite it.
+
+        Returns:
+          The new carry, and what `nn.scan` stacks: nothing.
+        """
+        x, kept = carry
         width = x.shape[-1]
         x = constrain_batch(x)
         h = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x)
@@ -40,7 +51,9 @@ class ViTBlock(nn.Module):
         x += linear(width, ("heads", None, "embed"), inputs=2, dtype=self.dtype, name="out")(h)
         h = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="mlp_norm")(x)
         x += GeluMLP(self.mlp_width, self.gelu_approximate, dtype=self.dtype, name="mlp")(h)
-        return x, None
+        if kept is not None:
+            kept = jax.lax.dynamic_update_index_in_dim(kept, x, slot, 0)
+        return (x, kept), None
 
 
 class ViT(nn.Module):
@@ -48,8 +61,13 @@ class ViT(nn.Module):
 
     Attributes:
       width, depth, heads, mlp_width: sizes of the transformer.
-      class_token: put a learned token in front (kept in the output).
+      position_grid: rows and columns that there are learned positions for, resized to the grid of
+        the tokens (bilinear, antialiased: SigLIP2's NaFlex); None: those of the tokens.
+      class_token: put a learned token in front, with a position of its own (kept in the output).
       pre_norm: LayerNorm before the first block.
+      final_norm: LayerNorm after the last block.
+      keep: layers, ascending, whose outputs are returned too: 0 is the first block, -1 what goes
+        into it.
       gelu_approximate: tanh-GELU (SigLIP2) instead of the exact one (DINO, the decoder).
       norm_eps: epsilon of every LayerNorm.
       table_init: initialiser of the class token and the positions.
@@ -60,8 +78,11 @@ class ViT(nn.Module):
     depth: int
     heads: int
     mlp_width: int
+    position_grid: tuple[int, int] | None = None
     class_token: bool = False
     pre_norm: bool = False
+    final_norm: bool = True
+    keep: tuple[int, ...] = ()
     gelu_approximate: bool = False
     norm_eps: float = 1e-6
     table_init: Init = NORMAL_02
@@ -69,17 +90,35 @@ class ViT(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """[B, N, width] -> [B, N, width], with the class token in front [B, 1 + N, width]."""
+    def __call__(
+        self, tokens: jax.Array, grid: tuple[int, int]
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """Tokens [B, rows * columns, width] in raster order -> features of the same shape.
+
+        With the class token in front they are [B, 1 + rows * columns, width].
+
+        Args:
+          grid: rows and columns of the tokens.
+
+        Returns:
+          The features; where layers are kept, a pair with their outputs [K, B, N, width], which
+          the final norm has not seen.
+        """
         x = tokens.astype(self.dtype)
+        stored = self.position_grid or grid
+        positions = self.param(
+            "position_embedding",
+            named(self.table_init, None, "embed"),
+            (self.class_token + stored[0] * stored[1], self.width),
+        )
         if self.class_token:
             token = self.param("class_embedding", named(self.table_init, "embed"), (self.width,))
             token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
-        table_shape = (x.shape[1], self.width)
-        positions = self.param(
-            "position_embedding", named(self.table_init, None, "embed"), table_shape
-        )
+            own, others = positions[:1], resize_positions(positions[1:], stored, grid)
+            positions = jnp.concatenate([own, others])
+        else:
+            positions = resize_positions(positions, stored, grid)
         x = x + positions.astype(self.dtype)[None]
         if self.pre_norm:
             x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="pre_norm")(x)
@@ -91,15 +130,34 @@ class ViT(nn.Module):
             length=self.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, _ = blocks(
+        kept, slots = None, None
+        if self.keep:
+            # A layer writes where the next kept one will; after the last, to a place of no use.
+            slots = jnp.searchsorted(jnp.array(self.keep), jnp.arange(self.depth))
+            kept = jnp.broadcast_to(x, (len(self.keep) + 1, *x.shape))
+        (x, kept), _ = blocks(
             self.heads,
             self.mlp_width,
             self.gelu_approximate,
             self.norm_eps,
             self.dtype,
             name="blocks",
-        )(x, None)
-        return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
+        )((x, kept), slots)
+        if self.final_norm:
+            x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
+        return (x, kept[:-1]) if self.keep else x
+
+
+def resize_positions(table: jax.Array, stored: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
+    """Positions of one grid, [rows * columns, D] in raster order, for another grid.
+
+    Bilinear with antialiasing and half-pixel centres, as SigLIP2's NaFlex models resize theirs.
+    """
+    if stored == grid:
+        return table
+    square = table.reshape(*stored, -1)
+    resized = jax.image.resize(square, (*grid, square.shape[-1]), "linear", antialias=True)
+    return resized.reshape(grid[0] * grid[1], -1)
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:

@@ -66,13 +66,13 @@ class BarFSQ(nn.Module):
         """Images [B, H, W, 3] -> codes {-1, +1} [B, N, k] with a straight-through gradient."""
         chex.assert_shape(images, (None, self.image_size, self.image_size, 3))
         patches = patchify(images, self.patch_size)
-        return self.quantizer(self.encoder_vit(self.patch_embedding(patches)))
+        return self.quantizer(self.encoder_vit(self.patch_embedding(patches), self.grid))
 
     def render(self, codes: jax.Array) -> jax.Array:
         """Codes [B, N, k] -> images [B, H, W, 3] float32, near [-1, 1] but not clipped."""
         rows, columns = self.grid
         chex.assert_shape(codes, (None, rows * columns, self.bits))
-        tokens = self.decoder_vit(self.quantizer.expand(codes))[:, 1:]
+        tokens = self.decoder_vit(self.quantizer.expand(codes), self.grid)[:, 1:]
         patches = self.to_pixels(tokens).astype(jnp.float32)
         return self.pixel_conv(unpatchify(patches, self.grid, self.patch_size))
 

@@ -11,6 +11,7 @@ from flax.core import meta
 from bar_jax.nn.vit import ViT, ViTBlock, patchify, unpatchify
 
 WIDTH, DEPTH, HEADS, MLP = 8, 2, 2, 12
+GRID = (2, 2)
 
 
 def vit(**changes):
@@ -19,9 +20,13 @@ def vit(**changes):
 
 def filled(module, x):
     """Random parameters, so that no scale is 1 and no bias 0."""
-    shapes = meta.unbox(jax.eval_shape(module.init, jax.random.key(0), x))
+    shapes = meta.unbox(jax.eval_shape(lambda k: module.init(k, x, GRID), jax.random.key(0)))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32) / 2, shapes)
+
+
+def apply(module, params, x):
+    return jax.jit(lambda p, x: module.apply(p, x, GRID))(params, x)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def test_matches_numpy(tokens, decoder):
     module = vit(class_token=decoder, pre_norm=decoder, gelu_approximate=not decoder, norm_eps=0.1)
     params = filled(module, tokens)
     expected = numpy_vit(params, tokens, 0.1, decoder, decoder, not decoder)
-    np.testing.assert_allclose(jax.jit(module.apply)(params, tokens), expected, atol=1e-5)
+    np.testing.assert_allclose(apply(module, params, tokens), expected, atol=1e-5)
 
 
 def test_scan_equals_the_blocks_one_after_another(tokens):
@@ -88,22 +93,34 @@ def test_scan_equals_the_blocks_one_after_another(tokens):
         x = x + params["position_embedding"][None]
         for layer in range(DEPTH):
             sliced = jax.tree.map(lambda a, layer=layer: a[layer], params["blocks"])
-            x, _ = block.apply({"params": sliced}, x)
+            (x, _), _ = block.apply({"params": sliced}, (x, None))
         return jax.vmap(jax.vmap(lambda v: _normed(v, params["norm"])))(x)
 
     def _normed(v, p):
         return (v - v.mean()) / jnp.sqrt(v.var() + 1e-6) * p["scale"] + p["bias"]
 
-    np.testing.assert_allclose(
-        jax.jit(module.apply)(params, tokens), unrolled(params, tokens), atol=1e-5
-    )
+    np.testing.assert_allclose(apply(module, params, tokens), unrolled(params, tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_keeps_the_outputs_of_layers(tokens, remat):
+    """What goes into the first block, and what comes out of each: a shorter transformer's output."""
+    module = vit(keep=(-1, 0), final_norm=False, remat=remat)
+    params = filled(module, tokens)["params"]
+    x, kept = apply(module, {"params": params}, tokens)
+    np.testing.assert_allclose(kept[0], tokens + params["position_embedding"], rtol=1e-6)
+    first = params | {"blocks": jax.tree.map(lambda a: a[:1], params["blocks"])}
+    short = ViT(WIDTH, 1, HEADS, MLP, final_norm=False)
+    np.testing.assert_allclose(kept[1], apply(short, {"params": first}, tokens), atol=1e-6)
+    plain = apply(vit(final_norm=False), {"params": params}, tokens)
+    np.testing.assert_allclose(x, plain, atol=1e-6)
 
 
 def test_bfloat16_keeps_float32_parameters(tokens):
     module = vit(dtype=jnp.bfloat16)
     params = filled(module, tokens)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
-    assert jax.jit(module.apply)(params, tokens).dtype == jnp.bfloat16
+    assert apply(module, params, tokens).dtype == jnp.bfloat16
 
 
 def test_patchify_puts_patches_in_raster_order():
