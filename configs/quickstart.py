@@ -6,7 +6,7 @@
 Expect about 26 dB reconstructions and samples that a classifier reads at 0.93 or better.
 """
 
-from bar_jax.config import default_config, sized
+from bar_jax.config import default_config, sized, without_networks
 
 
 def get_config(size=None):
@@ -24,6 +24,7 @@ def get_config(size=None):
     config.model.head.update(dict(width=64, depth=2))
 
     train = config.train_tokenizer
+    without_networks(train)
     train.update(dict(batch_size=64, steps=600, epochs=0.0, ema_decay=0.99))
     train.optimizer.update(dict(learning_rate=3e-3, warmup_steps=50, warmup_epochs=0.0))
     train = config.train_generator

@@ -18,7 +18,7 @@ from bar_jax.generators.masked_bit import MaskedBitGenerator
 from bar_jax.heads.masked_bit import MaskedBitHead
 from bar_jax.tokenizers.bar_fsq import BarFSQ
 from bar_jax.training.optimizer import adamw
-from bar_jax.training.step import init_state, make_train_step
+from bar_jax.training.step import fresh_state, init_state, make_train_step
 
 STEPS, BATCH = 20, 16
 
@@ -163,7 +163,7 @@ def start(problem, layout):
     mesh = mesh_lib.make_mesh(*layout, devices=jax.devices()[: math.prod(layout)])
     init, _, _ = PROBLEMS[problem]()
     with jax.set_mesh(mesh):
-        return mesh, *init_state(init, TX, False, jax.random.key(0), mesh)
+        return mesh, *init_state(lambda k: fresh_state(init(k), TX, False), jax.random.key(0), mesh)
 
 
 @functools.cache

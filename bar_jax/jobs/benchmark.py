@@ -28,8 +28,8 @@ from bar_jax.jobs.sample import pixels
 from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training.optimizer import from_section
-from bar_jax.training.step import init_state, jit_once, make_train_step
+from bar_jax.training.players import one_player
+from bar_jax.training.step import init_state, jit_once
 
 logger = logging.getLogger(__name__)
 
@@ -144,22 +144,15 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
     section = config.train_generator
     generator = make_generator(config, remat=section.remat)
     bits = config.model.tokenizer.bits
-    tx, schedule = from_section(section.optimizer, warmup=1, total=2)  # no matter here
-    make_state, shapes = init_state(
+    program = one_player(
         lambda key: models.init_generator(generator, bits, key),
-        tx,
-        section.ema_decay > 0,
-        jax.random.key(config.seed),
-        mesh,
-    )
-    flops = training_flops(config, shapes.params)
-    step = make_train_step(
         make_loss_fn(generator, 0, 0),  # in raster order
-        tx,
-        schedule,
-        largest_ema_decay=section.ema_decay,
-        accumulate=section.accumulate,
+        section,
+        steps=2,
+        warmup=1,
     )
+    make_state, shapes = init_state(program.init, jax.random.key(config.seed), mesh)
+    flops = training_flops(config, shapes.params)
     rng, batch = np.random.default_rng(config.seed), section.batch_size
     tokens = (batch, token_grid(config)[0] ** 2, bits)
     arrays = {
@@ -168,7 +161,7 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
     }
     # The state goes in and comes out, as in training.
     layout = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
+    step = jax.jit(program.step(0), donate_argnums=0, out_shardings=(layout, replicated(mesh)))
     with jax.set_mesh(mesh):
         compile_seconds, seconds, memory = _timed(
             step,
@@ -176,6 +169,7 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
                 make_state(),
                 jax.device_put(arrays, batch_sharding(mesh)),
                 jax.device_put(jax.random.key(config.seed), replicated(mesh)),
+                program.frozen,
             ),
             config.benchmark.repeats,
             feed=lambda args, out: (out[0], *args[1:]),

@@ -21,6 +21,7 @@ from bar_jax.config import duration, token_grid
 from bar_jax.generators import make_generator
 from bar_jax.jobs import encode, sample
 from bar_jax.training import loop
+from bar_jax.training.players import one_player
 from bar_jax.training.step import LossFn, quotients, stream_key
 from bar_jax.training.writer import update_summary
 from bar_jax.visualize.grid import save_png
@@ -73,8 +74,12 @@ def run(config: ConfigDict) -> dict[str, object]:
         seed=config.seed,
         examples=len(cache),
         mesh=mesh,
-        init_params=lambda k: models.init_generator(generator, config.model.tokenizer.bits, k),
-        loss_fn=make_loss_fn(generator, start, end),
+        make_program=functools.partial(
+            one_player,
+            lambda k: models.init_generator(generator, config.model.tokenizer.bits, k),
+            make_loss_fn(generator, start, end),
+            section,
+        ),
         batches=batches,
         evaluate=evaluate,
         folder=folder,

@@ -16,10 +16,18 @@ from bar_jax import __version__
 from bar_jax.errors import InputError
 from bar_jax.training.step import TrainState
 
+ARRAYS = ("params", "ema", "opt_state", "discriminator")  # fields of the state, saved apart
+
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
-    arrays = {item: ocp.StandardCheckpointHandler() for item in ("params", "ema", "opt_state")}
+    arrays = {item: ocp.StandardCheckpointHandler() for item in ARRAYS}
     return arrays | {"meta": ocp.JsonCheckpointHandler()}
+
+
+def _items(state: TrainState) -> dict[str, object]:
+    """What a state holds, by the name it is saved under."""
+    items = {name: getattr(state, name) for name in ARRAYS}
+    return {name: item for name, item in items.items() if item is not None}
 
 
 def open_manager(directory: str | os.PathLike, keep: int) -> ocp.CheckpointManager:
@@ -43,10 +51,7 @@ def save(
     step = int(state.step)
     if manager.latest_step() == step:
         return
-    items = {"params": state.params, "opt_state": state.opt_state}
-    if state.ema is not None:
-        items["ema"] = state.ema
-    arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+    arrays = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
     meta = ocp.args.JsonSave(_meta(step, config, results))
     # force: also off the interval, as a preempted run needs.
     manager.save(step, args=ocp.args.Composite(**arrays, meta=meta), force=True)
@@ -73,18 +78,12 @@ def restore_state(
       InputError: if a parameter is missing or of another shape.
     """
     step = manager.latest_step()
-    items = {"params": shapes.params, "opt_state": shapes.opt_state}
-    if shapes.ema is not None:
-        items["ema"] = shapes.ema
+    items = _items(shapes)
     _check_shapes(manager, step, items)
     arrays = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
     restored = manager.restore(step, args=ocp.args.Composite(**arrays, meta=ocp.args.JsonRestore()))
-    state = TrainState(
-        step=jax.device_put(jnp.asarray(step, jnp.int32), shapes.step.sharding),
-        params=restored["params"],
-        ema=restored["ema"] if shapes.ema is not None else None,
-        opt_state=restored["opt_state"],
-    )
+    number = jax.device_put(jnp.asarray(step, jnp.int32), shapes.step.sharding)
+    state = shapes.replace(step=number, **{name: restored[name] for name in items})
     return state, restored["meta"]["results"]
 
 

@@ -5,6 +5,7 @@ a run that goes on from a checkpoint does what it would have done.
 """
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -22,9 +24,10 @@ from tqdm import tqdm
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import duration
 from bar_jax.errors import InputError
-from bar_jax.training import checkpoint, optimizer, preemption
+from bar_jax.training import checkpoint, preemption
+from bar_jax.training.players import Program
 from bar_jax.training.progress import format_seconds
-from bar_jax.training.step import LossFn, TrainState, init_state, make_train_step, stream_key
+from bar_jax.training.step import TrainState, init_state, stream_key
 from bar_jax.training.writer import MetricsWriter
 
 logger = logging.getLogger(__name__)
@@ -43,8 +46,7 @@ def train(
     seed: int,
     examples: int,
     mesh: jax.sharding.Mesh,
-    init_params: Callable[[jax.Array], dict],
-    loss_fn: LossFn,
+    make_program: Callable[[int, int], Program],
     batches: Callable[[int], Iterator[dict]],
     evaluate: Callable[[TrainState, MetricsWriter], Results],
     folder: str | os.PathLike,
@@ -57,8 +59,7 @@ def train(
       stage: name of the stage and of its section in the config.
       section: that section: batch size, duration, optimiser, intervals.
       examples: images of an epoch.
-      init_params: key -> parameters with logical axis names.
-      loss_fn: see `training.step`.
+      make_program: (steps, steps of warm-up) -> what to train; not called if nothing is left to do.
       batches: the step to start at -> endless host batches, this process's rows.
       evaluate: final numbers of a state; called every `evaluate_every` steps and at the end.
       folder: of the checkpoints; logs go into its parent.
@@ -88,25 +89,19 @@ def train(
             logger.info("%s: finished at step %d, nothing to do", stage, steps)
             return steps, checkpoint.read_meta(folder)["results"]
 
-        tx, schedule = optimizer.from_section(section.optimizer, warmup, steps)
-        make_state, shapes = init_state(
-            init_params, tx, section.ema_decay > 0, stream_key(seed, f"{stage}/params"), mesh
+        program = make_program(steps, warmup)
+        make_state, shapes = init_state(program.init, stream_key(seed, f"{stage}/params"), mesh)
+        state, results = _start(manager, make_state, shapes, program.pretrained, init_from, stage)
+        layout, frozen = (
+            jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (shapes, program.frozen)
         )
-        state, results = _start(manager, make_state, shapes, init_from, stage)
-        step_fn = make_train_step(
-            loss_fn,
-            tx,
-            schedule,
-            largest_ema_decay=section.ema_decay,
-            accumulate=section.accumulate,
-        )
-        layout = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-        step_fn = jax.jit(
-            step_fn,
-            donate_argnums=0,
-            in_shardings=(layout, mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)),
-            out_shardings=(layout, mesh_lib.replicated(mesh)),
-        )
+        inputs = (layout, mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh), frozen)
+
+        @functools.cache
+        def jitted(step_fn):
+            outputs = (layout, mesh_lib.replicated(mesh))
+            return jax.jit(step_fn, donate_argnums=0, in_shardings=inputs, out_shardings=outputs)
+
         key, start = stream_key(seed, stage), int(state.step)
         began, earlier = time.monotonic(), results.get("seconds", 0.0)
         stop_asked = preemption.watch(manager)
@@ -115,7 +110,7 @@ def train(
             contextlib.closing(MetricsWriter(pathlib.Path(folder).parent, stage, start)) as writer,
             tqdm(total=steps, initial=start, desc=stage, disable=not sys.stderr.isatty()) as bar,
         ):
-            metrics, logged = None, _Logged(start, None)
+            metrics, logged = {}, _Logged(start, None)
             for step in range(start, steps + 1):
                 last, moved = step == steps, step > start
                 stop = not last and stop_asked(step)
@@ -141,7 +136,9 @@ def train(
                 if last:
                     break
 
-                state, metrics = step_fn(state, mesh_lib.put_batch(mesh, next(data)), key)
+                batch = mesh_lib.put_batch(mesh, next(data))
+                state, new = jitted(program.step(step))(state, batch, key, program.frozen)
+                metrics |= new  # each kind of step has its own: the last of every kind is logged
                 bar.update()
         manager.wait_until_finished()
     return steps, results
@@ -151,10 +148,11 @@ def _start(
     manager: ocp.CheckpointManager,
     make_state: Callable[[], TrainState],
     shapes: TrainState,
+    pretrained: dict,
     init_from: str | os.PathLike | None,
     stage: str,
 ) -> tuple[TrainState, Results]:
-    """The three ways to start: own checkpoint, else `init_from`, else from scratch."""
+    """The three ways to start: own checkpoint, else `init_from`, else fresh and pretrained."""
     if manager.latest_step() is not None:
         state, results = checkpoint.restore_state(manager, shapes)
         logger.info("%s: goes on at step %d", stage, int(state.step))
@@ -163,9 +161,20 @@ def _start(
     if init_from:
         params, step = checkpoint.restore_params(init_from, shapes.params)
         logger.info("%s: starts from %s, step %d", stage, init_from, step)
-        ema = None if state.ema is None else jax.tree.map(lambda x: x.copy(), params)
-        state = state.replace(params=params, ema=ema)
-    return state, {}
+    elif pretrained:
+        params = _replaced(state.params, pretrained)
+    else:
+        return state, {}
+    # Copies: the state is donated to the step.
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, ema=ema), {}
+
+
+def _replaced(params: dict, others: dict) -> dict:
+    """Parameters with copies of others in their places."""
+    if not isinstance(others, dict):
+        return jnp.copy(others)
+    return params | {name: _replaced(params[name], value) for name, value in others.items()}
 
 
 class _Logged(NamedTuple):
@@ -187,7 +196,7 @@ def _log(
 ) -> _Logged:
     """Logs a step's numbers and the speed since the last time, unless they are not finite."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    for name in ("loss", "grad_norm"):
+    for name in (name for name in values if name.endswith(("loss", "grad_norm"))):
         if not math.isfinite(values[name]):
             when = f"between steps {logged.step} and {step}"
             kept = "no checkpoint was saved" if saved is None else f"the last save is step {saved}"

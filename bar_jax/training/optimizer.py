@@ -47,18 +47,35 @@ def adamw(
     b2: float,
     weight_decay: float,
     clip_norm: float,
+    share: Callable[[tuple], float] = lambda path: 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW on gradients clipped to a global norm."""
+    """AdamW on gradients clipped to a global norm.
+
+    Args:
+      share: path of a parameter -> what its learning rate is of the schedule's.
+    """
+
+    def scale(updates, state, params=None):
+        del params
+        scaled = jax.tree_util.tree_map_with_path(lambda path, u: share(path) * u, updates)
+        return scaled, state
+
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays),
+        optax.GradientTransformation(lambda params: optax.EmptyState(), scale),
     )
 
 
 def from_section(
-    section: ConfigDict, warmup: int, total: int
+    section: ConfigDict, warmup: int, total: int, share: Callable[[tuple], float] = lambda path: 1.0
 ) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
-    """The optimiser and the schedule of a config's `optimizer` section; `warmup`, `total` steps."""
+    """The optimiser and the schedule of a config's `optimizer` section.
+
+    Args:
+      warmup, total: steps.
+      share: see `adamw`.
+    """
     schedule = warmup_cosine(section.learning_rate, section.end_learning_rate, warmup, total)
     tx = adamw(
         schedule,
@@ -66,5 +83,6 @@ def from_section(
         b2=section.b2,
         weight_decay=section.weight_decay,
         clip_norm=section.clip_norm,
+        share=share,
     )
     return tx, schedule

@@ -25,12 +25,26 @@ class TrainState(flax.struct.PyTreeNode):
       params: float32 parameters.
       ema: moving average of the parameters, or None.
       opt_state: of the Optax transformation.
+      discriminator: the other player's part (`training.adversarial`), or None.
     """
 
     step: jax.Array
     params: dict
     ema: dict | None
     opt_state: optax.OptState
+    discriminator: object = None
+
+
+Metrics = dict[str, jax.Array]
+# (state, batch, key of the stream, frozen networks) -> (state, metrics)
+Step = Callable[[TrainState, Batch, jax.Array, dict], tuple[TrainState, Metrics]]
+Path = tuple  # of a parameter, as `jax.tree_util` has it
+
+
+def everything(path: Path) -> bool:
+    """Whether a parameter is trained: each one is."""
+    del path
+    return True
 
 
 def stream_key(seed: int, stream: str) -> jax.Array:
@@ -38,36 +52,57 @@ def stream_key(seed: int, stream: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
 
 
-def init_state(
-    init_params: Callable[[jax.Array], dict],
+def fresh_state(
+    params: dict,
     tx: optax.GradientTransformation,
     keep_ema: bool,
-    key: jax.Array,
-    mesh: jax.sharding.Mesh,
+    trained: Callable[[Path], bool] = everything,
+) -> TrainState:
+    """The state at step 0; the optimiser keeps nothing of parameters that are not trained."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
+        opt_state=tx.init(_split(params, trained)[0]),
+    )
+
+
+def init_state(
+    init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: jax.sharding.Mesh
 ) -> tuple[Callable[[], TrainState], TrainState]:
     """How to make a fresh state, and what it will look like.
 
     Args:
-      init_params: key -> parameters with logical axis names (the `params` of `module.init`).
+      init: key -> a state whose parameters have logical axis names.
 
     Returns:
       A function that makes the state directly in its layout (no device ever holds all of it), and
       the state's shapes with their shardings.
     """
-
-    def boxed(key):
-        params = init_params(key)
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
-            opt_state=tx.init(params),
-        )
-
-    shapes = mesh_lib.shapes(mesh, jax.eval_shape(boxed, key))
+    shapes = mesh_lib.shapes(mesh, jax.eval_shape(init, key))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    make = jit_once(lambda key: nn.unbox(boxed(key)), out_shardings=shardings)
+    make = jit_once(lambda key: nn.unbox(init(key)), out_shardings=shardings)
     return lambda: make(key), shapes
+
+
+def _split(params: dict, trained: Callable[[Path], bool]) -> tuple[dict, dict]:
+    """Parameters that are trained, and the others, with None in the places of the rest.
+
+    None is an empty tree: gradients and optimisers do not see it.
+    """
+    is_leaf = lambda x: isinstance(x, nn.meta.AxisMetadata)
+
+    def part(wanted):
+        take = lambda path, x: x if trained(path) == wanted else None
+        return jax.tree_util.tree_map_with_path(take, params, is_leaf=is_leaf)
+
+    return part(True), part(False)
+
+
+def _merge(left: dict, right: dict) -> dict:
+    """The inverse of `_split`."""
+    take = lambda a, b: b if a is None else a
+    return jax.tree.map(take, left, right, is_leaf=lambda x: x is None)
 
 
 def jit_once(function: Callable, **options) -> Callable:
@@ -95,7 +130,8 @@ def make_train_step(
     *,
     largest_ema_decay: float = 0.0,
     accumulate: int = 1,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    trained: Callable[[Path], bool] = everything,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """The step `(state, batch, key) -> (state, metrics)`, to be jitted with the state donated.
 
     The loss of a batch is a quotient of two sums over its examples. With accumulation the pieces'
@@ -104,6 +140,7 @@ def make_train_step(
 
     Args:
       accumulate: pieces that the batch is cut into.
+      trained: which parameters change; of the others there is no gradient and no update.
 
     Returns:
       A function of the state, a batch of arrays [B, ...] and the key of the stream; the step folds
@@ -112,11 +149,13 @@ def make_train_step(
     """
 
     def sums_and_gradient(params, piece, keys, dropout_key, step):
-        def objective(params):
-            sums = loss_fn(params, piece, keys, dropout_key, step)
+        free, fixed = _split(params, trained)
+
+        def objective(free):
+            sums = loss_fn(_merge(free, fixed), piece, keys, dropout_key, step)
             return sums["loss"][0], sums
 
-        gradient, sums = jax.grad(objective, has_aux=True)(params)
+        gradient, sums = jax.grad(objective, has_aux=True)(free)
         return gradient, sums
 
     def accumulated(params, batch, keys, dropout_key, step):
@@ -144,21 +183,35 @@ def make_train_step(
         gradient, sums = total(state.params, batch, keys, dropout_key, state.step)
         gradient = jax.tree.map(lambda g: g / sums["loss"][1], gradient)
 
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            decay = ema_decay(state.step + 1, largest_ema_decay)
-            ema = optax.incremental_update(params, ema, 1 - decay)
+        free, fixed = _split(state.params, trained)
+        updates, opt_state = tx.update(gradient, state.opt_state, free)
+        params = _merge(optax.apply_updates(free, updates), fixed)
+        ema = average(state.ema, params, state.step, largest_ema_decay, trained)
         metrics = quotients(sums) | {
             "grad_norm": optax.tree.norm(gradient),
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
             "learning_rate": schedule(state.step),
         }
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        state = state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+        return state, metrics
 
     return train_step
+
+
+def average(
+    ema: dict | None,
+    params: dict,
+    step: jax.Array,
+    largest_decay: float,
+    trained: Callable[[Path], bool] = everything,
+) -> dict | None:
+    """The moving average after the update that follows `step` others; None if there is none."""
+    if ema is None:
+        return None
+    moving, fixed = _split(ema, trained)
+    rate = 1 - ema_decay(step + 1, largest_decay)
+    return _merge(optax.incremental_update(_split(params, trained)[0], moving, rate), fixed)
 
 
 def quotients(sums: Sums) -> dict[str, jax.Array]:

@@ -17,7 +17,7 @@ from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training.optimizer import from_section
-from bar_jax.training.step import init_state
+from bar_jax.training.step import fresh_state, init_state
 
 LAYOUT = dict(data=2, fsdp=2, tensor=2)
 
@@ -144,7 +144,9 @@ def test_state_bytes_are_those_of_a_real_state(described, part):
         "generator": lambda k: models.init_generator(module, 16, k),
     }[part]
     tx, _ = from_section(section.optimizer, 1, 2)
-    _, shapes = init_state(init, tx, section.ema_decay > 0, jax.random.key(0), mesh)
+    _, shapes = init_state(
+        lambda k: fresh_state(init(k), tx, section.ema_decay > 0), jax.random.key(0), mesh
+    )
     arrays = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes)
     device = jax.devices()[0]
     held = sum(

@@ -104,7 +104,7 @@ def test_scan_equals_the_blocks_one_after_another(tokens):
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_keeps_the_outputs_of_layers(tokens, remat):
-    """What goes into the first block, and what comes out of each: a shorter transformer's output."""
+    """What goes into the first block; what comes out of it, as a shorter transformer has it."""
     module = vit(keep=(-1, 0), final_norm=False, remat=remat)
     params = filled(module, tokens)["params"]
     x, kept = apply(module, {"params": params}, tokens)

@@ -13,7 +13,7 @@ import pytest
 from bar_jax import mesh as mesh_lib
 from bar_jax.errors import InputError
 from bar_jax.training import checkpoint
-from bar_jax.training.step import init_state
+from bar_jax.training.step import fresh_state, init_state
 
 TX = optax.adam(0.1)
 
@@ -30,7 +30,7 @@ def init_params(key, width=8, dtype=jnp.float32):
 def fresh(layout=(8, 1, 1), ema=True, init=init_params):
     """A state at step 0 on a mesh, and its shapes."""
     mesh = mesh_lib.make_mesh(*layout)
-    make, shapes = init_state(init, TX, ema, jax.random.key(3), mesh)
+    make, shapes = init_state(lambda k: fresh_state(init(k), TX, ema), jax.random.key(3), mesh)
     return make(), shapes
 
 
@@ -114,7 +114,7 @@ def test_parameters_saved_alone(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, state.params)
     meta = checkpoint.read_meta(tmp_path)
     assert (step, meta["step"], meta["config"], meta["results"]) == (0, 0, {"seed": 5}, {})
-    with pytest.raises(InputError, match="found no opt_state"):
+    with pytest.raises(InputError, match="found no ema"):
         restore(tmp_path, shapes)
 
 
@@ -151,7 +151,9 @@ def test_another_optimizer_is_refused(tmp_path):
     """Here: one that keeps no second moment."""
     save(tmp_path, moved(fresh()[0]))
     mesh = mesh_lib.make_mesh()
-    shapes = init_state(init_params, optax.sgd(0.1, 0.9), True, jax.random.key(0), mesh)[1]
+    shapes = init_state(
+        lambda k: fresh_state(init_params(k), optax.sgd(0.1, 0.9), True), jax.random.key(0), mesh
+    )[1]
     with pytest.raises(InputError, match=f"^{tmp_path}/1/opt_state: found an array "):
         restore(tmp_path, shapes)
 
@@ -216,7 +218,7 @@ def test_a_state_may_be_donated_while_it_is_saved(tmp_path):
     """Each checkpoint holds the numbers of its step, though the next steps reuse their memory."""
     mesh = mesh_lib.make_mesh(2, 2, 2)
     wide = functools.partial(init_params, width=2**15)
-    make, shapes = init_state(wide, TX, True, jax.random.key(0), mesh)
+    make, shapes = init_state(lambda k: fresh_state(wide(k), TX, True), jax.random.key(0), mesh)
     state = make()
     expected = {}
     with opened(tmp_path) as manager:

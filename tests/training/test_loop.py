@@ -18,6 +18,7 @@ from bar_jax import mesh as mesh_lib
 from bar_jax.config import default_config
 from bar_jax.errors import InputError
 from bar_jax.training import checkpoint, loop, preemption
+from bar_jax.training.players import one_player
 
 BATCH = 8
 
@@ -70,8 +71,7 @@ class Fake:
             seed=0,
             examples=100,
             mesh=mesh_lib.make_mesh(devices=jax.devices()[:1]),
-            init_params=init_params,
-            loss_fn=self.loss_fn,
+            make_program=functools.partial(one_player, init_params, self.loss_fn, self.section),
             batches=self.batches,
             evaluate=self.evaluate,
             folder=self.folder,
