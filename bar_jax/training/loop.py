@@ -196,7 +196,8 @@ def _log(
 ) -> _Logged:
     """Logs a step's numbers and the speed since the last time, unless they are not finite."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    for name in (name for name in values if name.endswith(("loss", "grad_norm"))):
+    watched = [name for kind in ("loss", "grad_norm") for name in values if name.endswith(kind)]
+    for name in watched:
         if not math.isfinite(values[name]):
             when = f"between steps {logged.step} and {step}"
             kept = "no checkpoint was saved" if saved is None else f"the last save is step {saved}"
