@@ -6,6 +6,7 @@ into `summary.json` the numbers, named `reconstruction_...`.
 
 import functools
 import pathlib
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,17 +28,33 @@ def run(config: ConfigDict) -> dict[str, object]:
     mesh = mesh_lib.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         tokenizer = models.load_tokenizer(config, mesh)
-        numbers, originals, decoded = measure(
+        measured = measure(
             config, mesh, tokenizer.module, tokenizer.params, config.encode.batch_size
         )
-        save_picture(config, originals, decoded)
+        save_picture(config, measured)
     return update_summary(
         config.workdir,
         {
             "tokenizer_step": tokenizer.step,
-            **{f"reconstruction_{name}": value for name, value in numbers.items()},
+            **{f"reconstruction_{name}": value for name, value in measured.numbers.items()},
+            "reconstruction_bit_usages": measured.bit_usages,
         },
     )
+
+
+class Measured(NamedTuple):
+    """What was measured of a tokenizer.
+
+    Attributes:
+      numbers: `psnr` (dB), `l1`, `l2`, what `bit_statistics` tells, and the number of `images`.
+      bit_usages: how often each bit of a token is one, [k].
+      originals, decoded: a few images and their reconstructions by class, uint8 [H, W, 3] each.
+    """
+
+    numbers: dict[str, float]
+    bit_usages: list[float]
+    originals: dict[int, list]
+    decoded: dict[int, list]
 
 
 def measure(
@@ -47,13 +64,8 @@ def measure(
     params: dict,
     batch_size: int,
     limit: int | None = None,
-) -> tuple[dict[str, float], dict[int, list], dict[int, list]]:
-    """Reconstruction metrics over (at most `limit`) validation images.
-
-    Returns:
-      `psnr` (dB), `l1`, `l2`, `bit_entropy`, `dead_bits` and the number of `images`; and a few
-      originals and their reconstructions by class, uint8 [H, W, 3] each.
-    """
+) -> Measured:
+    """Reconstruction metrics over (at most `limit`) validation images."""
     source = data.open_images(config, validation=True)
     batches = data.eval_batches(
         source,
@@ -77,8 +89,10 @@ def measure(
                 originals[label].append(batch["image"][i])
                 decoded.setdefault(label, []).append(pictures[i])
     means = {name: total / count for name, (total, count) in totals.items()}
-    numbers = bit_statistics(means.pop("ones")) | {k: float(v) for k, v in means.items()}
-    return numbers | {"images": float(totals["psnr"][1])}, originals, decoded
+    ones = means.pop("ones")
+    numbers = bit_statistics(ones) | {name: float(mean) for name, mean in means.items()}
+    numbers["images"] = float(totals["psnr"][1])
+    return Measured(numbers, [round(float(p), 4) for p in ones], originals, decoded)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -89,14 +103,12 @@ def _reconstruct(tokenizer, params, images, mask):
     return reconstruction_sums(images, decoded, bits, mask), data.to_uint8(decoded)
 
 
-def save_picture(
-    config: ConfigDict, originals: dict[int, list], decoded: dict[int, list]
-) -> np.ndarray:
+def save_picture(config: ConfigDict, measured: Measured) -> np.ndarray:
     """Writes `reconstructions.png`: per class a row of originals above their reconstructions."""
     blank = np.full((config.data.image_size, config.data.image_size, 3), 255, np.uint8)
     rows = []
-    for label in sorted(originals):
-        for row in (originals[label], decoded[label]):
+    for label in sorted(measured.originals):
+        for row in (measured.originals[label], measured.decoded[label]):
             rows += row + [blank] * (COLUMNS - len(row))
     picture = image_grid(np.stack(rows), COLUMNS)
     if jax.process_index() == 0:

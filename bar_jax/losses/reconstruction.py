@@ -1,28 +1,23 @@
-"""Pixel losses of a tokenizer (masked-bit paper, Table 6)."""
+"""Pixel and feature losses of a tokenizer (masked-bit paper, Table 6), and images as stored."""
 
 import jax
 import jax.numpy as jnp
 
-from bar_jax.losses import Sums
+
+def to_8_bits(images: jax.Array) -> jax.Array:
+    """[-1, 1] -> [0, 1], clipped and rounded to the 256 values of a stored image."""
+    return jnp.round(jnp.clip((images + 1) / 2, 0, 1) * 255) / 255
 
 
-def reconstruction(images: jax.Array, reconstructions: jax.Array, l1: float, l2: float) -> Sums:
-    """Weighted mean absolute and squared error.
+def absolute_error(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
+    """Mean absolute error of each example: [B, ...] -> [B] float32."""
+    return jnp.mean(jnp.abs(_difference(images, reconstructions)), axis=range(1, images.ndim))
 
-    Args:
-      images, reconstructions: [B, H, W, 3] float32, range [-1, 1].
-      l1, l2: weights of the terms.
 
-    Returns:
-      Pairs of a sum over examples and their number: `loss` (the weighted total) and the terms
-      alone, `l1` and `l2`.
-    """
-    count = jnp.asarray(images.shape[0], jnp.float32)
-    error = reconstructions.astype(jnp.float32) - images
-    absolute = jnp.sum(jnp.mean(jnp.abs(error), axis=(1, 2, 3)))
-    squared = jnp.sum(jnp.mean(jnp.square(error), axis=(1, 2, 3)))
-    return {
-        "loss": (l1 * absolute + l2 * squared, count),
-        "l1": (absolute, count),
-        "l2": (squared, count),
-    }
+def squared_error(targets: jax.Array, predictions: jax.Array) -> jax.Array:
+    """Mean squared error of each example: [B, ...] -> [B] float32; of pixels or of features."""
+    return jnp.mean(jnp.square(_difference(targets, predictions)), axis=range(1, targets.ndim))
+
+
+def _difference(a: jax.Array, b: jax.Array) -> jax.Array:
+    return b.astype(jnp.float32) - a.astype(jnp.float32)

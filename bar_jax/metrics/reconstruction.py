@@ -57,11 +57,14 @@ def bit_statistics(ones: np.ndarray) -> dict[str, float]:
     """Usage of a tokenizer's bits from how often each is one, [k] in [0, 1].
 
     Returns:
-      `bit_entropy`: mean entropy of a bit, in bits; `dead_bits`: share of bits that never change.
+      `bit_usage`: how often a bit is one, on average; `bit_entropy`, `bit_entropy_min`: mean and
+      least entropy of a bit, in bits; `dead_bits`: share of bits that never change.
     """
     p = np.asarray(ones, np.float64)
     entropy = (entr(p) + entr(1 - p)) / np.log(2)
     return {
+        "bit_usage": float(np.mean(p)),
         "bit_entropy": float(np.mean(entropy)),
+        "bit_entropy_min": float(np.min(entropy)),
         "dead_bits": float(np.mean((p <= 0) | (p >= 1))),
     }

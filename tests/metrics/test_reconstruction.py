@@ -66,4 +66,5 @@ def test_bit_statistics_by_hand():
     """Entropies of p = 0, 1/2, 1/4, 1 are 0, 1, 2 - 3/4 log2 3 and 0 bits; two of four are dead."""
     statistics = bit_statistics(np.asarray([0.0, 0.5, 0.25, 1.0]))
     entropy = (1 + 2 - 0.75 * np.log2(3)) / 4
-    assert statistics == pytest.approx({"bit_entropy": entropy, "dead_bits": 0.5})
+    expected = {"bit_usage": 1.75 / 4, "bit_entropy": entropy, "bit_entropy_min": 0.0}
+    assert statistics == pytest.approx(expected | {"dead_bits": 0.5})
