@@ -1,9 +1,14 @@
-"""Pixel losses of a tokenizer (masked-bit paper, Table 6)."""
+"""Pixel losses of a tokenizer (masked-bit paper, Table 6), and images as they are stored."""
 
 import jax
 import jax.numpy as jnp
 
 from bar_jax.losses import Sums
+
+
+def to_8_bits(images: jax.Array) -> jax.Array:
+    """[-1, 1] -> [0, 1], clipped and rounded to the 256 values of a stored image."""
+    return jnp.round(jnp.clip((images + 1) / 2, 0, 1) * 255) / 255
 
 
 def reconstruction(images: jax.Array, reconstructions: jax.Array, l1: float, l2: float) -> Sums:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax.losses.reconstruction import reconstruction
+from bar_jax.losses.reconstruction import reconstruction, to_8_bits
 
 
 @pytest.fixture
@@ -32,3 +32,8 @@ def test_is_computed_in_float32():
     assert reconstruction(images, images.astype(jnp.bfloat16), 1.0, 1.0)["loss"][0].dtype == (
         jnp.float32
     )
+
+
+def test_to_8_bits_clips():
+    values = to_8_bits(jnp.asarray([-1.5, -1.0, 0.0, 1.0, 1.5]))
+    np.testing.assert_allclose(values, [0, 0, 128 / 255, 1, 1], rtol=1e-6)
