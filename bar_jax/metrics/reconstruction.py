@@ -6,11 +6,7 @@ import numpy as np
 from scipy.special import entr
 
 from bar_jax.losses import Sums
-
-
-def to_8_bits(images: jax.Array) -> jax.Array:
-    """[-1, 1] -> [0, 1], clipped and rounded to the 256 values of a stored image."""
-    return jnp.round(jnp.clip((images + 1) / 2, 0, 1) * 255) / 255
+from bar_jax.losses.reconstruction import to_8_bits
 
 
 def psnr(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
