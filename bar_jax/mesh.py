@@ -162,3 +162,13 @@ def shapes(mesh: jax.sharding.Mesh, boxed: object) -> object:
         nn.unbox(boxed),
         shardings(mesh, boxed),
     )
+
+
+def place(arrays: object, layout: object) -> object:
+    """A tree of numpy arrays on the mesh, as a tree of `jax.ShapeDtypeStruct`s lays it out."""
+
+    def put(array, leaf):
+        cut = lambda index: array[index].astype(leaf.dtype, copy=False)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, cut)
+
+    return jax.tree.map(put, arrays, layout)

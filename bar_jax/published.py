@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from bar_jax import mesh as mesh_lib
 from bar_jax import models
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
@@ -95,7 +96,7 @@ def load(
         )
     del tensors  # where they are not mapped but read: no more than two copies are held
     layout = models.param_shapes(_init(config, part), mesh)
-    return models.Trained(module, jax.tree.map(_put, params, layout), step=0)
+    return models.Trained(module, mesh_lib.place(params, layout), step=0)
 
 
 def generator_tensors(config: ConfigDict, params: dict) -> dict[str, np.ndarray]:
@@ -126,7 +127,3 @@ def _sequence(config):
     trunk = make_generator(config).trunk
     return {"grid": trunk.grid, "prefix": trunk.prefix}
 
-
-def _put(array: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    cut = lambda index: array[index].astype(leaf.dtype, copy=False)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, cut)

@@ -4,18 +4,29 @@ Writes `tokenizer/` (checkpoints), `reconstructions.png`, and into `summary.json
 PSNR and losses, the bits' usage and the bit budget.
 """
 
+import functools
 import pathlib
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax import data, models, workdir
-from bar_jax.config import token_grid
+from bar_jax import data, frozen, models, workdir
+from bar_jax.config import duration, token_grid
 from bar_jax.jobs import reconstruct
-from bar_jax.losses.reconstruction import reconstruction
+from bar_jax.losses import discriminator as disc
+from bar_jax.losses import weighted
+from bar_jax.losses.gram import gram
+from bar_jax.losses.perceptual import convnext_distance, lpips
+from bar_jax.losses.reconstruction import absolute_error, squared_error
 from bar_jax.mesh import make_mesh
+from bar_jax.nn.convnext import ConvNeXt
+from bar_jax.nn.vgg import VGG16
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.training import loop
+from bar_jax.training.players import FrozenLossFn, Opponent, Program, two_players
+from bar_jax.training.step import stream_key
 from bar_jax.training.writer import update_summary
 
 STAGE = "train_tokenizer"
@@ -24,15 +35,10 @@ STAGE = "train_tokenizer"
 def run(config: ConfigDict) -> dict[str, object]:
     """Trains to the end, or goes on from the last checkpoint; returns the summary."""
     section, mesh = config.train_tokenizer, make_mesh(**config.mesh)
+    frozen.check(config)
     source = data.open_images(config)
     folder = workdir.begin_training(config, "tokenizer")
     tokenizer = make_tokenizer(config, remat=section.remat)
-
-    def loss_fn(params, batch, keys, dropout_key, step):
-        del keys, dropout_key, step  # nothing in this loss is random
-        images = data.to_float(batch["image"])
-        reconstructions, _ = tokenizer.apply({"params": params}, images)
-        return reconstruction(images, reconstructions, **section.loss)
 
     def batches(start):
         return data.train_batches(
@@ -51,12 +57,13 @@ def run(config: ConfigDict) -> dict[str, object]:
 
     def evaluate(state, writer):
         params = state.params if state.ema is None else state.ema
-        numbers, originals, decoded = reconstruct.measure(
+        measured = reconstruct.measure(
             config, mesh, tokenizer, params, section.batch_size, section.evaluate_images
         )
-        picture = reconstruct.save_picture(config, originals, decoded)
+        picture = reconstruct.save_picture(config, measured)
         writer.image(int(state.step), "reconstructions", picture)
-        return numbers
+        writer.histogram(int(state.step), "bit_usages", measured.bit_usages)
+        return measured.numbers
 
     steps, results = loop.train(
         STAGE,
@@ -64,8 +71,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         seed=config.seed,
         examples=len(source),
         mesh=mesh,
-        init_params=lambda key: models.init_tokenizer(tokenizer, key),
-        loss_fn=loss_fn,
+        make_program=functools.partial(make_program, config, mesh, len(source)),
         batches=batches,
         evaluate=evaluate,
         folder=folder,
@@ -85,3 +91,128 @@ def run(config: ConfigDict) -> dict[str, object]:
             f"seconds_{STAGE}": round(results["seconds"], 1),
         },
     )
+
+
+def make_program(
+    config: ConfigDict, mesh: jax.sharding.Mesh, examples: int, steps: int, warmup: int
+) -> Program:
+    """The tokenizer, its frozen networks and its discriminator.
+
+    Args:
+      examples: images of an epoch.
+      steps, warmup: of the tokenizer's learning rate.
+    """
+    section = config.train_tokenizer
+    tokenizer = make_tokenizer(config, remat=section.remat)
+    networks = frozen.load(config, mesh)
+    pretrained = {} if config.model.tokenizer.encoder.kind == "vit" else networks.get("siglip2", {})
+    crop_key = stream_key(config.seed, f"{STAGE}/crop")
+
+    def trained(path):
+        group = parameter_group(path)
+        if section.stage == "decoder_finetune":
+            return group == "decoder"
+        return group != "embeddings" or config.model.tokenizer.encoder.kind == "vit"
+
+    def share(path):
+        encoder = parameter_group(path) in ("embeddings", "encoder")
+        return section.encoder_learning_rate if encoder else 1.0
+
+    return two_players(
+        lambda key: models.init_tokenizer(tokenizer, key),
+        make_loss_fn(tokenizer, section, crop_key),
+        section,
+        steps,
+        warmup,
+        opponent=make_opponent(tokenizer, section, crop_key, examples),
+        trained=trained,
+        share=share,
+        pretrained=pretrained,
+        frozen=networks,
+    )
+
+
+def make_loss_fn(tokenizer: nn.Module, section: ConfigDict, crop_key: jax.Array) -> FrozenLossFn:
+    """What the tokenizer minimises: the terms of Table 6 whose weight is not 0.
+
+    Args:
+      crop_key: of the crops that the discriminator is shown.
+    """
+    weights, size, dtype = section.loss, section.network_size, tokenizer.dtype
+    vgg16, convnext, net = VGG16(dtype=dtype), ConvNeXt(dtype=dtype), disc.Discriminator(dtype=dtype)
+
+    def loss_fn(params, batch, keys, dropout_key, step, networks):
+        del keys, dropout_key
+        images = data.to_float(batch["image"])
+        output = tokenizer.apply({"params": params}, images)
+        decoded = output.images
+        terms = {"l1": absolute_error(images, decoded), "l2": squared_error(images, decoded)}
+        if weights.lpips:
+            terms["lpips"] = lpips(vgg16, networks, images, decoded)
+        if weights.convnext:
+            terms["convnext"] = convnext_distance(
+                convnext, networks["convnext_s"], images, decoded, size
+            )
+        if weights.gram:
+            terms["gram"] = gram(vgg16, networks["vgg16"], images, decoded, size)
+        if weights.alignment:
+            target = tokenizer.apply(
+                {"params": networks["siglip2"]}, images, method=tokenizer.features
+            )
+            terms["alignment"] = squared_error(target, output.predicted_features)
+        if "discriminator" in networks:
+            heads, vectors = networks["discriminator"]
+            crop = disc.draw_crop(jax.random.fold_in(crop_key, step), images.shape[1:3], size)
+            shown = disc.prepare(decoded, crop, size)
+            logits = disc.logits(net, heads, vectors, networks["dino_s8"], shown)
+            terms["gan"] = disc.generator_loss(logits)
+        return weighted(terms, weights)
+
+    return loss_fn
+
+
+def make_opponent(
+    tokenizer: nn.Module, section: ConfigDict, crop_key: jax.Array, examples: int
+) -> Opponent | None:
+    """The discriminator; None if the loss has no term of it."""
+    if not section.loss.gan:
+        return None
+    size, net = section.network_size, disc.Discriminator(dtype=tokenizer.dtype)
+    field = f"{STAGE}.discriminator."
+
+    def init(key):
+        params_key, vectors_key = jax.random.split(key)
+        params = net.init(params_key, jax.numpy.zeros((1, size, size, 3)))["params"]["heads"]
+        return params, disc.init_vectors(vectors_key, nn.unbox(params))
+
+    def loss_fn(params, batch, keys, dropout_key, step, networks):
+        del keys, dropout_key
+        images = data.to_float(batch["image"])
+        decoded = tokenizer.apply({"params": networks["generator"]}, images).images
+        logits = []
+        for i, shown in enumerate((images, disc.as_stored(decoded))):
+            key = jax.random.fold_in(jax.random.fold_in(crop_key, step), i)
+            shown = disc.prepare(shown, disc.draw_crop(key, images.shape[1:3], size), size)
+            vectors = networks["vectors"][i]
+            logits.append(disc.logits(net, params, vectors, networks["dino_s8"], shown))
+        real, fake = logits
+        terms = {
+            "hinge": disc.hinge(real, fake),
+            "logits_real": real.mean(axis=-1),
+            "logits_fake": fake.mean(axis=-1),
+        }
+        return weighted(terms, {"hinge": 1.0, "logits_real": 0.0, "logits_fake": 0.0})
+
+    return Opponent(
+        init=init,
+        power_iteration=disc.power_iteration,
+        loss_fn=loss_fn,
+        section=section.discriminator.optimizer,
+        start=duration(
+            section.discriminator, f"{field}start_", section.batch_size, examples, False
+        ),
+        warmup=duration(
+            section.discriminator.optimizer, f"{field}optimizer.warmup_", section.batch_size,
+            examples, False,
+        ),
+    )  # fmt: skip

@@ -77,18 +77,18 @@ def read_network(name: str, path: str | os.PathLike) -> dict:
     return network.importer({key: tensors[key] for key in needed})
 
 
-def random_network(name: str, key: jax.Array) -> dict:
-    """Random parameters of a network at its published size, for benchmarks and tests."""
+def init_network(name: str, key: jax.Array) -> dict:
+    """Fresh parameters of a network at its published size, with logical axis names."""
     network = NETWORKS[name]
     inputs = jax.tree.map(
         jnp.zeros, network.inputs, is_leaf=lambda x: isinstance(x, tuple) and isinstance(x[0], int)
     )
-    return meta.unbox(network.module.init(key, *inputs)["params"])
+    return network.module.init(key, *inputs)["params"]
 
 
 def _check_shapes(path: object, name: str, params: dict) -> None:
     """Checks what came from the package, which has no published names."""
-    wanted = jax.eval_shape(lambda k: random_network(name, k), jax.random.key(0))
+    wanted = meta.unbox(jax.eval_shape(lambda k: init_network(name, k), jax.random.key(0)))
     shapes = lambda tree: jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
     if shapes(params) != shapes(wanted):
         raise InputError(path, f"a {name} of another size", "the published one")

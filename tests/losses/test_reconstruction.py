@@ -4,12 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
 from bar_jax.losses import weighted
-from bar_jax.losses.reconstruction import absolute_error, squared_error
-=======
-from bar_jax.losses.reconstruction import reconstruction, to_8_bits
->>>>>>> nets
+from bar_jax.losses.reconstruction import absolute_error, squared_error, to_8_bits
 
 
 @pytest.fixture
@@ -32,25 +28,13 @@ def test_is_computed_in_float32(error):
     assert found.dtype == jnp.float32 and found > 1
 
 
-<<<<<<< HEAD
 def test_terms_are_added_with_their_weights():
     """0.5 (1 + 2) + 3 (10 + 20) over two examples; each term alone has no weight."""
     terms = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([10.0, 20.0])}
     sums = weighted(terms, {"a": 0.5, "b": 3.0, "not computed": 7.0})
     assert sums == {"loss": (91.5, 2), "a": (3, 2), "b": (30, 2)}
-=======
-def test_counts_are_examples(sums):
-    assert [float(count) for _, count in sums.values()] == [2, 2, 2]
-
-
-def test_is_computed_in_float32():
-    images = jnp.zeros((1, 1, 1, 3))
-    assert reconstruction(images, images.astype(jnp.bfloat16), 1.0, 1.0)["loss"][0].dtype == (
-        jnp.float32
-    )
 
 
 def test_to_8_bits_clips():
     values = to_8_bits(jnp.asarray([-1.5, -1.0, 0.0, 1.0, 1.5]))
     np.testing.assert_allclose(values, [0, 0, 128 / 255, 1, 1], rtol=1e-6)
->>>>>>> nets
