@@ -54,7 +54,17 @@ def default_config() -> ConfigDict:
     # Off in the published recipe, whose encoder is pretrained; on to train from scratch.
     tokenizer.centered_bits = False
     tokenizer.encoder = ConfigDict(dict(width=1152, depth=27, heads=16, mlp_width=4304))
+    # siglip2 (training starts from its weights; patch embedding and positions stay as they are) |
+    # vit (trained from scratch, all of it)
+    tokenizer.encoder.kind = "siglip2"
+    # Side of the stored table of positions, which is resized to the image's grid of tokens; 0: that
+    # grid itself.
+    tokenizer.encoder.position_grid = 16
     tokenizer.decoder = ConfigDict(dict(width=1024, depth=24, heads=16, mlp_width=4096))
+    # In training a small MLP predicts SigLIP2's features from the output of this layer (the first
+    # is 0); its hidden width, 0: there is none.
+    tokenizer.decoder.predictor_layer = 2
+    tokenizer.decoder.predictor_width = 2048
 
     model.generator = generator = ConfigDict()
     generator.kind = "causal"
@@ -111,7 +121,9 @@ def default_config() -> ConfigDict:
     c.published = ConfigDict()  # weight files: .bin, .pth, .safetensors, .npz
     c.published.generator = ""  # import_weights reads it; "": none
     c.published.tokenizer = ""  # the same
-    c.published.export = ""  # export_weights writes it; "": the workdir's generator.safetensors
+    # Folder that export_weights writes generator.safetensors and tokenizer.safetensors into; "":
+    # the workdir.
+    c.published.export = ""
 
     c.benchmark = ConfigDict()
     # sampling at sample.batch_size; training, and the head alone, at train_generator.batch_size
@@ -159,13 +171,15 @@ def _training(batch_size: int, epochs: float, warmup_epochs: float) -> ConfigDic
 def tiny(config: ConfigDict) -> ConfigDict:
     """The same config at a size that trains two steps on a laptop: `--config=NAME.py:tiny`.
 
-    Kinds, ratios and switches stay; widths, depths and durations shrink, and the images are the
-    bundled digits, so that nothing is read from disk.
+    Kinds, ratios and switches stay; widths, depths and durations shrink. Nothing is read from disk:
+    the images are the bundled digits, and the tokenizer's encoder starts without SigLIP2's weights.
     """
     config.data.update(dict(source="digits", num_classes=10, image_size=16, num_workers=0))
     config.model.tokenizer.patch_size = 4
     for part in (config.model.tokenizer.encoder, config.model.tokenizer.decoder):
         part.update(dict(width=16, depth=2, heads=2, mlp_width=32))
+    config.model.tokenizer.encoder.update(dict(kind="vit", position_grid=0))
+    config.model.tokenizer.decoder.predictor_width = 0
     config.model.generator.update(dict(width=16, depth=2, heads=2, class_repeats=2))
     config.model.head.update(dict(width=16, depth=1))
     for train in (config.train_tokenizer, config.train_generator):

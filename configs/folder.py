@@ -22,6 +22,8 @@ def get_config(size=None):
     sizes = dict(width=384, depth=4, heads=6, mlp_width=1536)
     config.model.tokenizer.encoder.update(sizes)
     config.model.tokenizer.decoder.update(sizes)
+    config.model.tokenizer.encoder.update(dict(kind="vit", position_grid=0))
+    config.model.tokenizer.decoder.predictor_width = 0
     config.model.generator.update(dict(width=512, depth=8, heads=8, class_repeats=8))
     config.model.generator.order.update(dict(anneal_start_epochs=50.0, anneal_end_epochs=75.0))
     config.model.head.update(dict(width=512, depth=3))

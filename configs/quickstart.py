@@ -17,6 +17,8 @@ def get_config(size=None):
     config.model.tokenizer.update(dict(bits=16, patch_size=2, centered_bits=True))
     config.model.tokenizer.encoder.update(dict(width=64, depth=1, heads=4, mlp_width=256))
     config.model.tokenizer.decoder.update(dict(width=64, depth=1, heads=4, mlp_width=256))
+    config.model.tokenizer.encoder.update(dict(kind="vit", position_grid=0))
+    config.model.tokenizer.decoder.predictor_width = 0
     config.model.generator.update(dict(width=64, depth=2, heads=4, class_repeats=2))
     config.model.generator.order.update(
         dict(anneal_start_epochs=0.0, anneal_end_epochs=0.0, anneal_end_steps=300)

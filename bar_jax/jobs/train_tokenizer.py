@@ -31,8 +31,8 @@ def run(config: ConfigDict) -> dict[str, object]:
     def loss_fn(params, batch, keys, dropout_key, step):
         del keys, dropout_key, step  # nothing in this loss is random
         images = data.to_float(batch["image"])
-        reconstructions, _ = tokenizer.apply({"params": params}, images)
-        return reconstruction(images, reconstructions, **section.loss)
+        reconstructed = tokenizer.apply({"params": params}, images)
+        return reconstruction(images, reconstructed.images, **section.loss)
 
     def batches(start):
         return data.train_batches(
