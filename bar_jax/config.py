@@ -54,7 +54,17 @@ def default_config() -> ConfigDict:
     # Off in the published recipe, whose encoder is pretrained; on to train from scratch.
     tokenizer.centered_bits = False
     tokenizer.encoder = ConfigDict(dict(width=1152, depth=27, heads=16, mlp_width=4304))
+    # siglip2 (training starts from its weights; patch embedding and positions stay as they are) |
+    # vit (trained from scratch, all of it)
+    tokenizer.encoder.kind = "siglip2"
+    # Side of the stored table of positions, which is resized to the image's grid of tokens; 0: that
+    # grid itself.
+    tokenizer.encoder.position_grid = 16
     tokenizer.decoder = ConfigDict(dict(width=1024, depth=24, heads=16, mlp_width=4096))
+    # In training a small MLP predicts SigLIP2's features from the output of this layer (the first
+    # is 0); its hidden width, 0: there is none.
+    tokenizer.decoder.predictor_layer = 2
+    tokenizer.decoder.predictor_width = 2048
 
     model.generator = generator = ConfigDict()
     generator.kind = "causal"
@@ -125,7 +135,9 @@ def default_config() -> ConfigDict:
     c.published = ConfigDict()  # weight files: .bin, .pth, .safetensors, .npz
     c.published.generator = ""  # import_weights reads it; "": none
     c.published.tokenizer = ""  # the same
-    c.published.export = ""  # export_weights writes it; "": the workdir's generator.safetensors
+    # Folder that export_weights writes generator.safetensors and tokenizer.safetensors into; "":
+    # the workdir.
+    c.published.export = ""
 
     c.benchmark = ConfigDict()
     # sampling at sample.batch_size; training, and the head alone, at train_generator.batch_size
@@ -176,8 +188,12 @@ def _optimizer(warmup_epochs: float) -> ConfigDict:
     return optimizer
 
 
-def without_networks(train: ConfigDict) -> None:
-    """Leaves of a tokenizer's loss what needs no weight file: the pixel terms."""
+def from_scratch(config: ConfigDict) -> None:
+    """Makes a tokenizer's training do without weight files: no SigLIP2, the pixel losses alone."""
+    config.model.tokenizer.encoder.update(dict(kind="vit", position_grid=0))
+    config.model.tokenizer.decoder.predictor_width = 0
+    train = config.train_tokenizer
+    train.encoder_learning_rate = 1.0
     train.loss.update(dict(lpips=0.0, convnext=0.0, gram=0.0, alignment=0.0, gan=0.0))
 
 
@@ -192,9 +208,9 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.model.tokenizer.patch_size = 4
     for part in (config.model.tokenizer.encoder, config.model.tokenizer.decoder):
         part.update(dict(width=16, depth=2, heads=2, mlp_width=32))
+    from_scratch(config)
     config.model.generator.update(dict(width=16, depth=2, heads=2, class_repeats=2))
     config.model.head.update(dict(width=16, depth=1))
-    without_networks(config.train_tokenizer)
     for train in (config.train_tokenizer, config.train_generator):
         train.update(dict(batch_size=16, steps=2, epochs=0.0, images=0, evaluate_images=16))
         train.update(dict(log_every=1, save_every=2, evaluate_every=2))

@@ -36,7 +36,9 @@ SOURCES = {
         "vgg16-397923af.pth", "torchvision, VGG16_Weights.IMAGENET1K_V1", ("lpips", "gram")
     ),
     "lpips": Source(
-        "vgg_lpips.pth", "the linear heads of LPIPS 0.1 for VGG16, see third_party/lpips", ("lpips",)
+        "vgg_lpips.pth",
+        "the linear heads of LPIPS 0.1 for VGG16, see third_party/lpips",
+        ("lpips",),
     ),
     "convnext_s": Source(
         "convnext_small-0c510722.pth",

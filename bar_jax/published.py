@@ -4,11 +4,14 @@ Names and shapes follow from the configured model, of any size; where it is a pu
 manifest in `third_party/` agrees and says what else its file holds.
 """
 
+import logging
+import math
 import os
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -16,9 +19,11 @@ from bar_jax import mesh as mesh_lib
 from bar_jax import models
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
-from bar_jax.pretrained import bar_fsq, manifest, masked_bit
+from bar_jax.pretrained import bar_fsq, manifest, masked_bit, siglip2
 from bar_jax.pretrained.files import read_tensors
 from bar_jax.tokenizers import make_tokenizer
+
+logger = logging.getLogger(__name__)
 
 # The kinds of which there are published weights.
 KINDS = {
@@ -44,16 +49,19 @@ def check_kind(config: ConfigDict, part: str) -> None:
 
 
 def shapes(config: ConfigDict, part: str) -> tuple[dict[str, manifest.Shape], ...]:
-    """Published names and shapes of the tensors that a part is made of, and of those computed."""
-    check_kind(config, part)
+    """Published names and shapes: of the tensors that a file must hold, and that it may lack.
+
+    It may lack what is computed (rotary tables) and what only training uses (a tokenizer's feature
+    predictor).
+    """
+    params = _params(config, part)
+    needed = jax.eval_shape(lambda p: state_dict(config, part, p), params)
+    needed = {name: tensor.shape for name, tensor in needed.items()}
     if part == "tokenizer":
-        return bar_fsq.tokenizer_shapes(_params(config, part)), {}
-    params, sizes = _params(config, part), _sequence(config)
-    tensors = jax.eval_shape(lambda p: masked_bit.generator_tensors(p, **sizes), params)
-    tables = masked_bit.rotary_tensors(params, **sizes)
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    computed = {name: found.pop(name) for name in tables}
-    return found, computed
+        lacking = [name for name in needed if name.startswith(bar_fsq.PREDICTOR_PREFIX)]
+    else:
+        lacking = masked_bit.rotary_tensors(params, **_sequence(config))
+    return needed, {name: needed.pop(name) for name in lacking}
 
 
 def read(config: ConfigDict, part: str, path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -61,31 +69,40 @@ def read(config: ConfigDict, part: str, path: str | os.PathLike) -> dict[str, np
 
     Raises:
       InputError: a file that cannot be read; or every tensor that is missing, unused or of another
-        shape, and the model that the file is of.
+        shape, and the model that the file is of; or a tokenizer for images of another size.
     """
+    check_kind(config, part)
     needed, optional = shapes(config, part)
-    tensors = read_tensors(path)
-    if part == "tokenizer":
-        optional = {name: None for name in tensors if name.startswith(bar_fsq.NOT_READ)}
-    manifest.check(path, tensors, needed, optional, f"the configured {part}")
-    return tensors
+    found = read_tensors(path)
+    what = f"the configured {part}"
+    if part == "generator":
+        manifest.check(path, found, needed, optional, what)
+        return found
+    for name in found:
+        if name.startswith((*bar_fsq.NOT_READ, bar_fsq.PREDICTOR_PREFIX)):
+            optional.setdefault(name, None)
+    # A table for another grid is of another size of images: told as such if it is all that differs.
+    positions, width = needed[bar_fsq.DECODER_POSITIONS]
+    needed[bar_fsq.DECODER_POSITIONS] = (None, width)
+    manifest.check(path, found, needed, optional, what)
+    stored = len(found[bar_fsq.DECODER_POSITIONS])
+    if stored != positions:
+        size = math.isqrt(stored - 1) * config.model.tokenizer.patch_size
+        expected = f"{size}: {path} has the positions of {stored - 1} tokens"
+        raise InputError("data.image_size", str(config.data.image_size), expected)
+    return found
 
 
 def load(
     config: ConfigDict, part: str, tensors: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
 ) -> models.Trained:
-    """What `read` returned, as a module with parameters on the mesh, ready for use."""
+    """What `read` returned, as a module with parameters on the mesh, ready for use.
+
+    A tokenizer's feature predictor, which a file may lack, is drawn from `config.seed`.
+    """
     if part == "tokenizer":
         module = make_tokenizer(config)
-        sizes = config.model.tokenizer
-        params = bar_fsq.tokenizer_params(
-            tensors,
-            grid=module.grid,
-            encoder_depth=sizes.encoder.depth,
-            encoder_heads=sizes.encoder.heads,
-            decoder_depth=sizes.decoder.depth,
-            decoder_heads=sizes.decoder.heads,
-        )
+        params = _tokenizer_params(config, module, tensors)
     else:
         module = make_generator(config)
         params = masked_bit.generator_params(
@@ -99,14 +116,59 @@ def load(
     return models.Trained(module, mesh_lib.place(params, layout), step=0)
 
 
-def generator_tensors(config: ConfigDict, params: dict) -> dict[str, np.ndarray]:
+def state_dict(config: ConfigDict, part: str, params: dict) -> dict[str, np.ndarray]:
     """The state dict that the published code loads: the inverse of `load`, with all buffers.
 
+    A tokenizer's lacks what its own files hold besides: the frozen copy of the encoder and the
+    pooling head. Published code loads it with `strict=False`.
+
     Args:
-      params: of the configured generator, whole numpy arrays.
+      params: of the configured part, whole numpy arrays.
     """
-    check_kind(config, "generator")
+    check_kind(config, part)
+    if part == "tokenizer":
+        return bar_fsq.tokenizer_tensors(params)
     return masked_bit.generator_tensors(params, **_sequence(config))
+
+
+def encoder_shapes(
+    config: ConfigDict, prefix: str = siglip2.PREFIXES[0]
+) -> dict[str, manifest.Shape]:
+    """Names and shapes of SigLIP2's vision tower as the configured tokenizer's encoder needs it."""
+    check_kind(config, "tokenizer")
+    params = _params(config, "tokenizer")
+    needed = jax.eval_shape(lambda p: siglip2.encoder_tensors(p, prefix), params)
+    return {name: tensor.shape for name, tensor in needed.items()}
+
+
+def read_encoder(config: ConfigDict, path: str | os.PathLike) -> dict:
+    """SigLIP2's vision tower from a file, for the configured tokenizer's encoder.
+
+    Args:
+      path: SigLIP2 (NaFlex) as Hugging Face has it, with its text tower or without; or a published
+        tokenizer, whose frozen copy is read.
+
+    Returns:
+      Parameters {patch_embedding, encoder_vit}, numpy arrays: what the tokenizer's encoder starts
+      from, and, kept as they are, what gives the features to align with (`BarFSQ.features`).
+
+    Raises:
+      InputError: a file that cannot be read, another variant, or every tensor that does not fit.
+    """
+    found = read_tensors(path)
+    prefix = siglip2.find_prefix(path, found)
+    needed = encoder_shapes(config, prefix)
+    has = siglip2.sizes(found, prefix)
+    template = {name: np.broadcast_to(np.float32(0), shape) for name, shape in needed.items()}
+    wants = siglip2.sizes(template, prefix)
+    if has != wants:
+        expected = f"{_told(wants)}, as model.tokenizer.encoder says"
+        raise InputError(path, f"a SigLIP2 of {_told(has)}", expected)
+    found = {name: tensor for name, tensor in found.items() if name.startswith(prefix)}
+    optional = {name: None for name in found if name.startswith(f"{prefix}{siglip2.NOT_READ}")}
+    manifest.check(path, found, needed, optional, "the configured tokenizer's encoder")
+    sizes = config.model.tokenizer.encoder
+    return siglip2.encoder_params(found, depth=sizes.depth, heads=sizes.heads, prefix=prefix)
 
 
 def _init(config, part):
@@ -122,8 +184,31 @@ def _params(config, part):
     return nn.unbox(jax.eval_shape(_init(config, part), jax.random.key(0)))
 
 
+def _tokenizer_params(config, module, tensors):
+    """Parameters of a tokenizer as numpy arrays; a feature predictor that lacks is drawn anew."""
+    sizes = config.model.tokenizer
+    params = bar_fsq.tokenizer_params(
+        tensors,
+        encoder_depth=sizes.encoder.depth,
+        encoder_heads=sizes.encoder.heads,
+        decoder_depth=sizes.decoder.depth,
+        decoder_heads=sizes.decoder.heads,
+    )
+    if not module.predictor_width:
+        params.pop("feature_predictor", None)
+    elif "feature_predictor" not in params:
+        logger.info("tokenizer: no feature predictor in the file; a new one, for training alone")
+        inner = jnp.zeros((1, 1, sizes.decoder.width))
+        fresh = module.init(jax.random.key(config.seed), inner, method=module.predict_features)
+        params |= jax.tree.map(np.asarray, nn.unbox(fresh)["params"])
+    return params
+
+
+def _told(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in sizes.items())
+
+
 def _sequence(config):
     """What the rotary tables depend on."""
     trunk = make_generator(config).trunk
     return {"grid": trunk.grid, "prefix": trunk.prefix}
-

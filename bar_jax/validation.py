@@ -20,12 +20,14 @@ CHOICES = {
     "data.crop": ("random", "center", "adm"),
     "data.on_damaged": ("skip", "refuse"),
     "model.tokenizer.kind": ("bar_fsq",),
+    "model.tokenizer.encoder.kind": ("siglip2", "vit"),
     "model.generator.kind": ("causal",),
     "model.head.kind": ("masked_bit", "bit", "linear"),
     "model.head.mask_ratio": ("logit_normal", "uniform", "arccos"),
     "sample.order": ("raster", "random"),
     "sample.keep": ("none", "upper", "lower", "left", "right"),
 }
+SAMPLING_JOBS = ("pipeline", "train_generator", "sample", "benchmark")  # jobs that draw images
 LINEAR_HEAD_BITS = 18  # the paper stops there too: 262,144 codes
 
 
@@ -52,8 +54,9 @@ def validate(config: ConfigDict) -> None:
                 "evaluate_images",
             )
         )
-        if counts and type(value) is int and "anneal" not in name and value < 1:
-            raise InputError(name, str(value), "at least 1")
+        least = 0 if name.endswith(("position_grid", "predictor_layer", "predictor_width")) else 1
+        if counts and type(value) is int and "anneal" not in name and value < least:
+            raise InputError(name, str(value), f"at least {least}")
         if name.endswith(("dropout", "ema_decay", ".b1", ".b2")) and not 0 <= value < 1:
             raise InputError(name, str(value), "a number in [0, 1)")
         amount = name.endswith(("learning_rate", "weight_decay", ".l1", ".l2", "num_workers"))
@@ -78,6 +81,13 @@ def _validate_model(config: ConfigDict) -> None:
                 f"{part.heads} heads at width {part.width}",
                 "a number of heads that divides the width",
             )
+    decoder = tokenizer.decoder
+    if decoder.predictor_width and decoder.predictor_layer >= decoder.depth:
+        raise InputError(
+            "model.tokenizer.decoder.predictor_layer",
+            f"{decoder.predictor_layer}",
+            f"0 to {decoder.depth - 1}: the decoder has {decoder.depth} layers",
+        )
     head_dim = generator.width // generator.heads
     if generator.heads % 2 or head_dim % 4:
         raise InputError(
@@ -140,7 +150,8 @@ def _validate_training(config: ConfigDict) -> None:
 
 
 def _validate_sampling(config: ConfigDict) -> None:
-    check_sampling(config)
+    if config.job in SAMPLING_JOBS:
+        check_sampling(config)
     check_labels(config.sample.labels, config.data.num_classes)
     for name, chosen, choices in (
         ("evaluate.metrics", config.evaluate.metrics, METRICS),

@@ -6,7 +6,7 @@ metrics.jsonl    a line per logged step; tensorboard/ the same as events
 tokenizer/       checkpoints of stage 1, with the config they were begun with
 cache/           tokens of the data set
 generator/       checkpoints of stage 2, with the config they were begun with
-generator.safetensors  the generator as a published file, by job=export_weights
+tokenizer.safetensors, generator.safetensors  both as published files, by job=export_weights
 samples.npz      generated images and labels
 samples.png, samples_during_training.png, reconstructions.png, figure_4.png, figure_6.png
 """
@@ -70,7 +70,17 @@ def check(config: ConfigDict) -> None:
         if begun(folder):
             compare = _compare_training if part in training else _compare_model
             compare(folder / "config.json", config, part)
+    if config.init_from and "tokenizer" in training:
+        _check_size(pathlib.Path(config.init_from) / "tokenizer/config.json", config)
     read_summary(config.workdir)
+
+
+def _check_size(path: pathlib.Path, config: ConfigDict) -> None:
+    """Checks that the positions of a tokenizer to start from are those of the images."""
+    stored = read_json(path)["data"]["image_size"] if path.exists() else config.data.image_size
+    if stored != config.data.image_size:
+        expected = f"{stored}, which the positions of {path.parent} are for"
+        raise InputError("data.image_size", str(config.data.image_size), expected)
 
 
 def read_summary(workdir: str | os.PathLike) -> dict[str, object]:

@@ -8,7 +8,7 @@ trained from scratch: a size for one accelerator. Every 20th image is held out f
 No number of this config has been published.
 """
 
-from bar_jax.config import default_config, sized, without_networks
+from bar_jax.config import default_config, from_scratch, sized
 
 
 def get_config(size=None):
@@ -22,11 +22,11 @@ def get_config(size=None):
     sizes = dict(width=384, depth=4, heads=6, mlp_width=1536)
     config.model.tokenizer.encoder.update(sizes)
     config.model.tokenizer.decoder.update(sizes)
+    from_scratch(config)
     config.model.generator.update(dict(width=512, depth=8, heads=8, class_repeats=8))
     config.model.generator.order.update(dict(anneal_start_epochs=50.0, anneal_end_epochs=75.0))
     config.model.head.update(dict(width=512, depth=3))
 
-    without_networks(config.train_tokenizer)
     config.train_tokenizer.update(dict(batch_size=128, epochs=40.0))
     config.train_generator.update(dict(batch_size=256, epochs=100.0, ema_decay=0.999))
     config.train_generator.optimizer.warmup_epochs = 5.0

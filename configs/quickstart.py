@@ -6,7 +6,7 @@
 Expect about 26 dB reconstructions and samples that a classifier reads at 0.93 or better.
 """
 
-from bar_jax.config import default_config, sized, without_networks
+from bar_jax.config import default_config, from_scratch, sized
 
 
 def get_config(size=None):
@@ -17,6 +17,7 @@ def get_config(size=None):
     config.model.tokenizer.update(dict(bits=16, patch_size=2, centered_bits=True))
     config.model.tokenizer.encoder.update(dict(width=64, depth=1, heads=4, mlp_width=256))
     config.model.tokenizer.decoder.update(dict(width=64, depth=1, heads=4, mlp_width=256))
+    from_scratch(config)
     config.model.generator.update(dict(width=64, depth=2, heads=4, class_repeats=2))
     config.model.generator.order.update(
         dict(anneal_start_epochs=0.0, anneal_end_epochs=0.0, anneal_end_steps=300)
@@ -24,7 +25,6 @@ def get_config(size=None):
     config.model.head.update(dict(width=64, depth=2))
 
     train = config.train_tokenizer
-    without_networks(train)
     train.update(dict(batch_size=64, steps=600, epochs=0.0, ema_decay=0.99))
     train.optimizer.update(dict(learning_rate=3e-3, warmup_steps=50, warmup_epochs=0.0))
     train = config.train_generator

@@ -76,7 +76,9 @@ def published_config():
     config.data.image_size = 64
     config.model.tokenizer.update(dict(bits=10, patch_size=16))
     config.model.tokenizer.encoder.update(dict(width=48, depth=2, heads=4, mlp_width=80))
+    config.model.tokenizer.encoder.update(dict(kind="siglip2", position_grid=7))
     config.model.tokenizer.decoder.update(dict(width=40, depth=4, heads=4, mlp_width=160))
+    config.model.tokenizer.decoder.update(dict(predictor_layer=2, predictor_width=64))
     config.model.generator.update(dict(width=48, depth=2, heads=4, class_repeats=4))
     config.model.head.update(dict(width=64, depth=2))
     config.sample.update(dict(unmasking_schedule=(5, 5), labels=(1, 2), batch_size=2))

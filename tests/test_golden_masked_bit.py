@@ -38,6 +38,8 @@ from bar_jax.pretrained.masked_bit import generator_params, head_params
 from bar_jax.tokenizers.fsq import Quantizer, bits_to_codes, bound, codes_to_bits, quantize
 from bar_jax.training.optimizer import warmup_cosine
 from bar_jax.training.step import ema_decay
+from tests.golden_gradients import published_gradients
+from tests.golden_tokenizer import decoder, encoder, shared_inputs, tokenizer
 
 FOLDER = Path(os.environ["BAR_JAX_GOLDEN"]) / "masked_bit"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.is_dir() else {}
@@ -130,7 +132,7 @@ def mbm_head(config, given, tensors):
     names = ("masked_ids", "masks", "target", "mask_ratio")
     out, grads, grad_z = given_mask(params, given["conditions"][:, 0], *(given[n] for n in names))
     out["grad_conditions"] = grad_z[:, None]
-    out |= _published_gradients(grads, importer, tensors)
+    out |= published_gradients(grads, importer, tensors)
     out["mask_masked_ids"], out["mask_masks"], out["mask_mask_ratio"] = jax.jit(hide)(
         given["mask_target"], logit_normal_ratio(given["z"]), given["u"]
     )
@@ -209,7 +211,7 @@ def bar_forward(config, given, tensors):
         "loss": loss,
     }
     out |= {f"block{i}_out": block_out[i] for i in range(trunk.depth)}
-    out |= _published_gradients(grads, importer, tensors)
+    out |= published_gradients(grads, importer, tensors)
     norms = [np.linalg.norm(out[f"grad.{name}"]) for name in config["grad_norms_order"]]
     out["grad_norms"] = np.array([norm if norm > 0 else -1 for norm in norms])
     return out
@@ -279,6 +281,7 @@ def schedules(config, given, tensors):
 KINDS = {
     function.__name__: function
     for function in (fsq, rope, mbm_head, bar_forward, bar_generate, schedules)
+    + (encoder, decoder, tokenizer)
 }
 
 
@@ -286,7 +289,7 @@ KINDS = {
 def test_case(name):
     case = CASES[name]
     assert case["kind"] in KINDS, f"{name}: no test for cases of kind {case['kind']!r}"
-    arrays = dict(np.load(FOLDER / case["npz"]))
+    arrays = shared_inputs(FOLDER, case) | dict(np.load(FOLDER / case["npz"]))
     given = {key[len("in_") :]: _narrow(a) for key, a in arrays.items() if key.startswith("in_")}
     prefix = case["weights_prefix"]
     tensors = load_file(FOLDER / case["weights"]) if case["weights"] else {}
@@ -358,22 +361,6 @@ def _generator(config):
         generator_params, depth=trunk.depth, heads=trunk.heads, head_depth=head["num_layers"]
     )
     return generator, importer
-
-
-def _published_gradients(grads, importer, tensors):
-    """Our gradients as `grad.NAME` under the published names, with their global norm.
-
-    An importer only moves numbers about: numbering all of them shows where each one went.
-    """
-    ends = np.cumsum([tensor.size for tensor in tensors.values()])
-    numbers = {
-        name: np.arange(end - tensor.size, end).reshape(tensor.shape)
-        for end, (name, tensor) in zip(ends, tensors.items(), strict=True)
-    }
-    flat = np.full(ends[-1], np.nan)
-    jax.tree.map(lambda n, g: np.put(flat, n, np.asarray(g)), importer(numbers), grads)
-    named = {f"grad.{name}": flat[n] for name, n in numbers.items() if not np.isnan(flat[n]).any()}
-    return named | {"grad_global_norm": math.sqrt(np.nansum(flat**2))}
 
 
 def _keep_arguments(next_function, args, kwargs, context):

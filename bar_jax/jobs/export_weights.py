@@ -1,7 +1,9 @@
-"""The generator of a workdir to a `.safetensors` file that the published code loads.
+"""The trained parts of a workdir to `.safetensors` files that the published code loads.
 
-Its parameters (the EMA where one was kept) go under the published names, with all buffers; what is
-imported and exported again is the same file. Tokenizers are not exported.
+`generator.safetensors` and `tokenizer.safetensors`, of those parts that are there. Parameters (the
+EMA where one was kept) go under the published names; what is imported and exported again has the
+same numbers. A generator's file is whole, with all buffers. A tokenizer's lacks what is no part of
+it here: the frozen copy of its encoder and the unused pooling head.
 """
 
 import logging
@@ -11,30 +13,40 @@ import jax
 from ml_collections import ConfigDict
 
 from bar_jax import mesh as mesh_lib
-from bar_jax import models, published
+from bar_jax import models, published, workdir
 from bar_jax.errors import InputError
 from bar_jax.pretrained.files import write_safetensors
 from bar_jax.training.writer import update_summary
 
 logger = logging.getLogger(__name__)
+LOADERS = {"tokenizer": models.load_tokenizer, "generator": models.load_generator}
 
 
 def run(config: ConfigDict) -> dict[str, object]:
-    """Writes `config.published.export`; returns the summary."""
-    published.check_kind(config, "generator")
-    default = pathlib.Path(config.workdir) / "generator.safetensors"
-    path = pathlib.Path(config.published.export or default).expanduser()
-    if path.suffix != ".safetensors":
-        raise InputError("published.export", str(path), "a path that ends in .safetensors")
-    if path.exists():
-        raise InputError(path, "a file", "none: it is not overwritten; another published.export")
-    mesh = mesh_lib.make_mesh(**config.mesh)
-    with jax.set_mesh(mesh):
-        generator = models.load_generator(config, mesh)
-        params = jax.tree.map(mesh_lib.whole, generator.params)
-    if jax.process_index() == 0:
-        write_safetensors(path, published.generator_tensors(config, params))
-    logger.info("export_weights: %s, step %d", path, generator.step)
-    return update_summary(
-        config.workdir, {"exported_to": str(path), "exported_step": generator.step}
-    )
+    """Writes the files into `config.published.export`; returns the summary."""
+    parts = [part for part in LOADERS if workdir.begun(pathlib.Path(config.workdir) / part)]
+    if not parts:
+        expected = "tokenizer/ or generator/, trained or from job=import_weights"
+        raise InputError(config.workdir, "no trained model", expected)
+    folder = pathlib.Path(config.published.export or config.workdir).expanduser()
+    paths = {part: folder / f"{part}.safetensors" for part in parts}
+    for part, path in paths.items():
+        published.check_kind(config, part)
+        if path.exists():
+            expected = "none: it is not overwritten; another published.export"
+            raise InputError(path, "a file", expected)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = f"{folder} ({error.strerror})"
+        raise InputError("published.export", found, "a folder that can be written to") from error
+    mesh, summary = mesh_lib.make_mesh(**config.mesh), {}
+    for part, path in paths.items():
+        with jax.set_mesh(mesh):
+            trained = LOADERS[part](config, mesh)
+            params = jax.tree.map(mesh_lib.whole, trained.params)
+        if jax.process_index() == 0:
+            write_safetensors(path, published.state_dict(config, part, params))
+        logger.info("export_weights: %s, step %d", path, trained.step)
+        summary |= {f"{part}_exported_to": str(path), f"{part}_exported_step": trained.step}
+    return update_summary(config.workdir, summary)

@@ -108,15 +108,18 @@ def make_program(
     pretrained = {} if config.model.tokenizer.encoder.kind == "vit" else networks.get("siglip2", {})
     crop_key = stream_key(config.seed, f"{STAGE}/crop")
 
+    def group_of(path):
+        return parameter_group([key.key for key in path])
+
     def trained(path):
-        group = parameter_group(path)
+        group = group_of(path)
         if section.stage == "decoder_finetune":
             return group == "decoder"
         return group != "embeddings" or config.model.tokenizer.encoder.kind == "vit"
 
     def share(path):
-        encoder = parameter_group(path) in ("embeddings", "encoder")
-        return section.encoder_learning_rate if encoder else 1.0
+        in_encoder = group_of(path) in ("embeddings", "encoder")
+        return section.encoder_learning_rate if in_encoder else 1.0
 
     return two_players(
         lambda key: models.init_tokenizer(tokenizer, key),
@@ -139,7 +142,11 @@ def make_loss_fn(tokenizer: nn.Module, section: ConfigDict, crop_key: jax.Array)
       crop_key: of the crops that the discriminator is shown.
     """
     weights, size, dtype = section.loss, section.network_size, tokenizer.dtype
-    vgg16, convnext, net = VGG16(dtype=dtype), ConvNeXt(dtype=dtype), disc.Discriminator(dtype=dtype)
+    vgg16, convnext, net = (
+        VGG16(dtype=dtype),
+        ConvNeXt(dtype=dtype),
+        disc.Discriminator(dtype=dtype),
+    )
 
     def loss_fn(params, batch, keys, dropout_key, step, networks):
         del keys, dropout_key

@@ -303,7 +303,7 @@ def prepare(images: jax.Array, crop: Crop, size: int = 224) -> jax.Array:
 
 
 def as_stored(reconstructions: jax.Array) -> jax.Array:
-    """Reconstructions as the discriminator's own step sees them: 8 bits, in [-1, 1]; no gradient."""
+    """Reconstructions as the discriminator's own step sees them: 8 bits in [-1, 1], no gradient."""
     return 2 * to_8_bits(jax.lax.stop_gradient(reconstructions)) - 1
 
 

@@ -104,21 +104,18 @@ class ViT(nn.Module):
           The features; where layers are kept, a pair with their outputs [K, B, N, width], which
           the final norm has not seen.
         """
-        x = tokens.astype(self.dtype)
-        stored = self.position_grid or grid
-        positions = self.param(
-            "position_embedding",
-            named(self.table_init, None, "embed"),
-            (self.class_token + stored[0] * stored[1], self.width),
-        )
+        x, stored = tokens.astype(self.dtype), self.position_grid or grid
         if self.class_token:
             token = self.param("class_embedding", named(self.table_init, "embed"), (self.width,))
             token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
-            own, others = positions[:1], resize_positions(positions[1:], stored, grid)
-            positions = jnp.concatenate([own, others])
-        else:
-            positions = resize_positions(positions, stored, grid)
+        table = self.param(
+            "position_embedding",
+            named(self.table_init, None, "embed"),
+            (self.class_token + stored[0] * stored[1], self.width),
+        )
+        own, positions = table[: self.class_token], table[self.class_token :]
+        positions = jnp.concatenate([own, resize_positions(positions, stored, grid)])
         x = x + positions.astype(self.dtype)[None]
         if self.pre_norm:
             x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="pre_norm")(x)

@@ -1,25 +1,17 @@
 """The published BAR-FSQ tokenizers: their tensor names, and their arrays in our layout.
 
-Read are the decoder, the quantizer and the trained copy of the SigLIP2 encoder on top of the
-embeddings that both copies share. The rest of a file (NOT_READ) serves the training of the
-tokenizer: the frozen encoder (stored twice), its unused pooling head, the feature predictor.
+Read are the decoder with its feature predictor, where the file has one, the quantizer, and the
+trained copy of the SigLIP2 encoder on top of the embeddings that both copies share. The rest of a
+file (NOT_READ) is no part of a tokenizer here: the frozen copy, stored twice, which
+`pretrained.siglip2` reads, and its pooling head, which nothing uses.
 """
 
-import math
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
-from bar_jax.errors import InputError
-from bar_jax.pretrained.layout import (
-    Layout,
-    layer_norm,
-    linear,
-    same,
-    to_ours,
-    to_published,
-)
+from bar_jax.pretrained import siglip2
+from bar_jax.pretrained.layout import Layout, layer_norm, linear, same, to_ours, to_published
 
 NOT_READ = (
     "encoder.siglip.encoder.",
@@ -27,35 +19,23 @@ NOT_READ = (
     "encoder.siglip.head.",
     "encoder.frozen_encoder.",
     "encoder.frozen_post_layernorm.",
-    "decoder.clip_projector.",
 )
-POSITIONS = "encoder.siglip.embeddings.position_embedding.weight"
+PREDICTOR_PREFIX = "decoder.clip_projector."
+DECODER_POSITIONS = "decoder.positional_embedding"
 
-_ENCODER = "encoder.trainable_encoder.layers.{layer}"
-ENCODER: Layout = {
-    **linear("patch_embedding", "encoder.siglip.embeddings.patch_embedding"),
-    **layer_norm("encoder_vit/blocks/attention_norm", f"{_ENCODER}.layer_norm1"),
-    "encoder_vit/blocks/qkv/kernel": (
-        f"{_ENCODER}.self_attn.{{qkv}}_proj.weight",
-        "layer qkv (heads c) i -> layer i qkv heads c",
-    ),
-    "encoder_vit/blocks/qkv/bias": (
-        f"{_ENCODER}.self_attn.{{qkv}}_proj.bias",
-        "layer qkv (heads c) -> layer qkv heads c",
-    ),
-    **linear("encoder_vit/blocks/out", f"{_ENCODER}.self_attn.out_proj", inputs="heads c"),
-    **layer_norm("encoder_vit/blocks/mlp_norm", f"{_ENCODER}.layer_norm2"),
-    **linear("encoder_vit/blocks/mlp/up", f"{_ENCODER}.mlp.fc1"),
-    **linear("encoder_vit/blocks/mlp/down", f"{_ENCODER}.mlp.fc2"),
-    **layer_norm("encoder_vit/norm", "encoder.trainable_post_layernorm"),
-}
-
-_DECODER = "decoder.transformer.{layer}"
-DECODER: Layout = {
+ENCODER = siglip2.encoder_layout(
+    "encoder.siglip.embeddings",
+    "encoder.trainable_encoder.layers",
+    "encoder.trainable_post_layernorm",
+)
+QUANTIZER: Layout = {
     **linear("quantizer/in_proj", "quantize.in_proj"),
     **linear("quantizer/out_proj", "quantize.out_proj"),
+}
+_DECODER = "decoder.transformer.{layer}"
+DECODER: Layout = {
     "decoder_vit/class_embedding": ("decoder.class_embedding", "1 d -> d"),
-    **same("decoder_vit/position_embedding", "decoder.positional_embedding"),
+    **same("decoder_vit/position_embedding", DECODER_POSITIONS),
     **layer_norm("decoder_vit/pre_norm", "decoder.ln_pre"),
     **layer_norm("decoder_vit/blocks/attention_norm", f"{_DECODER}.norm1"),
     **linear("decoder_vit/blocks/qkv", f"{_DECODER}.attn.qkv", outputs="three heads c"),
@@ -69,12 +49,16 @@ DECODER: Layout = {
     "pixel_conv/kernel": ("decoder.conv_out.weight", "o i kh kw -> kh kw i o"),
     **same("pixel_conv/bias", "decoder.conv_out.bias"),
 }
+PREDICTOR: Layout = {
+    **linear("feature_predictor/first", f"{PREDICTOR_PREFIX}0"),
+    **linear("feature_predictor/second", f"{PREDICTOR_PREFIX}2"),
+    **linear("feature_predictor/third", f"{PREDICTOR_PREFIX}4"),
+}
 
 
 def tokenizer_params(
     tensors: Mapping[str, np.ndarray],
     *,
-    grid: tuple[int, int],
     encoder_depth: int,
     encoder_heads: int,
     decoder_depth: int,
@@ -84,53 +68,44 @@ def tokenizer_params(
 
     Args:
       tensors: published names -> arrays.
-      grid: rows and columns of tokens, to which the encoder's position table is resized.
+
+    Returns:
+      The tree; without `feature_predictor` where there are no tensors of one.
 
     Raises:
-      InputError: naming a tensor that is missing, or a position table that is not square.
+      InputError: naming a tensor that is missing.
     """
-    fields = {"layer": range(encoder_depth), "qkv": "qkv"}
-    params = to_ours(tensors, ENCODER, fields, heads=encoder_heads)
-    fields = {"layer": range(decoder_depth)}
-    params |= to_ours(tensors, DECODER, fields, heads=decoder_heads, three=3)
-    if POSITIONS not in tensors:
-        raise InputError("weights", f"no tensor {POSITIONS}", "the published model's tensors")
-    params["encoder_vit"]["position_embedding"] = resize_positions(tensors[POSITIONS], grid)
+    return {
+        **encoder_params(tensors, depth=encoder_depth, heads=encoder_heads),
+        **to_ours(tensors, QUANTIZER, {}),
+        **decoder_params(tensors, depth=decoder_depth, heads=decoder_heads),
+    }
+
+
+def encoder_params(tensors: Mapping[str, np.ndarray], *, depth: int, heads: int) -> dict:
+    """The encoder's part of `tokenizer_params`: patch_embedding and encoder_vit."""
+    return to_ours(tensors, ENCODER, siglip2.fields(depth), heads=heads)
+
+
+def decoder_params(tensors: Mapping[str, np.ndarray], *, depth: int, heads: int) -> dict:
+    """The decoder's part of `tokenizer_params`: what its input and its output meet, and between."""
+    params = to_ours(tensors, DECODER, {"layer": range(depth)}, heads=heads, three=3)
+    if any(name.startswith(PREDICTOR_PREFIX) for name in tensors):
+        params |= to_ours(tensors, PREDICTOR, {})
     return params
 
 
-def resize_positions(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Positions of a square grid [S * S, D] for another grid [h * w, D], both in raster order.
+def tokenizer_tensors(params: Mapping) -> dict:
+    """The inverse of `tokenizer_params`: all that a tokenizer here has, under published names.
 
-    Bilinear with antialiasing, as SigLIP2's NaFlex models resize theirs.
+    The published code loads it with `strict=False`, as it loads its own files.
     """
-    side = math.isqrt(len(table))
-    if side**2 != len(table):
-        raise InputError(POSITIONS, f"{len(table)} positions", "those of a square grid")
-    table = np.asarray(table)
-    square = table.reshape(side, side, -1)
-    resized = jax.image.resize(square, (*grid, table.shape[1]), "linear", antialias=True)
-    return np.asarray(resized).reshape(-1, table.shape[1])
-
-
-def tokenizer_shapes(params: dict) -> dict[str, tuple[int | None, ...]]:
-    """Published names and shapes of the tensors that `tokenizer_params` reads.
-
-    Args:
-      params: arrays or `jax.ShapeDtypeStruct`s of a `BarFSQ`.
-
-    Returns:
-      name -> shape; None where any size will do (the position table is resized).
-    """
-    depth = {
-        part: params[f"{part}_vit"]["blocks"]["qkv"]["bias"].shape[0]
-        for part in ("encoder", "decoder")
-    }
-
-    def tensors(params):
-        fields = {"layer": range(depth["encoder"]), "qkv": "qkv"}
-        encoder = to_published(params, ENCODER, fields)
-        return encoder | to_published(params, DECODER, {"layer": range(depth["decoder"])})
-
-    read = {name: tensor.shape for name, tensor in jax.eval_shape(tensors, params).items()}
-    return read | {POSITIONS: (None, params["patch_embedding"]["bias"].shape[0])}
+    encoder, decoder = (
+        params[f"{part}_vit"]["blocks"]["qkv"]["bias"].shape[0] for part in ("encoder", "decoder")
+    )
+    tensors = to_published(params, ENCODER, siglip2.fields(encoder))
+    tensors |= to_published(params, QUANTIZER, {})
+    tensors |= to_published(params, DECODER, {"layer": range(decoder)})
+    if "feature_predictor" in params:
+        tensors |= to_published(params, PREDICTOR, {})
+    return tensors

@@ -105,7 +105,8 @@ def check(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     own = next((m for m in published() if _same(m.tensors, needed)), None)
     if own:
-        what, needed, optional = f"{own.model}, {what}", own.tensors, own.optional
+        stated = {name: shape for name, shape in optional.items() if shape is not None}
+        what, needed, optional = f"{own.model}, {what}", own.tensors, own.optional | stated
     wrong = _wrong(shapes, needed, optional)
     if not any(wrong.values()):
         return

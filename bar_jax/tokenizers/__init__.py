@@ -7,15 +7,21 @@ from ml_collections import ConfigDict
 
 from bar_jax.tokenizers.bar_fsq import BarFSQ
 
+SIZES = ("width", "depth", "heads", "mlp_width")  # of a ViT
+
 
 def _bar_fsq(config: ConfigDict, remat: bool) -> BarFSQ:
     tokenizer = config.model.tokenizer
+    sizes = lambda part: FrozenDict({name: part[name] for name in SIZES})
     return BarFSQ(
         image_size=config.data.image_size,
         patch_size=tokenizer.patch_size,
         bits=tokenizer.bits,
-        encoder=FrozenDict(tokenizer.encoder),
-        decoder=FrozenDict(tokenizer.decoder),
+        encoder=sizes(tokenizer.encoder),
+        decoder=sizes(tokenizer.decoder),
+        position_grid=tokenizer.encoder.position_grid,
+        predictor_layer=tokenizer.decoder.predictor_layer,
+        predictor_width=tokenizer.decoder.predictor_width,
         centered_bits=tokenizer.centered_bits,
         remat=remat,
         dtype=jnp.dtype(config.dtype),

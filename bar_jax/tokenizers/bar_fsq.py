@@ -1,5 +1,8 @@
 """BAR-FSQ: images to tokens of k bits and back (masked-bit paper, sections 3.3 and 4.1)."""
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 import chex
 import flax.linen as nn
 import jax
@@ -8,6 +11,59 @@ import jax.numpy as jnp
 from bar_jax.nn.linear import linear, named
 from bar_jax.nn.vit import ViT, patchify, unpatchify
 from bar_jax.tokenizers.fsq import Quantizer, bits_to_codes, codes_to_bits
+
+# Where a path of parameters begins -> the group that it is trained with; the longest counts.
+GROUPS = {
+    ("patch_embedding",): "embeddings",
+    ("encoder_vit", "position_embedding"): "embeddings",
+    ("encoder_vit",): "encoder",
+    ("quantizer",): "quantizer",
+    ("decoder_vit",): "decoder",
+    ("to_pixels",): "decoder",
+    ("pixel_conv",): "decoder",
+    ("feature_predictor",): "decoder",
+}
+
+
+def parameter_group(path: Sequence[str]) -> str:
+    """The group of a parameter of `BarFSQ`: embeddings, encoder, quantizer or decoder.
+
+    The embeddings are what an encoder that starts from SigLIP2 keeps frozen.
+
+    Args:
+      path: keys of the tree of parameters: `("encoder_vit", "blocks", "qkv", "kernel")`.
+    """
+    return GROUPS.get(tuple(path[:2])) or GROUPS[tuple(path[:1])]
+
+
+class Reconstruction(NamedTuple):
+    """What a tokenizer is trained on.
+
+    Attributes:
+      images: [B, H, W, 3] float32, near [-1, 1] but not clipped.
+      codes: {-1, +1} [B, N, k] float32, with a straight-through gradient.
+      predicted_features: the decoder's guess of SigLIP2's features of the image, [B, N, D] float32;
+        None without a predictor.
+    """
+
+    images: jax.Array
+    codes: jax.Array
+    predicted_features: jax.Array | None
+
+
+class FeaturePredictor(nn.Module):
+    """Three linear layers with SiLU between them: width -> hidden -> hidden -> outputs."""
+
+    hidden: int
+    outputs: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, width] -> [B, N, outputs]."""
+        x = nn.silu(linear(self.hidden, ("embed", "mlp"), dtype=self.dtype, name="first")(x))
+        x = nn.silu(linear(self.hidden, ("mlp", "embed"), dtype=self.dtype, name="second")(x))
+        return linear(self.outputs, ("embed", None), dtype=self.dtype, name="third")(x)
 
 
 class BarFSQ(nn.Module):
@@ -19,6 +75,10 @@ class BarFSQ(nn.Module):
     Attributes:
       bits: k, bits of a token.
       encoder, decoder: sizes (width, depth, heads, mlp_width) of the two transformers.
+      position_grid: side of the encoder's table of positions, resized to the grid of tokens, so
+        that it fits any image_size; 0: that grid itself. The decoder's table fits one grid.
+      predictor_layer: layer of the decoder, from 0, whose output the feature predictor reads.
+      predictor_width: hidden width of the feature predictor; 0: there is none.
       centered_bits: see `Quantizer.centered`.
       remat: recompute activations of the transformers' blocks in the backward pass.
     """
@@ -26,8 +86,11 @@ class BarFSQ(nn.Module):
     image_size: int
     patch_size: int
     bits: int
-    encoder: dict[str, int]
-    decoder: dict[str, int]
+    encoder: Mapping[str, int]
+    decoder: Mapping[str, int]
+    position_grid: int = 0
+    predictor_layer: int = 0
+    predictor_width: int = 0
     centered_bits: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -42,7 +105,11 @@ class BarFSQ(nn.Module):
         self.patch_embedding = linear(self.encoder["width"], (None, "embed"), dtype=self.dtype)
         # SigLIP2's vision tower: tanh-GELU, eps 1e-6, no class token.
         self.encoder_vit = ViT(
-            **self.encoder, gelu_approximate=True, remat=self.remat, dtype=self.dtype
+            **self.encoder,
+            position_grid=(self.position_grid,) * 2 if self.position_grid else None,
+            gelu_approximate=True,
+            remat=self.remat,
+            dtype=self.dtype,
         )
         self.quantizer = Quantizer(
             self.bits, inputs=self.encoder["width"], outputs=width, centered=self.centered_bits
@@ -51,6 +118,7 @@ class BarFSQ(nn.Module):
             **self.decoder,
             class_token=True,
             pre_norm=True,
+            keep=(self.predictor_layer,) if self.predictor_width else (),
             norm_eps=1e-5,
             table_init=nn.initializers.normal(width**-0.5),
             remat=self.remat,
@@ -61,30 +129,58 @@ class BarFSQ(nn.Module):
         self.pixel_conv = nn.Conv(
             3, (3, 3), kernel_init=named(nn.initializers.normal(0.02), None, None, None, None)
         )
+        if self.predictor_width:
+            self.feature_predictor = FeaturePredictor(
+                self.predictor_width, self.encoder["width"], self.dtype
+            )
+
+    def features(self, images: jax.Array) -> jax.Array:
+        """The encoder's features after its last norm, [B, N, D] float32, of images [B, H, W, 3].
+
+        With SigLIP2's own weights, a tree {patch_embedding, encoder_vit}, they are what the feature
+        predictor aims at.
+        """
+        chex.assert_shape(images, (None, self.image_size, self.image_size, 3))
+        embedded = self.patch_embedding(patchify(images, self.patch_size))
+        return self.encoder_vit(embedded, self.grid).astype(jnp.float32)
+
+    def predict_features(self, x: jax.Array) -> jax.Array:
+        """The feature predictor: output of a decoder's layer [B, N, width] -> [B, N, D] float32."""
+        return self.feature_predictor(x).astype(jnp.float32)
 
     def quantized(self, images: jax.Array) -> jax.Array:
         """Images [B, H, W, 3] -> codes {-1, +1} [B, N, k] with a straight-through gradient."""
-        chex.assert_shape(images, (None, self.image_size, self.image_size, 3))
-        patches = patchify(images, self.patch_size)
-        return self.quantizer(self.encoder_vit(self.patch_embedding(patches), self.grid))
+        return self.quantizer(self.features(images))
 
-    def render(self, codes: jax.Array) -> jax.Array:
-        """Codes [B, N, k] -> images [B, H, W, 3] float32, near [-1, 1] but not clipped."""
+    def render(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """The decoder: expanded codes [B, N, width] -> images and the feature predictor's input.
+
+        Returns:
+          Images [B, H, W, 3] float32, near [-1, 1] but not clipped; and the output of the layer
+          that the feature predictor reads, [B, N, width], or None.
+        """
         rows, columns = self.grid
-        chex.assert_shape(codes, (None, rows * columns, self.bits))
-        tokens = self.decoder_vit(self.quantizer.expand(codes), self.grid)[:, 1:]
-        patches = self.to_pixels(tokens).astype(jnp.float32)
-        return self.pixel_conv(unpatchify(patches, self.grid, self.patch_size))
+        chex.assert_shape(tokens, (None, rows * columns, self.decoder["width"]))
+        x, inner = self.decoder_vit(tokens, self.grid), None
+        if self.predictor_width:
+            x, kept = x
+            inner = kept[0, :, 1:]
+        patches = self.to_pixels(x[:, 1:]).astype(jnp.float32)
+        return self.pixel_conv(unpatchify(patches, self.grid, self.patch_size)), inner
 
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Images -> reconstructions [B, H, W, 3] and codes {-1, +1} [B, N, k], for training."""
+    def __call__(self, images: jax.Array) -> Reconstruction:
+        """Images [B, H, W, 3] -> what training compares with them."""
         codes = self.quantized(images)
-        return self.render(codes), codes
+        rendered, inner = self.render(self.quantizer.expand(codes))
+        predicted = None if inner is None else self.predict_features(inner)
+        return Reconstruction(rendered, codes, predicted)
 
     def encode(self, images: jax.Array) -> jax.Array:
         """Images [B, H, W, 3] in [-1, 1] -> bits {0, 1} [B, N, k] uint8."""
         return codes_to_bits(self.quantized(images))
 
     def decode(self, bits: jax.Array) -> jax.Array:
-        """Bits {0, 1} [B, N, k] -> images [B, H, W, 3] float32, near [-1, 1]."""
-        return self.render(bits_to_codes(bits))
+        """Bits {0, 1} [B, N, k] -> images [B, H, W, 3] float32, near [-1, 1] but not clipped."""
+        rows, columns = self.grid
+        chex.assert_shape(bits, (None, rows * columns, self.bits))
+        return self.render(self.quantizer.expand(bits_to_codes(bits)))[0]
