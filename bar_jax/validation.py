@@ -21,6 +21,7 @@ CHOICES = {
     "data.on_damaged": ("skip", "refuse"),
     "model.tokenizer.kind": ("bar_fsq",),
     "model.tokenizer.encoder.kind": ("siglip2", "vit"),
+    "train_tokenizer.stage": ("full", "decoder_finetune"),
     "model.generator.kind": ("causal",),
     "model.head.kind": ("masked_bit", "bit", "linear"),
     "model.head.mask_ratio": ("logit_normal", "uniform", "arccos"),
@@ -59,12 +60,15 @@ def validate(config: ConfigDict) -> None:
             raise InputError(name, str(value), f"at least {least}")
         if name.endswith(("dropout", "ema_decay", ".b1", ".b2")) and not 0 <= value < 1:
             raise InputError(name, str(value), "a number in [0, 1)")
-        amount = name.endswith(("learning_rate", "weight_decay", ".l1", ".l2", "num_workers"))
+        amount = name.startswith("train_tokenizer.loss.") or name.endswith(
+            ("learning_rate", "weight_decay", "num_workers")
+        )
         if amount and not 0 <= value < math.inf:
             raise InputError(name, str(value), "a number of at least 0")
     check_seed(config.seed)
     _validate_model(config)
     _validate_training(config)
+    _validate_tokenizer_training(config)
     _validate_sampling(config)
 
 
@@ -139,14 +143,51 @@ def _validate_training(config: ConfigDict) -> None:
                 f"{train.accumulate}",
                 f"a divisor of {stage}.batch_size={train.batch_size}",
             )
-        if not train.optimizer.clip_norm > 0:
-            raise InputError(
-                f"{stage}.optimizer.clip_norm", f"{train.optimizer.clip_norm}", "a positive number"
-            )
         duration(train, f"{stage}.", train.batch_size, 1)
-        duration(train.optimizer, f"{stage}.optimizer.warmup_", 1, 1, required=False)
+        _validate_optimizer(train.optimizer, f"{stage}.optimizer.")
     for point in ("anneal_start_", "anneal_end_"):
         duration(config.model.generator.order, f"model.generator.order.{point}", 1, 1, False)
+
+
+def _validate_optimizer(optimizer: ConfigDict, field: str) -> None:
+    if not optimizer.clip_norm > 0:
+        raise InputError(f"{field}clip_norm", f"{optimizer.clip_norm}", "a positive number")
+    duration(optimizer, f"{field}warmup_", 1, 1, required=False)
+
+
+def _validate_tokenizer_training(config: ConfigDict) -> None:
+    train, tokenizer = config.train_tokenizer, config.model.tokenizer
+    _validate_optimizer(train.discriminator.optimizer, "train_tokenizer.discriminator.optimizer.")
+    duration(train.discriminator, "train_tokenizer.discriminator.start_", 1, 1, required=False)
+    if train.stage == "decoder_finetune" and not config.init_from:
+        raise InputError(
+            "init_from", "nothing", "the workdir of the tokenizer whose decoder is to be tuned"
+        )
+    if train.loss.alignment:
+        without = "or train_tokenizer.loss.alignment=0"
+        if tokenizer.encoder.kind != "siglip2":
+            found = f"{tokenizer.encoder.kind!r}, which has no features to align with"
+            raise InputError("model.tokenizer.encoder.kind", found, f"'siglip2', {without}")
+        if not tokenizer.decoder.predictor_width:
+            field = "model.tokenizer.decoder.predictor_width"
+            raise InputError(field, "0, no predictor", f"at least 1, {without}")
+    # VGG16 halves an image five times, ConvNeXt as often; DINO's patches are 8 px.
+    size = train.network_size
+    if (train.loss.gram or train.loss.convnext) and size < 32:
+        raise InputError("train_tokenizer.network_size", f"{size}", "at least 32")
+    if train.loss.lpips and config.data.image_size < 16:
+        expected = "at least 16 px, or train_tokenizer.loss.lpips=0"
+        raise InputError("data.image_size", f"{config.data.image_size}", expected)
+    if train.loss.gan:
+        if size % 8:
+            raise InputError("train_tokenizer.network_size", f"{size}", "a multiple of 8")
+        pieces = train.batch_size // train.accumulate
+        if pieces % math.ceil(pieces / 8):
+            raise InputError(
+                "train_tokenizer.batch_size",
+                f"{pieces} images in a piece of it",
+                "a multiple of 8, or less: the discriminator normalises over groups of up to 8",
+            )
 
 
 def _validate_sampling(config: ConfigDict) -> None:
