@@ -74,6 +74,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.9",
             "setuptools>=77",
+            "transformers>=4.56",  # where there is PyTorch: SigLIP2, to compare with
             *TFDS,
             *FIGURES,
         ],

@@ -100,6 +100,48 @@ def test_is_the_published_generator(name):
     assert found == PUBLISHED[name]
 
 
+# What the published tokenizers have: trained parameters, all, those that encode, that decode.
+TOKENIZERS = {
+    "bar_fsq": (723_525_716, 1_151_413_780, 412_685_568, 303_382_356),
+    "bar_fsq_ft": (723_525_716, 1_151_413_780, 412_685_568, 303_382_356),
+    "bar_fsq_512": (724_299_086, 1_152_187_150, 412_672_506, 304_162_644),
+}
+PER_BIT = 1152 + 1 + 1024  # of the quantizer: a bit's row and bias in front, its row behind
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_is_the_published_tokenizer(name):
+    config = load_config(f"{ROOT}/configs/tokenizer/{name}.py")
+    told = describe.run(config)["parameters"]
+    uses = ("trainable", "total", "encoding", "decoding")
+    assert tuple(told[f"tokenizer_{use}"] for use in uses) == TOKENIZERS[name]
+    assert config.job == "train_tokenizer"
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16, 18, 32, 64, 128, 256])
+def test_tokenizers_of_any_bits(bits):
+    """One override is enough for Table 1 and Figure 4."""
+    config = load_config(f"{ROOT}/configs/tokenizer/bar_fsq.py")
+    config.model.tokenizer.bits = bits
+    validate(config)
+    described = describe.run(config)
+    more = (bits - 16) * PER_BIT
+    assert described["parameters"]["tokenizer_trainable"] == 723_525_716 + more
+    assert described["parameters"]["tokenizer_total"] == 1_151_413_780 + more
+    assert described["bit_budget"] == 256 * bits
+
+
+def test_there_is_a_file_for_each_published_tokenizer():
+    files = (ROOT / "configs/tokenizer").glob("*.py")
+    assert {file.stem for file in files} == TOKENIZERS.keys()
+
+
+def test_its_docstring_quotes_table_1():
+    text = (ROOT / "configs/tokenizer/bar_fsq.py").read_text()
+    for bits, rfid in figures.RFID.items():
+        assert re.search(rf"{rfid:.2f}\s+at {bits}\b", text), bits
+
+
 def test_there_is_a_file_for_each_published_generator():
     files = (ROOT / "configs/masked_bit").glob("*.py")
     assert {file.stem for file in files} == PUBLISHED.keys()

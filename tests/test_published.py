@@ -10,7 +10,7 @@ from bar_jax import models, published
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.mesh import make_mesh
-from bar_jax.pretrained import manifest
+from bar_jax.pretrained import bar_fsq, manifest, siglip2
 
 # Published model -> the part it is, and a config of it.
 MODELS = {
@@ -21,6 +21,7 @@ MODELS = {
     "bar_l_res512": ("generator", "bar_l_512"),
     "bar_fsq_16bits": ("tokenizer", "bar_b"),
     "bar_fsq_10bits_res512": ("tokenizer", "bar_l_512"),
+    "siglip2_so400m_patch16_naflex": ("encoder", "bar_b"),
 }
 PARTS = ("generator", "tokenizer")
 
@@ -34,13 +35,17 @@ def test_a_published_config_has_exactly_the_published_tensors(known):
     """Names and shapes that follow from our model are those that third_party/ states."""
     part, name = MODELS[known.model]
     config = load_config(f"configs/masked_bit/{name}.py")
-    needed, computed = published.shapes(config, part)
-    if part == "tokenizer":  # whose positions are resized
-        assert needed["encoder.siglip.embeddings.position_embedding.weight"] == (None, 1152)
-        needed["encoder.siglip.embeddings.position_embedding.weight"] = (256, 1152)
-    else:
-        assert computed == known.optional
+    if part == "encoder":
+        assert published.encoder_shapes(config) == known.tensors
+        return
+    needed, lacking = published.shapes(config, part)
     assert needed == known.tensors
+    if part == "generator":
+        assert lacking == known.optional
+    else:
+        predictor = (n for n in known.optional if n.startswith(bar_fsq.PREDICTOR_PREFIX))
+        assert lacking == {name: known.optional[name] for name in predictor}
+        assert len(lacking) == 6
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -55,13 +60,16 @@ def test_reads_and_loads(published_config, published_files, part):
     assert trained.step == 0
 
 
-def test_export_is_the_inverse(published_config, published_files):
+@pytest.mark.parametrize("part", PARTS)
+def test_export_is_the_inverse(published_config, published_files, part):
+    """Rotary tables are computed; what is no part of our tokenizer is not written."""
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    tensors = published.read(published_config, "generator", published_files["generator"])
-    params = published.load(published_config, "generator", tensors, mesh).params
-    found = published.generator_tensors(published_config, jax.tree.map(np.asarray, params))
-    assert found.keys() == tensors.keys()
-    for name, tensor in tensors.items():
+    tensors = published.read(published_config, part, published_files[part])
+    params = published.load(published_config, part, tensors, mesh).params
+    found = published.state_dict(published_config, part, jax.tree.map(np.asarray, params))
+    expected = {n: x for n, x in tensors.items() if not n.startswith(bar_fsq.NOT_READ)}
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
         tolerance = 1e-6 if ".rope." in name else 0
         np.testing.assert_allclose(found[name], tensor, rtol=0, atol=tolerance, err_msg=name)
 
@@ -76,7 +84,7 @@ def test_a_file_of_full_size_comes_back(tmp_path):
     config, mesh = load_config("configs/masked_bit/bar_b.py"), make_mesh(1, 8, 1)
     trained = published.load(config, "generator", published.read(config, "generator", path), mesh)
     path.unlink()  # pytest would keep it
-    exported = published.generator_tensors(config, jax.tree.map(np.asarray, trained.params))
+    exported = published.state_dict(config, "generator", jax.tree.map(np.asarray, trained.params))
     assert exported.keys() == known.tensors.keys() | known.optional.keys()
     assert [n for n, t in written.items() if not np.array_equal(exported[n], t)] == []
 
@@ -92,13 +100,117 @@ def test_rotary_tables_may_lack_but_not_differ_in_shape(published_config, publis
         published.read(published_config, "generator", published_files["generator"])
 
 
-def test_what_serves_the_tokenizers_training_may_lack(published_config, published_files):
-    tensors = tensors_of(published_files["tokenizer"])
-    parts = ("encoder.frozen", "encoder.siglip.head", "decoder.clip_projector")
+def without(path, *parts):
+    """Writes a file anew without the tensors whose names start with these parts."""
+    tensors = tensors_of(path)
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(parts)}
-    safetensors.numpy.save_file(rest, published_files["tokenizer"])
     assert len(rest) < len(tensors)
-    published.read(published_config, "tokenizer", published_files["tokenizer"])
+    safetensors.numpy.save_file(rest, path)
+
+
+def loaded(config, path):
+    tensors = published.read(config, "tokenizer", path)
+    return published.load(config, "tokenizer", tensors, make_mesh(2, 2, 2)).params
+
+
+def test_what_serves_the_tokenizers_training_may_lack(published_config, published_files, caplog):
+    """A feature predictor is drawn from the seed then, which is told."""
+    caplog.set_level("INFO")
+    whole = loaded(published_config, published_files["tokenizer"])
+    assert not caplog.records
+    parts = ("encoder.frozen", "encoder.siglip.head", "decoder.clip_projector")
+    without(published_files["tokenizer"], *parts)
+    fresh, again = (loaded(published_config, published_files["tokenizer"]) for _ in range(2))
+    assert "no feature predictor in the file; a new one" in caplog.text
+    kernels = [tree["feature_predictor"]["second"]["kernel"] for tree in (whole, fresh, again)]
+    assert kernels[0].shape == kernels[1].shape and kernels[0].sharding == kernels[1].sharding
+    assert np.std(kernels[1]) == pytest.approx(0.02, rel=0.1)
+    np.testing.assert_array_equal(kernels[1], kernels[2])
+    np.testing.assert_array_equal(whole["to_pixels"]["kernel"], fresh["to_pixels"]["kernel"])
+
+
+def test_a_feature_predictor_that_is_not_configured_is_left_out(published_config, published_files):
+    published_config.model.tokenizer.decoder.predictor_width = 0
+    assert "feature_predictor" not in loaded(published_config, published_files["tokenizer"])
+
+
+def test_a_feature_predictor_of_another_width(published_config, published_files):
+    published_config.model.tokenizer.decoder.predictor_width = 32
+    with pytest.raises(InputError, match=r"clip_projector.0.bias: \[64\], expected \[32\]"):
+        published.read(published_config, "tokenizer", published_files["tokenizer"])
+
+
+def test_a_tokenizer_for_images_of_another_size(published_config, published_files):
+    """The decoder's positions fit one grid; the message names the field."""
+    published_config.data.image_size = 128
+    path = published_files["tokenizer"]
+    expected = f"data.image_size: found 128, expected 64: {path} has the positions of 16 tokens"
+    with pytest.raises(InputError, match=expected):
+        published.read(published_config, "tokenizer", path)
+
+
+def test_a_published_tokenizer_for_images_of_another_size(tmp_path):
+    known = next(model for model in manifest.published() if model.model == "bar_fsq_16bits")
+    tensors = {name: np.broadcast_to(np.float32(0), s) for name, s in known.tensors.items()}
+    config = load_config("configs/tokenizer/bar_fsq.py")
+    config.data.image_size = 512
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "read_tensors", lambda path: tensors)
+        with pytest.raises(InputError, match="data.image_size: found 512, expected 256: it has"):
+            published.read(config, "tokenizer", "it")
+
+
+# --- read_encoder --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def siglip2_file(published_files, tmp_path):
+    """The tower of the small tokenizer, as SigLIP2's own file has it."""
+    found = tensors_of(published_files["tokenizer"])
+    tower = {n: x for n, x in found.items() if n.startswith("encoder.siglip.")}
+    tensors = {n.replace("encoder.siglip.", "vision_model."): x for n, x in tower.items()}
+    tensors |= {"text_model.head.bias": np.zeros(3, np.float32), "logit_scale": np.ones(1)}
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    return path
+
+
+def test_reads_the_encoder(published_config, published_files, siglip2_file):
+    """From either file the same: the frozen copy, not the trained one."""
+    own, copy = (
+        published.read_encoder(published_config, path)
+        for path in (siglip2_file, published_files["tokenizer"])
+    )
+    jax.tree.map(np.testing.assert_array_equal, own, copy)
+    params = published._params(published_config, "tokenizer")
+    params = {name: params[name] for name in ("patch_embedding", "encoder_vit")}
+    kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert kinds(own) == kinds(params)
+    frozen = tensors_of(published_files["tokenizer"])["encoder.frozen_post_layernorm.weight"]
+    np.testing.assert_array_equal(own["encoder_vit"]["norm"]["scale"], frozen)
+
+
+def test_another_variant_of_siglip2(published_config, siglip2_file):
+    published_config.model.tokenizer.encoder.update(dict(width=96, position_grid=16))
+    with pytest.raises(InputError) as error:
+        published.read_encoder(published_config, siglip2_file)
+    assert str(error.value) == (
+        f"{siglip2_file}: found a SigLIP2 of width 48, depth 2, positions 49, "
+        "values of a patch 768, expected width 96, depth 2, positions 256, "
+        "values of a patch 768, as model.tokenizer.encoder says"
+    )
+
+
+def test_a_damaged_encoder(published_config, siglip2_file):
+    without(siglip2_file, "vision_model.encoder.layers.1.layer_norm1.bias")
+    missing = "1 missing:\n    vision_model.encoder.layers.1.layer_norm1.bias$"
+    with pytest.raises(InputError, match=missing):
+        published.read_encoder(published_config, siglip2_file)
+
+
+def test_no_encoder(published_config, published_files):
+    with pytest.raises(InputError, match=f"no tensor {siglip2.PREFIXES[0]}"):
+        published.read_encoder(published_config, published_files["generator"])
 
 
 @pytest.mark.parametrize("part, other", [PARTS, PARTS[::-1]])
@@ -124,7 +236,7 @@ def test_kinds_that_were_not_published(published_config, published_files, part, 
 def test_a_head_that_was_not_published_is_not_exported(published_config):
     published_config.model.head.kind = "linear"
     with pytest.raises(InputError, match="model.head.kind: found 'linear'"):
-        published.generator_tensors(published_config, {})
+        published.state_dict(published_config, "generator", {})
 
 
 # --- Pipeline.from_published ---------------------------------------------------------------------

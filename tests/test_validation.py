@@ -182,6 +182,25 @@ WRONG = [
         "linear at 256 bits per token",
         "would take 2^262 bytes, in training 2^264 bytes",
     ),
+    ({"model__tokenizer__bits": 0}, "model.tokenizer.bits", "0", "at least 1"),
+    (
+        {"model__tokenizer__encoder__kind": "dino"},
+        "model.tokenizer.encoder.kind",
+        "'dino'",
+        "siglip2 | vit",
+    ),
+    (
+        {"model__tokenizer__encoder__position_grid": -1},
+        "model.tokenizer.encoder.position_grid",
+        "-1",
+        "at least 0",
+    ),
+    (
+        {"model__tokenizer__decoder__predictor_width": 8},
+        "model.tokenizer.decoder.predictor_layer",
+        "2",
+        "0 to 1: the decoder has 2 layers",
+    ),
     ({"model__head__kind": "softmax"}, "model.head.kind", "'softmax'", "masked_bit | bit | linear"),
     ({"sample__labels": (3, 10)}, "sample.labels", "10", "integers from 0 to 9"),
     ({"sample__labels": (-1,)}, "sample.labels", "-1", "integers from 0 to 9"),
@@ -205,6 +224,12 @@ def test_validate_names_the_field(changes, field, found, expected):
 @pytest.mark.parametrize("kind, bits", [("bit", 256), ("linear", 18)])
 def test_other_heads_need_no_schedule(kind, bits):
     validate(_tiny(model__head__kind=kind, model__tokenizer__bits=bits))
+
+
+@pytest.mark.parametrize("job", ["train_tokenizer", "reconstruct", "describe", "import_weights"])
+def test_jobs_that_draw_nothing_need_no_schedule(job):
+    """Bits of a tokenizer are set alone."""
+    validate(_tiny(job=job, model__tokenizer__bits=64))
 
 
 def test_every_choice_is_a_field():

@@ -14,7 +14,8 @@ from bar_jax import models
 from bar_jax.config import bits_per_token, token_grid
 from bar_jax.generators import make_generator
 from bar_jax.mesh import make_mesh
-from bar_jax.tokenizers import make_tokenizer
+from bar_jax.tokenizers import bit_budget, make_tokenizer
+from bar_jax.tokenizers.bar_fsq import parameter_group
 
 TRUNK_KERNELS = ("blocks", "output_proj", "token_proj")
 HEAD_SHARED = (("in_proj",), ("time_embed_in", "time_embed_out"))
@@ -33,14 +34,14 @@ def run(config: ConfigDict) -> dict[str, object]:
     flops = sampling_flops(config, shapes["generator"])
     return {
         "parameters": {
-            "tokenizer": {part: count(tree) for part, tree in shapes["tokenizer"].items()},
-            "tokenizer_total": count(shapes["tokenizer"]),
+            **tokenizer_parameters(config, shapes["tokenizer"]),
             "generator": {part: count(tree) for part, tree in shapes["generator"].items()},
             "generator_total": count(shapes["generator"]),
         },
         "bits_per_token": bits,
         "tokens": rows * columns,
-        "bit_budget": rows * columns * bits,  # eq. 3
+        "bit_budget": bit_budget.discrete((rows, columns), 2**bits),
+        "bit_budgets_of_others": bit_budget.of_named_tokenizers(config.data.image_size),
         "generator_bits_per_token": bits_per_token(config),
         "generator_tokens": generator.trunk.num_tokens,
         "sequence_length": generator.trunk.prefix + generator.trunk.num_tokens,
@@ -52,6 +53,45 @@ def run(config: ConfigDict) -> dict[str, object]:
             for part in ("tokenizer", "generator")
         },
     }
+
+
+def tokenizer_parameters(config: ConfigDict, params: dict) -> dict[str, object]:
+    """How many parameters a tokenizer has, by part, by what happens to them, and by use.
+
+    An encoder that starts from SigLIP2 keeps the embeddings frozen, and a frozen copy of the whole
+    gives the features to align with; SigLIP2's pooling head, which nothing uses, is in the
+    published files and in their count. The quantizer is counted whole for encoding, as it is there.
+    """
+    parts = {part: count(tree) for part, tree in params.items()}
+    groups = dict.fromkeys(("embeddings", "encoder", "quantizer", "decoder"), 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        groups[parameter_group([key.key for key in path])] += math.prod(leaf.shape)
+    frozen = {}
+    if config.model.tokenizer.encoder.kind == "siglip2":
+        frozen = {
+            "tokenizer_frozen_embeddings": groups["embeddings"],
+            "tokenizer_alignment_target": groups["encoder"],
+            "tokenizer_pooling_head": _pooling_head(config.model.tokenizer.encoder),
+        }
+    trainable = sum(groups.values()) - frozen.get("tokenizer_frozen_embeddings", 0)
+    return {
+        "tokenizer": parts,
+        "tokenizer_trainable": trainable,
+        **frozen,
+        "tokenizer_total": trainable + sum(frozen.values()),
+        "tokenizer_encoding": sum(groups.values()) - groups["decoder"],
+        "tokenizer_decoding": groups["decoder"]
+        - parts.get("feature_predictor", 0)
+        + count(params["quantizer"]["out_proj"]),
+    }
+
+
+def _pooling_head(encoder: ConfigDict) -> int:
+    """Parameters of SigLIP2's pooling head: a query, attention, a LayerNorm and an MLP."""
+    width, hidden = encoder.width, encoder.mlp_width
+    attention = 4 * (width * width + width)
+    mlp = 2 * width * hidden + hidden + width
+    return width + attention + 2 * width + mlp
 
 
 def count(tree: object) -> int:

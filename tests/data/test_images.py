@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -143,6 +145,48 @@ def test_decode_one_bit():
 def test_decode_16_bit_grey_scales(value, expected):
     pixels = Image.fromarray(np.full((2, 2), value, np.uint16))
     assert first_pixel(saved(pixels, "PNG")) == (expected,) * 3
+
+
+def png(colour_type: int, rows: np.ndarray) -> io.BytesIO:
+    """A PNG of 16-bit channels [H, W, C], which Pillow reads but does not write for C > 1."""
+    height, width, _ = rows.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b""))
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+@pytest.mark.parametrize("colour_type, pixel, expected", [
+    (0, (65535 * 2 // 3,), (170, 170, 170)),
+    (2, (0, 257 * 100, 65535), (0, 100, 255)),
+    (4, (257 * 50, 65535), (50, 50, 50)),
+    (4, (0, 0), (255, 255, 255)),
+    (6, (257 * 100, 0, 65535, 257 * 51), (224, 204, 255)),
+])  # fmt: skip
+def test_decode_16_bit_png(colour_type, pixel, expected):
+    """Grey, RGB, grey and RGB with alpha."""
+    rows = np.broadcast_to(np.array(pixel, np.uint16), (2, 2, len(pixel)))
+    assert first_pixel(png(colour_type, rows)) == expected
+
+
+def test_decode_16_bit_grey_of_the_other_byte_order():
+    pixels = Image.frombytes("I;16B", (2, 2), np.full((2, 2), 257 * 77, ">u2").tobytes())
+    assert first_pixel(saved(pixels, "TIFF")) == (77, 77, 77)
+
+
+def test_decode_grey_with_alpha_over_white():
+    assert first_pixel(saved(Image.new("LA", (2, 2), (100, 51)), "PNG")) == (224, 224, 224)
+
+
+def test_decode_cmyk_jpeg():
+    file = saved(Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "JPEG", quality=95)
+    assert max(first_pixel(file)) <= 2  # full of black ink
 
 
 def test_decode_palette():

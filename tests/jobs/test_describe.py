@@ -133,6 +133,18 @@ def test_sequence_of_the_tiny_config(described):
     assert [described[name] for name in names] == [16, 16, 256, 16, 19]
 
 
+def test_an_encoder_that_starts_from_siglip2_has_frozen_parts(described):
+    """The patch embedding (4 x 4 x 3 values to 16) and 16 positions, and copies that only help."""
+    told = describe.run(_config(model__tokenizer__encoder__kind="siglip2"))["parameters"]
+    own = described["parameters"]["tokenizer_total"]
+    embeddings = (4 * 4 * 3 + 1) * 16 + 16 * 16
+    assert told["tokenizer_frozen_embeddings"] == embeddings
+    assert told["tokenizer_trainable"] == own - embeddings
+    copies = told["tokenizer_alignment_target"] + told["tokenizer_pooling_head"]
+    assert told["tokenizer_total"] == own + copies
+    assert described["parameters"]["tokenizer_trainable"] == own
+
+
 @pytest.mark.parametrize("part", ["tokenizer", "generator"])
 def test_state_bytes_are_those_of_a_real_state(described, part):
     """Of the largest device, but for the few counters of the optimiser."""
