@@ -17,7 +17,7 @@ from bar_jax.jobs import reconstruct
 from bar_jax.losses import discriminator as disc
 from bar_jax.losses import weighted
 from bar_jax.losses.gram import gram
-from bar_jax.losses.perceptual import convnext_distance, lpips
+from bar_jax.losses.perceptual import convnext_distance, lpips, vgg_features
 from bar_jax.losses.reconstruction import absolute_error, squared_error
 from bar_jax.mesh import make_mesh
 from bar_jax.nn.convnext import ConvNeXt
@@ -154,14 +154,20 @@ def make_loss_fn(tokenizer: nn.Module, section: ConfigDict, crop_key: jax.Array)
         output = tokenizer.apply({"params": params}, images)
         decoded = output.images
         terms = {"l1": absolute_error(images, decoded), "l2": squared_error(images, decoded)}
-        if weights.lpips:
-            terms["lpips"] = lpips(vgg16, networks, images, decoded)
         if weights.convnext:
-            terms["convnext"] = convnext_distance(
-                convnext, networks["convnext_s"], images, decoded, size
-            )
-        if weights.gram:
-            terms["gram"] = gram(vgg16, networks["vgg16"], images, decoded, size)
+            distance = functools.partial(convnext_distance, convnext, networks["convnext_s"])
+            terms["convnext"] = distance(images, decoded, size)
+        pairs = {}  # the two images' features by size: LPIPS and Gram share them if theirs is one
+        for term, side in (("lpips", images.shape[1]), ("gram", size)):
+            if not weights[term]:
+                continue
+            if side not in pairs:
+                see = functools.partial(vgg_features, vgg16, networks["vgg16"], size=side)
+                pairs[side] = jax.lax.stop_gradient(see(images)), see(decoded)
+            if term == "lpips":
+                terms[term] = lpips(networks["lpips"], *pairs[side])
+            else:
+                terms[term] = gram(*pairs[side])
         if weights.alignment:
             target = tokenizer.apply(
                 {"params": networks["siglip2"]}, images, method=tokenizer.features

@@ -1,35 +1,27 @@
 """The Gram loss: which features of VGG16 occur together, wherever they are (Gatys et al. 2016)."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
-from bar_jax.losses.imagenet import normalized
-from bar_jax.nn.resize import resize
-from bar_jax.nn.vgg import VGG16
-
 
 def gram(
-    net: VGG16, params: dict, images: jax.Array, reconstructions: jax.Array, size: int = 224
+    features: Sequence[Sequence[jax.Array]], others: Sequence[Sequence[jax.Array]]
 ) -> jax.Array:
     """Mean squared difference of Gram matrices of each example, summed over VGG16's 31 layers.
 
     Args:
-      params: of the network.
-      images, reconstructions: [B, H, W, 3] in [-1, 1]. Gradients reach the latter alone.
-      size: what both are resized to (bilinear).
+      features, others: `perceptual.vgg_features` at the network's size, 224 px.
 
     Returns:
       [B] float32.
     """
 
-    def matrices(images):
-        stages = net.apply({"params": params}, normalized(resize(images, size, "bilinear")))
-        return [[gram_matrix(features) for features in stage] for stage in stages]
+    def error(x, y):
+        return jnp.mean(jnp.square(gram_matrix(x) - gram_matrix(y)), axis=(1, 2))
 
-    originals = jax.lax.stop_gradient(matrices(images))
-    errors = jax.tree.map(
-        lambda x, y: jnp.mean(jnp.square(x - y), axis=(1, 2)), originals, matrices(reconstructions)
-    )
+    errors = jax.tree.map(error, list(features), list(others))
     # The published loss also takes convolutions before their ReLU, but that ReLU works in place:
     # both layers are the same features.
     return sum(2 * sum(stage[:-1]) + stage[-1] for stage in errors)

@@ -1,6 +1,6 @@
 """Distances between images as pretrained networks see them.
 
-The original's features carry no gradient, so it goes through the network on its own: in one batch
+The original's features carry no gradient, so it goes through a network on its own: in one batch
 with the reconstruction it would be carried through the backward pass as well.
 """
 
@@ -15,9 +15,6 @@ from bar_jax.nn.convnext import ConvNeXt
 from bar_jax.nn.resize import resize
 from bar_jax.nn.vgg import VGG16
 
-# LPIPS's own normalisation of images in [-1, 1].
-SHIFT = (-0.030, -0.088, -0.188)
-SCALE = (0.458, 0.448, 0.450)
 UNIT_EPS = 1e-10
 
 
@@ -41,25 +38,33 @@ class LinearHeads(nn.Module):
         return total
 
 
-def lpips(net: VGG16, params: dict, images: jax.Array, reconstructions: jax.Array) -> jax.Array:
-    """LPIPS (Zhang et al. 2018, VGG16, linear heads) of each example, at the images' own size.
+def vgg_features(net: VGG16, params: dict, images: jax.Array, size: int) -> list[list[jax.Array]]:
+    """Features of VGG16's stages (see there) of images [B, H, W, 3] in [-1, 1].
+
+    LPIPS's own normalisation is ImageNet's, so that LPIPS and the Gram loss can share them.
 
     Args:
-      params: of VGG16, `vgg16`, and of `LinearHeads`, `lpips`.
-      images, reconstructions: [B, H, W, 3] in [-1, 1]. Gradients reach the latter alone.
+      size: what they are resized to (bilinear) if they are of another size: 224 for the Gram loss,
+        their own for LPIPS.
+    """
+    return net.apply({"params": params}, normalized(resize(images, size, "bilinear")))
+
+
+def lpips(
+    params: dict, features: Sequence[Sequence[jax.Array]], others: Sequence[Sequence[jax.Array]]
+) -> jax.Array:
+    """LPIPS (Zhang et al. 2018, VGG16, linear heads) of each example.
+
+    Args:
+      params: of `LinearHeads`.
+      features, others: `vgg_features` at the images' own size.
 
     Returns:
       [B] float32.
     """
-    shift, scale = (jnp.asarray(x, jnp.float32)[None, None, None] for x in (SHIFT, SCALE))
-
-    def features(images):
-        stages = net.apply({"params": params["vgg16"]}, (images - shift) / scale)
-        return [stage[-2] for stage in stages]
-
-    originals = jax.lax.stop_gradient(features(images))
-    heads = LinearHeads(net.channels)
-    return heads.apply({"params": params["lpips"]}, originals, features(reconstructions))
+    last = lambda stages: [stage[-2] for stage in stages]  # before the pooling
+    channels = tuple(stage[-2].shape[-1] for stage in features)
+    return LinearHeads(channels).apply({"params": params}, last(features), last(others))
 
 
 def convnext_distance(
