@@ -65,14 +65,18 @@ def measure(
     batch_size: int,
     limit: int | None = None,
 ) -> Measured:
-    """Reconstruction metrics over (at most `limit`) validation images."""
+    """Reconstruction metrics over the validation images, or `limit` of them, evenly spread.
+
+    Folders come class by class: the first images would be of a few classes.
+    """
     source = data.open_images(config, validation=True)
+    count = min(limit or len(source), len(source))
+    source = data.Subset(source, np.arange(count) * len(source) // count)
     batches = data.eval_batches(
         source,
         image_size=config.data.image_size,
         crop="center",
         batch_size=batch_size,
-        stop=min(limit or len(source), len(source)),
         on_damaged=config.data.on_damaged,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
