@@ -1,4 +1,4 @@
-"""The Gram loss: which features of VGG16 occur together, wherever in the image (Gatys et al. 2016)."""
+"""The Gram loss: which features of VGG16 occur together, anywhere (Gatys et al. 2016)."""
 
 import jax
 import jax.numpy as jnp
