@@ -40,6 +40,7 @@ from bar_jax.training.optimizer import warmup_cosine
 from bar_jax.training.step import ema_decay
 from tests.golden_gradients import published_gradients
 from tests.golden_tokenizer import decoder, encoder, shared_inputs, tokenizer
+from tests.golden_losses import load_weights, losses, losses_full
 
 FOLDER = Path(os.environ["BAR_JAX_GOLDEN"]) / "masked_bit"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.is_dir() else {}
@@ -280,19 +281,29 @@ def schedules(config, given, tensors):
 
 KINDS = {
     function.__name__: function
-    for function in (fsq, rope, mbm_head, bar_forward, bar_generate, schedules)
-    + (encoder, decoder, tokenizer)
+    for function in (
+        *(fsq, rope, mbm_head, bar_forward, bar_generate, schedules),
+        *(encoder, decoder, tokenizer),
+        *(losses, losses_full),
+    )
 }
+SLOW = ("losses_full",)  # kinds
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (case["kind"] in SLOW))
+        for name, case in CASES.items()
+    ],
+)
 def test_case(name):
     case = CASES[name]
     assert case["kind"] in KINDS, f"{name}: no test for cases of kind {case['kind']!r}"
     arrays = shared_inputs(FOLDER, case) | dict(np.load(FOLDER / case["npz"]))
     given = {key[len("in_") :]: _narrow(a) for key, a in arrays.items() if key.startswith("in_")}
     prefix = case["weights_prefix"]
-    tensors = load_file(FOLDER / case["weights"]) if case["weights"] else {}
+    tensors = _load_weights(case)
     tensors = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
     got = KINDS[case["kind"]](case["config"], given, tensors)
@@ -305,6 +316,13 @@ def test_case(name):
         for key, want in expected.items()
     }
     assert not any(wrong.values()), {key: told for key, told in wrong.items() if told}
+
+
+def _load_weights(case):
+    if not case["weights"]:
+        return {}
+    path = FOLDER / case["weights"]
+    return load_weights(path, case["config"]) if path.suffix == ".json" else load_file(path)
 
 
 def _tolerance(case, name):
