@@ -39,8 +39,8 @@ from bar_jax.tokenizers.fsq import Quantizer, bits_to_codes, bound, codes_to_bit
 from bar_jax.training.optimizer import warmup_cosine
 from bar_jax.training.step import ema_decay
 from tests.golden_gradients import published_gradients
-from tests.golden_tokenizer import decoder, encoder, shared_inputs, tokenizer
 from tests.golden_losses import load_weights, losses, losses_full
+from tests.golden_tokenizer import decoder, encoder, shared_inputs, tokenizer
 
 FOLDER = Path(os.environ["BAR_JAX_GOLDEN"]) / "masked_bit"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.is_dir() else {}
