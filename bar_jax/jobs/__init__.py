@@ -56,6 +56,7 @@ def check_devices(config: ConfigDict) -> None:
     ways = data * fsdp
     if config.job == "benchmark":
         cut = {"sampling": "sample", "training": "train_generator"}
+        cut |= {"tokenizer": "encode", "tokenizer_training": "train_tokenizer"}
         names = [cut[part] for part in config.benchmark.parts if part in cut]
     else:
         names = BATCHES.get(config.job, ())

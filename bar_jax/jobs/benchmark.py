@@ -18,14 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import models
+from bar_jax import frozen, models
 from bar_jax.config import bits_per_token, token_grid
 from bar_jax.generators import make_generator
 from bar_jax.generators.masked_bit import sample, token_noise
 from bar_jax.heads import make_head
 from bar_jax.jobs.describe import count, sampling_flops, training_flops
+from bar_jax.jobs.encode import tokens
 from bar_jax.jobs.sample import pixels
 from bar_jax.jobs.train_generator import make_loss_fn
+from bar_jax.jobs.train_tokenizer import make_program
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training.players import one_player
@@ -54,7 +56,13 @@ def run(config: ConfigDict) -> dict[str, object]:
     device = jax.devices()[0]
     peak, source = peak_flops(device, config.dtype)
     peak *= mesh.size
-    parts = {"sampling": _sampling, "training": _training, "head": _head}
+    parts = {
+        "sampling": _sampling,
+        "training": _training,
+        "head": _head,
+        "tokenizer": _tokenizer,
+        "tokenizer_training": _tokenizer_training,
+    }
     measured = {}
     for name in config.benchmark.parts:
         measured[name] = parts[name](config, mesh, peak)
@@ -141,9 +149,8 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
 
 def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """One step of the generator on a batch of tokens."""
-    section = config.train_generator
+    section, bits = config.train_generator, config.model.tokenizer.bits
     generator = make_generator(config, remat=section.remat)
-    bits = config.model.tokenizer.bits
     program = one_player(
         lambda key: models.init_generator(generator, bits, key),
         make_loss_fn(generator, 0, 0),  # in raster order
@@ -151,42 +158,103 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
         steps=2,
         warmup=1,
     )
-    make_state, shapes = init_state(program.init, jax.random.key(config.seed), mesh)
-    flops = training_flops(config, shapes.params)
-    rng, batch = np.random.default_rng(config.seed), section.batch_size
-    tokens = (batch, token_grid(config)[0] ** 2, bits)
-    arrays = {
+    rng = np.random.default_rng(config.seed)
+    tokens = (section.batch_size, token_grid(config)[0] ** 2, bits)
+    batch = {
         "bits": rng.integers(0, 2, tokens, np.uint8),
-        "label": rng.integers(0, config.data.num_classes, batch, np.int32),
+        "label": rng.integers(0, config.data.num_classes, section.batch_size, np.int32),
     }
+    told, params = _time_step(config, mesh, section, program, batch, step=0)
+    flops = training_flops(config, params)
+    rate = flops * told["images_per_second"]
+    return told | {
+        "flops_per_image": flops,
+        "flops_per_second": _rounded(rate),
+        "model_flops_utilisation": _rounded(rate / peak),
+    }
+
+
+def _tokenizer_training(
+    config: ConfigDict, mesh: jax.sharding.Mesh, peak: float
+) -> dict[str, object]:
+    """A step of the tokenizer and, if the loss has a discriminator, one of the latter."""
+    del peak
+    section = config.train_tokenizer.copy_and_resolve_references()
+    # Random networks, and both players from the first step on.
+    section.weights.update(dict.fromkeys(section.weights, frozen.RANDOM))
+    section.discriminator.update(dict(start_steps=0, start_epochs=0.0, start_images=0))
+    config = config.copy_and_resolve_references()
+    config.train_tokenizer = section
+    program = make_program(config, mesh, examples=1, steps=4, warmup=1)
+    size = config.data.image_size
+    images = np.random.default_rng(config.seed).integers(
+        0, 256, (section.batch_size, size, size, 3), np.uint8
+    )
+    steps = {"tokenizer": 0} | ({"discriminator": 1} if section.loss.gan else {})
+    return {
+        player: _time_step(config, mesh, section, program, {"image": images}, step)[0]
+        for player, step in steps.items()
+    }
+
+
+def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, object], dict]:
+    """Times a step of a program; also returns the shapes of its parameters."""
+    make_state, shapes = init_state(program.init, jax.random.key(config.seed), mesh)
     # The state goes in and comes out, as in training.
     layout = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    step = jax.jit(program.step(0), donate_argnums=0, out_shardings=(layout, replicated(mesh)))
+    function = jax.jit(
+        program.step(step), donate_argnums=0, out_shardings=(layout, replicated(mesh))
+    )
     with jax.set_mesh(mesh):
         compile_seconds, seconds, memory = _timed(
-            step,
+            function,
             (
                 make_state(),
-                jax.device_put(arrays, batch_sharding(mesh)),
+                jax.device_put(batch, batch_sharding(mesh)),
                 jax.device_put(jax.random.key(config.seed), replicated(mesh)),
                 program.frozen,
             ),
             config.benchmark.repeats,
             feed=lambda args, out: (out[0], *args[1:]),
         )
-    median = statistics.median(seconds)
-    return {
-        "batch_size": batch,
+    told = {
+        "batch_size": section.batch_size,
         "accumulate": section.accumulate,
         "remat": section.remat,
         "compile_seconds": compile_seconds,
         "seconds": seconds,
-        "images_per_second": _rounded(batch / median),
-        "flops_per_image": flops,
-        "flops_per_second": _rounded(flops * batch / median),
-        "model_flops_utilisation": _rounded(flops * batch / median / peak),
+        "images_per_second": _rounded(section.batch_size / statistics.median(seconds)),
         "memory_bytes_per_device": memory,
     }
+    return told, shapes.params
+
+
+def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
+    """From images to bits, and from bits to pixels, a batch of the encode job at a time."""
+    del peak
+    tokenizer, batch = make_tokenizer(config), config.encode.batch_size
+    rng, size = np.random.default_rng(config.seed), config.data.image_size
+    images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
+    bits = (batch, token_grid(config)[0] ** 2, config.model.tokenizer.bits)
+    bits = rng.integers(0, 2, bits, np.uint8)
+    params = models.fresh_params(
+        lambda key: models.init_tokenizer(tokenizer, key), mesh, config.seed
+    )
+    told = {"batch_size": batch}
+    with jax.set_mesh(mesh):
+        for name, function, inputs in (("encode", tokens, images), ("decode", pixels, bits)):
+            compile_seconds, seconds, memory = _timed(
+                jax.jit(functools.partial(function, tokenizer)),
+                (params, jax.device_put(inputs, batch_sharding(mesh))),
+                config.benchmark.repeats,
+            )
+            told[name] = {
+                "compile_seconds": compile_seconds,
+                "seconds": seconds,
+                "images_per_second": _rounded(batch / statistics.median(seconds)),
+                "memory_bytes_per_device": memory,
+            }
+    return told
 
 
 def _head(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:

