@@ -86,6 +86,14 @@ def check(config: ConfigDict) -> None:
         )
 
 
+def shapes(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
+    """Shapes and layouts of the needed networks' parameters, by name."""
+    return {
+        name: models.param_shapes(functools.partial(_init, config, name), mesh)
+        for name in needed(config)
+    }
+
+
 def load(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
     """Parameters of the needed networks by name, on the mesh.
 
@@ -95,15 +103,15 @@ def load(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
       InputError: a file that cannot be read, or is another network's.
     """
     params = {}
-    for name in needed(config):
+    for name, layout in shapes(config, mesh).items():
         path = config.train_tokenizer.weights[name]
-        init = functools.partial(_init, config, name)
         if path == RANDOM:
+            init = functools.partial(_init, config, name)
             params[name] = models.fresh_params(init, mesh, config.seed)
-            continue
-        is_encoder = name == "siglip2"
-        read = published.read_encoder(config, path) if is_encoder else read_network(name, path)
-        params[name] = mesh_lib.place(read, models.param_shapes(init, mesh))
+        elif name == "siglip2":
+            params[name] = mesh_lib.place(published.read_encoder(config, path), layout)
+        else:
+            params[name] = mesh_lib.place(read_network(name, path), layout)
     return params
 
 

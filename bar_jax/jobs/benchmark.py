@@ -185,7 +185,7 @@ def _tokenizer_training(
     section.discriminator.update(dict(start_steps=0, start_epochs=0.0, start_images=0))
     config = config.copy_and_resolve_references()
     config.train_tokenizer = section
-    program = make_program(config, mesh, examples=1, steps=4, warmup=1)
+    program = make_program(config, frozen.load(config, mesh), examples=1, steps=4, warmup=1)
     size = config.data.image_size
     images = np.random.default_rng(config.seed).integers(
         0, 256, (section.batch_size, size, size, 3), np.uint8

@@ -7,17 +7,21 @@ state on each device of the mesh.
 import math
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import models
+from bar_jax import frozen, models
 from bar_jax.config import bits_per_token, token_grid
 from bar_jax.generators import make_generator
+from bar_jax.jobs.train_generator import make_loss_fn
+from bar_jax.jobs.train_tokenizer import make_program
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import bit_budget, make_tokenizer
 from bar_jax.tokenizers.bar_fsq import parameter_group
+from bar_jax.training.players import Program, one_player
+from bar_jax.training.step import TrainState, init_state
 
 TRUNK_KERNELS = ("blocks", "output_proj", "token_proj")
+EXAMPLES = 10**6  # images of an epoch, of no matter here
 HEAD_SHARED = (("in_proj",), ("time_embed_in", "time_embed_out"))
 
 
@@ -49,8 +53,20 @@ def run(config: ConfigDict) -> dict[str, object]:
         "training_flops_per_image": training_flops(config, shapes["generator"]),
         "mesh": dict(mesh.shape),
         "state_bytes_per_device": {
-            part: _state_bytes(shapes[part], config[f"train_{part}"].ema_decay > 0)
-            for part in ("tokenizer", "generator")
+            "tokenizer": _bytes(_state(make_program(config, {}, EXAMPLES, 2 * EXAMPLES, 1), mesh)),
+            "tokenizer_frozen_networks": _bytes(frozen.shapes(config, mesh)),
+            "generator": _bytes(
+                _state(
+                    one_player(
+                        lambda k: models.init_generator(generator, bits, k),
+                        make_loss_fn(generator, 0, 0),
+                        config.train_generator,
+                        steps=2,
+                        warmup=1,
+                    ),
+                    mesh,
+                )
+            ),
         },
     }
 
@@ -163,10 +179,14 @@ def _kernel_flops(tree: dict) -> int:
     return sum(2 * math.prod(leaf.shape) for path, leaf in leaves if path[-1].key == "kernel")
 
 
-def _state_bytes(shapes: dict, keeps_ema: bool) -> int:
-    """Bytes on each device of the parameters, Adam's two moments and the EMA, all float32."""
-    local = sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+def _state(program: Program, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes of all that a stage changes: parameters, moments, average, discriminator."""
+    return init_state(program.init, jax.random.key(0), mesh)[1]
+
+
+def _bytes(shapes: object) -> int:
+    """Bytes of a tree on each device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(shapes)
     )
-    return local * (4 if keeps_ema else 3)

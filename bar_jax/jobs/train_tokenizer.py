@@ -71,7 +71,9 @@ def run(config: ConfigDict) -> dict[str, object]:
         seed=config.seed,
         examples=len(source),
         mesh=mesh,
-        make_program=functools.partial(make_program, config, mesh, len(source)),
+        make_program=lambda steps, warmup: make_program(
+            config, frozen.load(config, mesh), len(source), steps, warmup
+        ),
         batches=batches,
         evaluate=evaluate,
         folder=folder,
@@ -94,17 +96,17 @@ def run(config: ConfigDict) -> dict[str, object]:
 
 
 def make_program(
-    config: ConfigDict, mesh: jax.sharding.Mesh, examples: int, steps: int, warmup: int
+    config: ConfigDict, networks: dict, examples: int, steps: int, warmup: int
 ) -> Program:
     """The tokenizer, its frozen networks and its discriminator.
 
     Args:
+      networks: parameters of the frozen networks, from `frozen.load`.
       examples: images of an epoch.
       steps, warmup: of the tokenizer's learning rate.
     """
     section = config.train_tokenizer
     tokenizer = make_tokenizer(config, remat=section.remat)
-    networks = frozen.load(config, mesh)
     pretrained = {} if config.model.tokenizer.encoder.kind == "vit" else networks.get("siglip2", {})
     crop_key = stream_key(config.seed, f"{STAGE}/crop")
 

@@ -147,7 +147,7 @@ def test_an_encoder_that_starts_from_siglip2_has_frozen_parts(described):
 
 @pytest.mark.parametrize("part", ["tokenizer", "generator"])
 def test_state_bytes_are_those_of_a_real_state(described, part):
-    """Of the largest device, but for the few counters of the optimiser."""
+    """Of the largest device: parameters, moments, moving average and a few counters."""
     config = _config(train_generator__ema_decay=0.9)
     section, mesh = config[f"train_{part}"], make_mesh(**LAYOUT)
     module = {"tokenizer": make_tokenizer, "generator": make_generator}[part](config)
@@ -164,7 +164,6 @@ def test_state_bytes_are_those_of_a_real_state(described, part):
     held = sum(
         shard.data.nbytes
         for array in jax.tree.leaves(arrays)
-        if array.ndim  # without the counters
         for shard in array.addressable_shards
         if shard.device == device
     )
