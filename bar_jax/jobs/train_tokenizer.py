@@ -63,7 +63,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         picture = reconstruct.save_picture(config, measured)
         writer.image(int(state.step), "reconstructions", picture)
         writer.histogram(int(state.step), "bit_usages", measured.bit_usages)
-        return measured.numbers
+        return {f"reconstruction_{name}": value for name, value in measured.numbers.items()}
 
     steps, results = loop.train(
         STAGE,
@@ -89,7 +89,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             "bits_per_token": bits,
             "tokens": rows * columns,
             "bit_budget": rows * columns * bits,  # eq. 3
-            **{f"reconstruction_{k}": v for k, v in results.items() if k != "seconds"},
+            **{name: value for name, value in results.items() if name != "seconds"},
             f"seconds_{STAGE}": round(results["seconds"], 1),
         },
     )
