@@ -5,17 +5,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bar_jax import mesh as mesh_lib
 from bar_jax import models, published
 from bar_jax.errors import InputError
+from bar_jax.losses.discriminator import Discriminator
+from bar_jax.nn.convnext import ConvNeXt
+from bar_jax.nn.vgg import VGG16
 from bar_jax.pretrained.lpips import PACKAGE
 from bar_jax.pretrained.networks import IN_PACKAGE, init_network, read_network
 from bar_jax.tokenizers import make_tokenizer
 
 RANDOM = "random"  # in the place of a file: random weights, to try out speed and memory
 ENCODER = ("patch_embedding", "encoder_vit")  # what of a tokenizer is SigLIP2
+
+
+class Modules(NamedTuple):
+    """The networks of the losses; the discriminator's own heads are trained, not frozen."""
+
+    vgg16: VGG16
+    convnext: ConvNeXt
+    discriminator: Discriminator
+
+
+def published_modules(dtype: jnp.dtype) -> Modules:
+    """The modules at their published sizes."""
+    return Modules(VGG16(dtype=dtype), ConvNeXt(dtype=dtype), Discriminator(dtype=dtype))
 
 
 class Source(NamedTuple):

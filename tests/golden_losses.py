@@ -16,7 +16,7 @@ import numpy as np
 from bar_jax.losses import discriminator
 from bar_jax.losses.discriminator import DINO, Crop, Discriminator
 from bar_jax.losses.gram import gram
-from bar_jax.losses.perceptual import convnext_distance, convnext_logits, lpips, vgg_features
+from bar_jax.losses.perceptual import convnext_distance, convnext_logits, lpips, vgg_pair
 from bar_jax.losses.reconstruction import absolute_error, squared_error
 from bar_jax.nn.convnext import ConvNeXt
 from bar_jax.nn.resize import resize
@@ -35,7 +35,8 @@ def losses(config, given, tensors):
     images, fakes = _images(given["inputs_u8"]), _images(given["recon_u8"])
     nets, params = _networks(config, tensors)
     out = _discriminator(config, given, tensors, images, fakes)
-    found = jax.jit(lambda x, y: _image_losses(config, nets, params, x, y))(images, fakes)
+    losses = jax.jit(lambda p, x, y: _image_losses(config, nets, p, x, y))
+    found = losses(params, images, fakes)
     grads = {name: found.pop(f"grad_{name}") for name in ("pixels", "perceptual", "gram")}
     out |= _published(found) | {
         "perceptual_grad_recon": _nchw(grads["perceptual"]),
@@ -70,7 +71,7 @@ def losses(config, given, tensors):
     if "big_a_u8" in given:
         big = _images(given["big_a_u8"])
         other = _images(255 - given["big_a_u8"][..., ::-1])
-        found = jax.jit(lambda x, y: _image_values(config, nets, params, x, y))(big, other)
+        found = jax.jit(lambda p, x, y: _image_values(config, nets, p, x, y))(params, big, other)
         out |= {f"big_{name}": value for name, value in _published(found).items()}
         out |= _resized(images, big)
     return out
@@ -133,46 +134,46 @@ def _networks(config, tensors):
     return nets, jax.tree.map(jnp.asarray, params)
 
 
-def _image_values(config, nets, params, images, fakes):
+def _perceptual(config, nets, params, images, fakes):
+    """LPIPS, and the weighted mean of it and of ConvNeXt's distance, [B] both."""
     *_, first, second = config["perceptual_loss"].split("-")
     weights = float(first), float(second)
-
-    def seen(name, vgg16, size):
-        return [vgg_features(nets[name], vgg16, x, size) for x in (images, fakes)]
-
-    pair = seen("lpips", params["lpips"]["vgg16"], images.shape[1])
+    pair = vgg_pair(nets["lpips"], params["lpips"]["vgg16"], images, fakes, images.shape[1])
     distance = lpips(params["lpips"]["lpips"], *pair)
     # Published as one mean over the batch, which stands with every example.
     other = convnext_distance(nets["convnext"], params["convnext"], images, fakes, SIZE)
     other = jnp.mean(other, keepdims=True)
-    return {
-        "lpips": distance,
-        "perceptual": (weights[0] * distance + weights[1] * other) / sum(weights),
-        "gram": gram(*seen("gram", params["gram"], SIZE)),
-    }
+    return distance, (weights[0] * distance + weights[1] * other) / sum(weights)
+
+
+def _image_values(config, nets, params, images, fakes):
+    distance, perceptual = _perceptual(config, nets, params, images, fakes)
+    values = gram(*vgg_pair(nets["gram"], params["gram"], images, fakes, SIZE))
+    return {"lpips": distance, "perceptual": perceptual, "gram": values}
 
 
 def _image_losses(config, nets, params, images, fakes):
     """Values of each example, and the gradients of their means."""
 
-    def both(fakes):
-        values = _image_values(config, nets, params, images, fakes)
-        return (jnp.mean(values["perceptual"]), jnp.mean(values["gram"])), values
+    def perceptual(fakes):
+        distance, value = _perceptual(config, nets, params, images, fakes)
+        return jnp.mean(value), {"lpips": distance, "perceptual": value}
 
-    _, back, values = jax.vjp(both, fakes, has_aux=True)
+    def gram_mean(fakes):
+        values = gram(*vgg_pair(nets["gram"], params["gram"], images, fakes, SIZE))
+        return jnp.mean(values), {"gram": values}
 
     def pixels(fakes):
-        errors = L1 * absolute_error(images, fakes) + L2 * squared_error(images, fakes)
-        return jnp.mean(errors)
+        error = L1 * absolute_error(images, fakes) + L2 * squared_error(images, fakes)
+        loss = jnp.mean(error)
+        return loss, {"pixels": loss}
 
-    pixel_loss, pixel_grad = jax.value_and_grad(pixels)(fakes)
-    return values | {
-        "convnext_logits": convnext_logits(nets["convnext"], params["convnext"], fakes, SIZE),
-        "pixels": pixel_loss,
-        "grad_pixels": pixel_grad,
-        "grad_perceptual": back((1.0, 0.0))[0],
-        "grad_gram": back((0.0, 1.0))[0],
-    }
+    logits = convnext_logits(nets["convnext"], params["convnext"], fakes, SIZE)
+    out = {"convnext_logits": logits}
+    for name, loss in (("perceptual", perceptual), ("gram", gram_mean), ("pixels", pixels)):
+        grad, values = jax.grad(loss, has_aux=True)(fakes)
+        out |= values | {f"grad_{name}": grad}
+    return out
 
 
 def _published(found):
@@ -195,11 +196,11 @@ def _discriminator(config, given, tensors, images, fakes):
     kept = tuple(layer for layer in DINO.keep if layer < depth)
     net = Discriminator(*sizes, kept, params["second"]["kernel"].shape[1])
     prepare = jax.jit(lambda x, crop: discriminator.prepare(x, crop, side))
-    logits = jax.jit(lambda p, v, x: discriminator.logits(net, p, v, backbone, x))
+    logits = jax.jit(lambda p, v, b, x: discriminator.logits(net, p, v, b, x))
     whole, step = Crop(False, 0, 0), jax.jit(discriminator.power_iteration)
 
     exact = _images(given["disc_u8"])
-    features = jax.jit(lambda x: DINO(*sizes, kept).apply({"params": backbone}, x))(exact)
+    features = jax.jit(lambda b, x: DINO(*sizes, kept).apply({"params": b}, x))(backbone, exact)
     features = features.swapaxes(2, 3)
     real = prepare(images, whole)
     stored = prepare(discriminator.as_stored(fakes), whole)
@@ -208,7 +209,7 @@ def _discriminator(config, given, tensors, images, fakes):
     twice = step(params, once)
 
     @jax.jit
-    def train(params):
+    def train(params, backbone):
         def loss(params):
             logits = lambda v, x: discriminator.logits(net, params, v, backbone, x)
             on_real, on_fake = logits(once, real), logits(twice, stored)
@@ -218,7 +219,7 @@ def _discriminator(config, given, tensors, images, fakes):
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     @jax.jit
-    def generator(fakes):
+    def generator(fakes, params, backbone):
         def loss(fakes):
             images = discriminator.prepare(fakes, whole, side)
             on_fake = discriminator.logits(net, params, once, backbone, images)
@@ -226,18 +227,18 @@ def _discriminator(config, given, tensors, images, fakes):
 
         return jax.value_and_grad(loss)(fakes)
 
-    (loss, means), grads = train(params)
-    gan, grad_gan = generator(fakes)
+    (loss, means), grads = train(params, backbone)
+    gan, grad_gan = generator(fakes, params, backbone)
     vectors = dino.vector_tensors(twice)
     flat = lambda ending: np.concatenate(
         [np.ravel(vectors[name]) for name in sorted(vectors) if name.endswith(ending)]
     )
     grads = {f"d_grad.{name}": np.asarray(g) for name, g in dino.head_tensors(grads).items()}
     out = {
-        "disc_logits_224": logits(params, start, exact),
+        "disc_logits_224": logits(params, start, backbone, exact),
         "dino_act_mean": features.mean(axis=(1, 2, 3)),
         "dino_act_slice": features[:, :, :8, :8],
-        "disc_logits_small_bicubic": logits(params, start, prepare(fakes, whole)),
+        "disc_logits_small_bicubic": logits(params, start, backbone, prepare(fakes, whole)),
         "d_loss_train": loss,
         "d_logits_real_mean": means[0],
         "d_logits_fake_mean": means[1],
@@ -250,10 +251,10 @@ def _discriminator(config, given, tensors, images, fakes):
     }
     if "big_a_u8" in given:
         big = _images(given["big_a_u8"])
-        out["disc_logits_big_area"] = logits(params, start, prepare(big, whole))
+        out["disc_logits_big_area"] = logits(params, start, backbone, prepare(big, whole))
         if "crop_offset" in config:
             crop = Crop(True, *config["crop_offset"])
-            out["disc_logits_big_crop"] = logits(params, start, prepare(big, crop))
+            out["disc_logits_big_crop"] = logits(params, start, backbone, prepare(big, crop))
     return out
 
 

@@ -9,6 +9,7 @@ import pathlib
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bar_jax import data, frozen, models, workdir
@@ -17,11 +18,9 @@ from bar_jax.jobs import reconstruct
 from bar_jax.losses import discriminator as disc
 from bar_jax.losses import weighted
 from bar_jax.losses.gram import gram
-from bar_jax.losses.perceptual import convnext_distance, lpips, vgg_features
+from bar_jax.losses.perceptual import convnext_distance, lpips, vgg_pair
 from bar_jax.losses.reconstruction import absolute_error, squared_error
 from bar_jax.mesh import make_mesh
-from bar_jax.nn.convnext import ConvNeXt
-from bar_jax.nn.vgg import VGG16
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.training import loop
@@ -96,7 +95,12 @@ def run(config: ConfigDict) -> dict[str, object]:
 
 
 def make_program(
-    config: ConfigDict, networks: dict, examples: int, steps: int, warmup: int
+    config: ConfigDict,
+    networks: dict,
+    examples: int,
+    steps: int,
+    warmup: int,
+    modules: frozen.Modules | None = None,
 ) -> Program:
     """The tokenizer, its frozen networks and its discriminator.
 
@@ -104,9 +108,11 @@ def make_program(
       networks: parameters of the frozen networks, from `frozen.load`.
       examples: images of an epoch.
       steps, warmup: of the tokenizer's learning rate.
+      modules: of the losses; None for those of the published sizes.
     """
     section = config.train_tokenizer
     tokenizer = make_tokenizer(config, remat=section.remat)
+    modules = modules or frozen.published_modules(tokenizer.dtype)
     pretrained = {} if config.model.tokenizer.encoder.kind == "vit" else networks.get("siglip2", {})
     crop_key = stream_key(config.seed, f"{STAGE}/crop")
 
@@ -125,11 +131,11 @@ def make_program(
 
     return two_players(
         lambda key: models.init_tokenizer(tokenizer, key),
-        make_loss_fn(tokenizer, section, crop_key),
+        make_loss_fn(tokenizer, modules, section, crop_key),
         section,
         steps,
         warmup,
-        opponent=make_opponent(tokenizer, section, crop_key, examples),
+        opponent=make_opponent(tokenizer, modules.discriminator, section, crop_key, examples),
         trained=trained,
         share=share,
         pretrained=pretrained,
@@ -137,18 +143,15 @@ def make_program(
     )
 
 
-def make_loss_fn(tokenizer: nn.Module, section: ConfigDict, crop_key: jax.Array) -> FrozenLossFn:
+def make_loss_fn(
+    tokenizer: nn.Module, modules: frozen.Modules, section: ConfigDict, crop_key: jax.Array
+) -> FrozenLossFn:
     """What the tokenizer minimises: the terms of Table 6 whose weight is not 0.
 
     Args:
       crop_key: of the crops that the discriminator is shown.
     """
-    weights, size, dtype = section.loss, section.network_size, tokenizer.dtype
-    vgg16, convnext, net = (
-        VGG16(dtype=dtype),
-        ConvNeXt(dtype=dtype),
-        disc.Discriminator(dtype=dtype),
-    )
+    weights, size = section.loss, section.network_size
 
     def loss_fn(params, batch, keys, dropout_key, step, networks):
         del keys, dropout_key
@@ -157,15 +160,16 @@ def make_loss_fn(tokenizer: nn.Module, section: ConfigDict, crop_key: jax.Array)
         decoded = output.images
         terms = {"l1": absolute_error(images, decoded), "l2": squared_error(images, decoded)}
         if weights.convnext:
-            distance = functools.partial(convnext_distance, convnext, networks["convnext_s"])
+            distance = functools.partial(
+                convnext_distance, modules.convnext, networks["convnext_s"]
+            )
             terms["convnext"] = distance(images, decoded, size)
         pairs = {}  # the two images' features by size: LPIPS and Gram share them if theirs is one
         for term, side in (("lpips", images.shape[1]), ("gram", size)):
             if not weights[term]:
                 continue
             if side not in pairs:
-                see = functools.partial(vgg_features, vgg16, networks["vgg16"], size=side)
-                pairs[side] = jax.lax.stop_gradient(see(images)), see(decoded)
+                pairs[side] = vgg_pair(modules.vgg16, networks["vgg16"], images, decoded, side)
             if term == "lpips":
                 terms[term] = lpips(networks["lpips"], *pairs[side])
             else:
@@ -179,7 +183,7 @@ def make_loss_fn(tokenizer: nn.Module, section: ConfigDict, crop_key: jax.Array)
             heads, vectors = networks["discriminator"]
             crop = disc.draw_crop(jax.random.fold_in(crop_key, step), images.shape[1:3], size)
             shown = disc.prepare(decoded, crop, size)
-            logits = disc.logits(net, heads, vectors, networks["dino_s8"], shown)
+            logits = disc.logits(modules.discriminator, heads, vectors, networks["dino_s8"], shown)
             terms["gan"] = disc.generator_loss(logits)
         return weighted(terms, weights)
 
@@ -187,17 +191,21 @@ def make_loss_fn(tokenizer: nn.Module, section: ConfigDict, crop_key: jax.Array)
 
 
 def make_opponent(
-    tokenizer: nn.Module, section: ConfigDict, crop_key: jax.Array, examples: int
+    tokenizer: nn.Module,
+    net: disc.Discriminator,
+    section: ConfigDict,
+    crop_key: jax.Array,
+    examples: int,
 ) -> Opponent | None:
     """The discriminator; None if the loss has no term of it."""
     if not section.loss.gan:
         return None
-    size, net = section.network_size, disc.Discriminator(dtype=tokenizer.dtype)
+    size = section.network_size
     field = f"{STAGE}.discriminator."
 
     def init(key):
         params_key, vectors_key = jax.random.split(key)
-        params = net.init(params_key, jax.numpy.zeros((1, size, size, 3)))["params"]["heads"]
+        params = net.init(params_key, jnp.zeros((1, size, size, 3)))["params"]["heads"]
         return params, disc.init_vectors(vectors_key, nn.unbox(params))
 
     def loss_fn(params, batch, keys, dropout_key, step, networks):

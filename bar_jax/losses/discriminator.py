@@ -94,19 +94,34 @@ class Head(nn.Module):
         return nn.leaky_relu(x, LEAK).astype(self.dtype)
 
     def _conv(self, x: jax.Array, channels: int, kernel_size: int, name: str) -> jax.Array:
-        limit = (x.shape[-1] * kernel_size) ** -0.5
-        uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-            key, shape, dtype, -limit, limit
-        )
-        return nn.Conv(
-            channels,
-            (kernel_size,),
-            padding="CIRCULAR",
-            dtype=self.dtype,
-            kernel_init=named(uniform, None, "embed", None),
-            bias_init=uniform,
-            name=name,
-        )(x)
+        return CircularConv(channels, kernel_size, self.dtype, name=name)(x)
+
+
+class CircularConv(nn.Module):
+    """A 1-D convolution whose ends meet: [B, N, in] -> [B, N, channels]; kernel_size is odd."""
+
+    channels: int
+    kernel_size: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, x.shape[-1], self.channels)
+        limit = (shape[0] * shape[1]) ** -0.5
+        start = lambda key, shape: jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+        kernel = self.param("kernel", named(start, None, "embed", None), shape).astype(self.dtype)
+        bias = self.param("bias", start, shape[2:]).astype(self.dtype)
+        # One product, of windows that are not kept for the backward pass: in a loop, XLA's
+        # convolutions ran 100 times slower on CPU.
+        return jax.checkpoint(_convolve)(x, kernel) + bias[None, None]
+
+
+def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[B, N, in] and [kernel, in, out] -> [B, N, out]."""
+    size, side = kernel.shape[0], kernel.shape[0] // 2
+    x = jnp.pad(x, ((0, 0), (side, side), (0, 0)), mode="wrap")
+    windows = [x[:, i : x.shape[1] - size + 1 + i] for i in range(size)]
+    return jnp.concatenate(windows, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 class Discriminator(nn.Module):
@@ -151,7 +166,6 @@ class Discriminator(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=len(self.keep),
-            unroll=len(self.keep),  # XLA's convolutions in a loop ran 200 times slower on CPU
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(self.kernel_size, self.virtual_batch, self.dtype, name="heads")
         _, out = heads(None, features)

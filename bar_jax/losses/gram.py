@@ -12,7 +12,7 @@ def gram(
     """Mean squared difference of Gram matrices of each example, summed over VGG16's 31 layers.
 
     Args:
-      features, others: `perceptual.vgg_features` at the network's size, 224 px.
+      features, others: the two of `perceptual.vgg_pair`, at 224 px.
 
     Returns:
       [B] float32.

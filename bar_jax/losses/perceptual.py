@@ -38,16 +38,23 @@ class LinearHeads(nn.Module):
         return total
 
 
-def vgg_features(net: VGG16, params: dict, images: jax.Array, size: int) -> list[list[jax.Array]]:
-    """Features of VGG16's stages (see there) of images [B, H, W, 3] in [-1, 1].
+def vgg_pair(
+    net: VGG16, params: dict, images: jax.Array, reconstructions: jax.Array, size: int
+) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
+    """What VGG16 sees in images and in their reconstructions: its stages' features (see there).
 
     LPIPS's own normalisation is ImageNet's, so that LPIPS and the Gram loss can share them.
 
     Args:
-      size: what they are resized to (bilinear) if they are of another size: 224 for the Gram loss,
-        their own for LPIPS.
+      params: of the network.
+      images, reconstructions: [B, H, W, 3] in [-1, 1]. Gradients reach the latter alone.
+      size: what both are resized to (bilinear): 224 for the Gram loss, their own for LPIPS.
     """
-    return net.apply({"params": params}, normalized(resize(images, size, "bilinear")))
+
+    def features(images):
+        return net.apply({"params": params}, normalized(resize(images, size, "bilinear")))
+
+    return jax.lax.stop_gradient(features(images)), features(reconstructions)
 
 
 def lpips(
@@ -57,7 +64,7 @@ def lpips(
 
     Args:
       params: of `LinearHeads`.
-      features, others: `vgg_features` at the images' own size.
+      features, others: the two of `vgg_pair`, at the images' own size.
 
     Returns:
       [B] float32.

@@ -1,5 +1,6 @@
 """Tests of bar_jax/losses/reconstruction.py and of how its terms are added (bar_jax/losses)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,3 +39,10 @@ def test_terms_are_added_with_their_weights():
 def test_to_8_bits_clips():
     values = to_8_bits(jnp.asarray([-1.5, -1.0, 0.0, 1.0, 1.5]))
     np.testing.assert_allclose(values, [0, 0, 128 / 255, 1, 1], rtol=1e-6)
+
+
+def test_a_pixel_that_is_right_has_no_gradient():
+    images = jnp.zeros((1, 1, 3, 1))
+    found = jnp.asarray([-0.5, 0.0, 0.5]).reshape(images.shape)
+    gradient = jax.grad(lambda x: absolute_error(images, x)[0])(found)
+    np.testing.assert_allclose(gradient.ravel(), np.array([-1, 0, 1]) / 3, rtol=1e-6)

@@ -1,0 +1,211 @@
+"""Tests of bar_jax/jobs/train_tokenizer.py: the program, at tiny sizes of every network."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from bar_jax import frozen, models
+from bar_jax.config import default_config, tiny
+from bar_jax.jobs.train_tokenizer import make_loss_fn, make_program
+from bar_jax.losses.discriminator import DINO, Discriminator
+from bar_jax.losses.perceptual import LinearHeads
+from bar_jax.nn.convnext import ConvNeXt
+from bar_jax.nn.vgg import VGG16
+from bar_jax.tokenizers import make_tokenizer
+from bar_jax.tokenizers.bar_fsq import parameter_group
+
+CHANNELS = (2, 3, 4, 5, 6)
+VIT = dict(width=8, depth=3, heads=2, mlp_width=16, patch_size=8, stored_size=16, keep=(-1, 1))
+MODULES = frozen.Modules(
+    VGG16(CHANNELS), ConvNeXt((2, 3, 4, 5), (1, 1, 1, 1), 7), Discriminator(**VIT, kernel_size=3)
+)
+STEPS, START = 6, 2
+WEIGHTS = dict(l1=0.1, l2=1.0, lpips=1.0, convnext=0.1, gram=10.0, alignment=0.7, gan=0.05)
+
+
+def config(**changes):
+    """All terms of the loss, with a discriminator from the third step on."""
+    config = tiny(default_config())
+    config.data.image_size = 32
+    config.model.tokenizer.update(dict(bits=4, patch_size=8))
+    config.model.tokenizer.encoder.update(dict(kind="siglip2", position_grid=3))
+    config.model.tokenizer.decoder.update(dict(predictor_layer=0, predictor_width=8))
+    train = config.train_tokenizer
+    train.loss.update(WEIGHTS)
+    train.optimizer.learning_rate = 1e-2
+    train.update(dict(batch_size=4, network_size=32, ema_decay=0.9, encoder_learning_rate=0.1))
+    train.discriminator.update(dict(start_steps=START, start_epochs=0.0))
+    train.discriminator.optimizer.update(dict(warmup_steps=1, warmup_epochs=0.0))
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return config
+
+
+@functools.cache
+def networks():
+    """Random parameters of the frozen networks."""
+    key, images = jax.random.key(1), jnp.zeros((1, 32, 32, 3))
+    features = [jnp.zeros((1, 1, 1, c)) for c in CHANNELS]
+    dino = DINO(**VIT)
+    params = {
+        "vgg16": MODULES.vgg16.init(key, images),
+        "lpips": LinearHeads(CHANNELS).init(key, features, features),
+        "convnext_s": MODULES.convnext.init(key, images),
+        "dino_s8": dino.init(key, images),
+    }
+    params = {name: meta.unbox(tree)["params"] for name, tree in params.items()}
+    own = meta.unbox(models.init_tokenizer(make_tokenizer(config()), jax.random.key(2)))
+    # With scales that make the features differ from place to place.
+    params["siglip2"] = jax.tree.map(
+        lambda x: x + 0.3 * jax.random.normal(key, x.shape),
+        {part: own[part] for part in frozen.ENCODER},
+    )
+    return params
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    return [{"image": rng.integers(0, 256, (4, 32, 32, 3), np.uint8)} for _ in range(STEPS)]
+
+
+@functools.cache
+def trained(**changes):
+    """States before and after each step, and what was logged."""
+    chosen = config(**changes)
+    program = make_program(chosen, networks(), 100, STEPS, 1, MODULES)
+    state, logged = meta.unbox(program.init(jax.random.key(0))), []
+    # As the loop starts: pretrained parameters in the places of fresh ones.
+    params = state.params | {
+        part: state.params[part] | tree for part, tree in program.pretrained.items()
+    }
+    states = [state.replace(params=params, ema=params)]
+    jitted = functools.cache(jax.jit)
+    for i, batch in enumerate(batches()):
+        step = jitted(program.step(i))
+        state, metrics = step(states[-1], batch, jax.random.key(3), program.frozen)
+        states.append(state)
+        logged.append({name: float(value) for name, value in metrics.items()})
+    return jax.device_get(states), logged
+
+
+# Which parameters move does not depend on the terms: those of pixels compile fast.
+PIXELS = {f"train_tokenizer__loss__{name}": 0.0 for name in WEIGHTS if len(name) > 2}
+
+
+def changed(before, after):
+    """Groups of which a parameter differs."""
+    groups = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(before):
+        keys = [key.key for key in path]
+        other = functools.reduce(lambda tree, key: tree[key], keys, after)
+        if not np.array_equal(leaf, other):
+            groups.add(parameter_group(keys))
+    return groups
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    """Before the discriminator's start there is no term of it; from then on there is."""
+    _, logged = trained()
+    for i in (0, 1, 2, 4):
+        terms = {name for name in WEIGHTS if name != "gan" or i >= START}
+        assert terms == logged[i].keys() & WEIGHTS.keys()
+        total = sum(WEIGHTS[name] * logged[i][name] for name in terms)
+        assert logged[i]["loss"] == pytest.approx(total, rel=1e-5)
+        assert all(logged[i][name] != 0 for name in terms)
+
+
+def test_the_discriminators_steps():
+    """The hinge loss of what it logs at the start, when its logits are within [-1, 1]."""
+    _, logged = trained()
+    for i in (3, 5):
+        assert "loss" not in logged[i]
+        real, fake = (logged[i][f"discriminator_logits_{side}"] for side in ("real", "fake"))
+        assert logged[i]["discriminator_loss"] == pytest.approx(
+            (2 - real + fake) / 2, abs=0.3
+        ) and logged[i]["discriminator_loss"] == pytest.approx(logged[i]["discriminator_hinge"])
+
+
+def test_each_player_changes_its_own_parameters():
+    """Embeddings that come from SigLIP2 stay; its encoder, the quantizer and the decoder move."""
+    states, _ = trained()
+    for i in range(STEPS):
+        before, after = states[i], states[i + 1]
+        is_networks = i < START or i % 2 == 0
+        first_rate_is_zero = i in (0, 3)  # warm-up starts at 0
+        moved = set() if first_rate_is_zero or not is_networks else {"encoder", "quantizer"}
+        assert changed(before.params, after.params) == moved | ({"decoder"} if moved else set())
+        heads = [jax.tree.leaves(s.discriminator.params) for s in (before, after)]
+        same = all(map(np.array_equal, *heads))
+        assert same == (is_networks or first_rate_is_zero)
+        # One power iteration in the network's steps against it, two in its own; before, none.
+        vectors = [jax.tree.leaves(s.discriminator.vectors) for s in (before, after)]
+        assert all(map(np.array_equal, *vectors)) == (i < START)
+
+
+def test_the_encoder_learns_at_a_tenth_of_the_rate():
+    """Adam's second step is about the learning rate in size, whatever the gradient."""
+    states, logged = trained()
+    rate = logged[1]["learning_rate"]
+    for name, share in (("encoder_vit", 0.1), ("decoder_vit", 1.0)):
+        before, after = (s.params[name]["norm"]["scale"] for s in states[1:3])
+        size = np.max(np.abs(after - before))
+        assert 0.5 * share * rate < size < 1.5 * share * rate
+
+
+def test_an_encoder_from_scratch_trains_its_embeddings():
+    states, _ = trained(**PIXELS, model__tokenizer__encoder__kind="vit")
+    expected = {"embeddings", "encoder", "quantizer", "decoder"}
+    assert changed(states[0].params, states[-1].params) == expected
+
+
+def test_an_encoder_starts_as_the_pretrained_one():
+    """The alignment target and the encoder are one network at the start."""
+    program = make_program(config(), networks(), 100, STEPS, 1, MODULES)
+    assert program.pretrained is networks()["siglip2"]
+    program = make_program(
+        config(model__tokenizer__encoder__kind="vit"), networks(), 100, STEPS, 1, MODULES
+    )
+    assert not program.pretrained
+
+
+def test_decoder_finetuning_moves_the_decoder_alone():
+    """And its moving average; the optimiser keeps moments of nothing else."""
+    states, _ = trained(**PIXELS, train_tokenizer__stage="decoder_finetune")
+    assert changed(states[0].params, states[-1].params) == {"decoder"}
+    assert changed(states[0].ema, states[-1].ema) == {"decoder"}
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree) if x.dtype == np.float32)  # noqa: E731
+    decoder = {n: t for n, t in states[0].params.items() if parameter_group((n,)) == "decoder"}
+    assert count(states[0].opt_state) == 2 * count(decoder)
+
+
+def test_pieces_of_a_batch_have_the_gradient_of_the_whole():
+    """Without the discriminator, whose normalisation is over groups of the piece."""
+    found = {}
+    for accumulate in (1, 2):
+        chosen = config(
+            train_tokenizer__accumulate=accumulate,
+            train_tokenizer__loss__gan=0.0,
+            train_tokenizer__loss__convnext=0.0,
+        )
+        program = make_program(chosen, networks(), 100, STEPS, 1, MODULES)
+        state = meta.unbox(program.init(jax.random.key(0)))
+        step = jax.jit(program.step(0))
+        _, metrics = step(state, batches()[0], jax.random.key(3), program.frozen)
+        found[accumulate] = metrics
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(found[1][name], found[2][name], rtol=1e-5, err_msg=name)
+
+
+def test_a_term_without_weight_is_not_computed():
+    """Its network is not even looked up."""
+    chosen = config(**PIXELS)
+    tokenizer = make_tokenizer(chosen)
+    params = meta.unbox(models.init_tokenizer(tokenizer, jax.random.key(0)))
+    loss_fn = make_loss_fn(tokenizer, MODULES, chosen.train_tokenizer, jax.random.key(0))
+    sums = loss_fn(params, batches()[0], None, None, 0, {})
+    assert sums.keys() == {"loss", "l1", "l2"}
