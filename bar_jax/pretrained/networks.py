@@ -83,7 +83,7 @@ def random_network(name: str, key: jax.Array) -> dict:
     inputs = jax.tree.map(
         jnp.zeros, network.inputs, is_leaf=lambda x: isinstance(x, tuple) and isinstance(x[0], int)
     )
-    return meta.unbox(network.module.init(key, *inputs)["params"])
+    return meta.unbox(jax.jit(network.module.init)(key, *inputs)["params"])
 
 
 def _check_shapes(path: object, name: str, params: dict) -> None:
