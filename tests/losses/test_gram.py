@@ -1,5 +1,7 @@
 """Tests of bar_jax/losses/gram.py; values are compared in the golden cases."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +21,11 @@ def images():
 
 @pytest.fixture(scope="module")
 def loss():
+    @functools.cache
     def make(dtype=jnp.float32):
         net = VGG16((2, 3, 4, 5, 6), dtype)
-        params = meta.unbox(net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))["params"]
+        x = jnp.zeros((1, 32, 32, 3))
+        params = meta.unbox(jax.jit(net.init)(jax.random.key(0), x))["params"]
         return jax.jit(lambda x, y: gram(*vgg_pair(net, params, x, y, 32)))
 
     return make

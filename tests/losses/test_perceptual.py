@@ -1,5 +1,7 @@
 """Tests of bar_jax/losses/perceptual.py; values are compared in the golden cases."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,10 +27,11 @@ def losses():
     """name -> a loss of images and reconstructions, at tiny sizes."""
     key, x = jax.random.key(0), jnp.zeros((1, 32, 32, 3))
 
+    @functools.cache
     def make(dtype):
         vgg, convnext = VGG16(CHANNELS, dtype), ConvNeXt((2, 3, 4, 5), (1, 2, 1, 1), 7, dtype)
         vgg_params, convnext_params = (
-            meta.unbox(net.init(key, x))["params"] for net in (vgg, convnext)
+            meta.unbox(jax.jit(net.init)(key, x))["params"] for net in (vgg, convnext)
         )
         heads = {f"lin{i}": jnp.full(c, 0.3) for i, c in enumerate(CHANNELS)}
         return {

@@ -11,7 +11,7 @@ CHANNELS = (2, 3, 4, 5, 6)
 
 
 def features(net, x, key):
-    params = meta.unbox(net.init(key, x))
+    params = meta.unbox(jax.jit(net.init)(key, x))
     return jax.jit(net.apply)(params, x), params["params"]
 
 
