@@ -181,12 +181,13 @@ def _validate_tokenizer_training(config: ConfigDict) -> None:
     if train.loss.gan:
         if size % 8:
             raise InputError("train_tokenizer.network_size", f"{size}", "a multiple of 8")
-        pieces = train.batch_size // train.accumulate
-        if pieces % math.ceil(pieces / 8):
+        piece = train.batch_size // train.accumulate
+        groups = math.ceil(piece / 8)
+        if piece % groups:
             raise InputError(
                 "train_tokenizer.batch_size",
-                f"{pieces} images in a piece of it",
-                "a multiple of 8, or less: the discriminator normalises over groups of up to 8",
+                f"{piece} images in a piece",
+                f"what makes {groups} equal groups: the discriminator normalises over up to 8",
             )
 
 

@@ -8,7 +8,7 @@ cache/           tokens of the data set
 generator/       checkpoints of stage 2, with the config they were begun with
 tokenizer.safetensors, generator.safetensors  both as published files, by job=export_weights
 samples.npz      generated images and labels
-samples.png, samples_during_training.png, reconstructions.png, figure_4.png, figure_6.png
+samples.png, samples_during_training.png, reconstructions.png, figure_4.png, figure_6.png, psnr.png
 """
 
 import json

@@ -1,9 +1,11 @@
 """The masked-bit paper's Figures 4 and 6, with the numbers of finished runs beside the paper's.
 
-Writes `figure_4.png` and `figure_6.png`. `figures.runs` lists workdirs; what is read of each:
+Writes `figure_4.png` and `figure_6.png`, and where runs have a PSNR `psnr.png`: Figure 4 with PSNR
+in the place of rFID. `figures.runs` lists workdirs; what is read of each:
 
     config.json   the tokenizer's bits and grid, model.head.kind
     summary.json  reconstruction_fid        FID of reconstructed validation images: rFID
+                  reconstruction_psnr       dB
                   sample_fid                FID of the samples: gFID
                   sample_guidance_scale     what they were drawn with; above 1 is "with guidance"
 
@@ -23,19 +25,22 @@ from bar_jax.config import token_grid
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 from bar_jax.training.writer import update_summary
-from bar_jax.visualize.figures import Point, draw_figure_4, draw_figure_6
+from bar_jax.visualize.figures import Point, draw_figure_4, draw_figure_6, draw_psnr
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict) -> dict[str, object]:
-    """Draws both figures; returns the summary, which lists the points that are the runs'."""
+    """Draws the figures; returns the summary, which lists the points that are the runs'."""
     folder, summary = pathlib.Path(config.workdir), {}
     for name, find, draw in (
         ("figure_4", figure_4_points, draw_figure_4),
         ("figure_6", figure_6_points, draw_figure_6),
+        ("psnr", psnr_points, draw_psnr),
     ):
         points = _all_points(name, find, config.figures.runs)
+        if name == "psnr" and not points:
+            continue
         write_atomically(folder / f"{name}.png", draw(points))
         summary[f"{name}_points"] = [point._asdict() for point in points]
     return update_summary(config.workdir, summary)
@@ -57,10 +62,19 @@ def figure_4_points(run: str) -> tuple[list[Point], list[str]]:
     Raises:
       InputError: the folder has no `summary.json` or `config.json`, or one that cannot be read.
     """
+    return _against_budget(run, "reconstruction_fid")
+
+
+def psnr_points(run: str) -> tuple[list[Point], list[str]]:
+    """The same with the PSNR."""
+    return _against_budget(run, "reconstruction_psnr")
+
+
+def _against_budget(run, quantity) -> tuple[list[Point], list[str]]:
     config, summary = _read(run)
     rows, columns = token_grid(config)
     budget = rows * columns * config.model.tokenizer.bits  # eq. 3
-    return _points(run, summary, "reconstruction_fid", "reconstruction_fid", "", budget)
+    return _points(run, summary, quantity, quantity, "", budget)
 
 
 def figure_6_points(run: str) -> tuple[list[Point], list[str]]:

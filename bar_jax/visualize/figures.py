@@ -1,5 +1,7 @@
 """The masked-bit paper's Figures 4 and 6: its numbers, and the same numbers of runs beside them.
 
+And Figure 4 in PSNR, which the paper does not give, of runs alone.
+
 The paper's numbers are those of its tables and text alone; what only its figures show (other
 tokenizers, BAR-FSQ at 128 bits) is not read off them. matplotlib is the extra `figures`.
 """
@@ -49,8 +51,8 @@ _RUN = dict(linestyle="none", markersize=8, markeredgecolor="white", markeredgew
 class Point(NamedTuple):
     """A number of a run.
 
-    `quantity` is `reconstruction_fid`, or `sample_fid` / `sample_fid_guided` of the head `head`; x
-    is the bit budget (Figure 4) or bits per token (Figure 6), y the FID.
+    `quantity` is `reconstruction_fid`, `reconstruction_psnr`, or `sample_fid` / `sample_fid_guided`
+    of the head `head`; x is the bit budget (Figure 4) or bits per token (Figure 6), y the number.
     """
 
     run: str
@@ -71,6 +73,22 @@ def draw_figure_4(points: Sequence[Point]) -> bytes:
     _bits_axis(axes, RFID_AT_BUDGET, points, "bit budget (bits per image)")
     _fid_axis(axes, "rFID")
     axes.legend(frameon=False)
+    return _png(figure)
+
+
+def draw_psnr(points: Sequence[Point]) -> bytes:
+    """PSNR against the bit budget, of runs. Returns a PNG."""
+    figure = _new_figure(FIGURE_4_INCHES)
+    axes = figure.subplots()
+    points = sorted(points, key=lambda point: point.x)
+    x, y = [point.x for point in points], [point.y for point in points]
+    axes.plot(x, y, color=_COLORS["linear"], marker="D", **_PAPER)
+    for point in points:
+        axes.annotate(f"{point.y:.1f}", (point.x, point.y), (0, 7), textcoords="offset points",
+                      ha="center", fontsize=9)  # fmt: skip
+    _bits_axis(axes, x, points, "bit budget (bits per image)")
+    axes.margins(y=0.15)
+    axes.set_ylabel("PSNR of reconstructions (dB)")
     return _png(figure)
 
 

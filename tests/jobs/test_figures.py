@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from bar_jax.errors import InputError
-from bar_jax.jobs.figures import figure_4_points, figure_6_points
+from bar_jax.jobs.figures import figure_4_points, figure_6_points, psnr_points
 from bar_jax.main import main
 from bar_jax.visualize.figures import Point
 
@@ -104,3 +104,15 @@ def test_a_damaged_summary_is_named(make_run):
     Path(run, "summary.json").write_text("{")
     with pytest.raises(InputError, match="summary.json: found an unreadable file"):
         figure_4_points(run)
+
+
+def test_psnr_is_drawn_of_runs_that_have_it(make_run, tmp_path):
+    """32 bits by 256 tokens; a run that has none is left out, and without any there is no file."""
+    run = make_run("a", {"reconstruction_psnr": 25.0})
+    assert psnr_points(run) == ([Point(run, "reconstruction_psnr", "", 8192, 25.0)], [])
+    other = make_run("b", {"reconstruction_fid": 1.0})
+    summary = _figures(tmp_path / "both", run, other)
+    assert [point["y"] for point in summary["psnr_points"]] == [25.0]
+    assert Image.open(tmp_path / "both" / "psnr.png").size == (1200, 800)
+    assert "psnr_points" not in _figures(tmp_path / "none", other)
+    assert not (tmp_path / "none" / "psnr.png").exists()
