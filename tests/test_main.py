@@ -281,6 +281,19 @@ def test_what_may_change_is_taken(argument, begun):
     workdir.check(parse(["main", TINY, f"--workdir={begun}", argument]))
 
 
+def test_a_weight_file_may_move_but_not_become_another(begun):
+    field = "train_tokenizer.weights.vgg16"
+    check = lambda path: workdir.check(  # noqa: E731
+        parse(["main", TINY, f"--workdir={begun}", f"--config.{field}={path}"])
+    )
+    stored = json.loads((begun / "tokenizer/config.json").read_text())
+    stored["train_tokenizer"]["weights"]["vgg16"] = "old/vgg16.pth"
+    (begun / "tokenizer/config.json").write_text(json.dumps(stored))
+    check("new/vgg16.pth")
+    with pytest.raises(InputError, match=f"{field}: found random, expected old/vgg16.pth"):
+        check("random")
+
+
 def test_without_a_checkpoint_all_may_change(begun):
     """A run that was cut off early, or refused, must not hold on to its config."""
     (begun / "tokenizer/1").rmdir()

@@ -5,7 +5,8 @@
 724.3M trained parameters. The paper gives neither rFID nor hours for it; at 256 px 40 epochs took
 13 hours on 8 H200 (Table 6), and here an image has four times the tokens. Published files:
 bar_fsq_10bits_res512.bin (spelt bar_sfq_10bits_res512.bin by its authors). Needs ImageNet as a tfds
-data set prepared as array_record, and the weights of SigLIP2 (third_party/siglip2).
+data set prepared as array_record, and the weight files of the frozen networks
+(`config.train_tokenizer.weights`).
 """
 
 from bar_jax.config import default_config, sized
