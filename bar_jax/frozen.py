@@ -92,14 +92,15 @@ def check(config: ConfigDict) -> None:
             continue
         if path and Path(path).expanduser().is_file():
             continue
-        fields = [f"train_tokenizer.loss.{term}=0" for term in source.terms]
-        if name == "siglip2":
-            fields.append("model.tokenizer.encoder.kind=vit to train from scratch")
+        loss = config.train_tokenizer.loss
+        fields = [f"train_tokenizer.loss.{term}=0" for term in source.terms if loss[term]]
+        if name == "siglip2" and not config.init_from:
+            fields.append("model.tokenizer.encoder.kind=vit (from scratch)")
         package = f"; or {PACKAGE}, the package of that name" if name in IN_PACKAGE else ""
         raise InputError(
             f"train_tokenizer.weights.{name}",
             f"no file {path}" if path else "no file",
-            f"{source.file} ({source.origin}){package}; or {', '.join(fields)}",
+            f"{source.file} ({source.origin}){package}; or {' and '.join(fields)}",
         )
 
 
@@ -117,8 +118,9 @@ def load(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
     `siglip2` is a tree {patch_embedding, encoder_vit} of the configured tokenizer's shapes.
 
     Raises:
-      InputError: a file that cannot be read, or is another network's.
+      InputError: as `check`; a file that cannot be read, or is another network's.
     """
+    check(config)
     params = {}
     for name, layout in shapes(config, mesh).items():
         path = config.train_tokenizer.weights[name]

@@ -18,6 +18,12 @@ from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import checkpoint
 from bar_jax.training.step import jit_once
 
+# Fields of a tokenizer that its tokens do not depend on, or its parameters tell.
+TRAINING_ALONE = (
+    ("encoder", "kind"), ("encoder", "position_grid"),
+    ("decoder", "predictor_layer"), ("decoder", "predictor_width"),
+)  # fmt: skip
+
 
 class Trained(typing.NamedTuple):
     """A module with its parameters (the EMA where one was kept) and their training step."""
@@ -88,6 +94,8 @@ def fresh_params(init, mesh: jax.sharding.Mesh, seed: int) -> dict:
 def fingerprint(config: ConfigDict, params: dict) -> str:
     """Names a tokenizer by its fields and weights, so that its tokens can be told from others'."""
     fields = workdir.to_json(config)["model"]["tokenizer"] | {"grid": token_grid(config)}
+    for part, name in TRAINING_ALONE:
+        del fields[part][name]
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())

@@ -83,10 +83,12 @@ def read(config: ConfigDict, part: str, path: str | os.PathLike) -> dict[str, np
             optional.setdefault(name, None)
     # A table for another grid is of another size of images: told as such if it is all that differs.
     positions, width = needed[bar_fsq.DECODER_POSITIONS]
-    needed[bar_fsq.DECODER_POSITIONS] = (None, width)
-    manifest.check(path, found, needed, optional, what)
-    stored = len(found[bar_fsq.DECODER_POSITIONS])
-    if stored != positions:
+    table = found.get(bar_fsq.DECODER_POSITIONS)
+    other = table is not None and table.ndim == 2 and len(table) != positions
+    resized = {bar_fsq.DECODER_POSITIONS: (len(table), width)} if other else {}
+    manifest.check(path, found, needed | resized, optional, what)
+    if other:
+        stored = len(table)
         size = math.isqrt(stored - 1) * config.model.tokenizer.patch_size
         expected = f"{size}: {path} has the positions of {stored - 1} tokens"
         raise InputError("data.image_size", str(config.data.image_size), expected)

@@ -159,7 +159,8 @@ def _validate_tokenizer_training(config: ConfigDict) -> None:
     train, tokenizer = config.train_tokenizer, config.model.tokenizer
     _validate_optimizer(train.discriminator.optimizer, "train_tokenizer.discriminator.optimizer.")
     duration(train.discriminator, "train_tokenizer.discriminator.start_", 1, 1, required=False)
-    if train.stage == "decoder_finetune" and not config.init_from:
+    trains = config.job in ("train_tokenizer", "pipeline")
+    if trains and train.stage == "decoder_finetune" and not config.init_from:
         raise InputError(
             "init_from", "nothing", "the workdir of the tokenizer whose decoder is to be tuned"
         )
@@ -179,7 +180,7 @@ def _validate_tokenizer_training(config: ConfigDict) -> None:
         expected = "at least 16 px, or train_tokenizer.loss.lpips=0"
         raise InputError("data.image_size", f"{config.data.image_size}", expected)
     if train.loss.gan:
-        if size % 8:
+        if size % 8 or size < 8:
             raise InputError("train_tokenizer.network_size", f"{size}", "a multiple of 8")
         piece = train.batch_size // train.accumulate
         groups = math.ceil(piece / 8)

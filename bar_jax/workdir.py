@@ -18,7 +18,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax.config import default_config, flatten
+from bar_jax.config import default_config, flatten, from_scratch
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 
@@ -98,8 +98,10 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(str(path), "no such file", "a workdir that a job has written to")
-    config = default_config()
-    _update(config, read_json(path))
+    config, stored = default_config(), read_json(path)
+    if "kind" not in stored.get("model", {}).get("tokenizer", {}).get("encoder", {}):
+        from_scratch(config)  # from before there were others
+    _update(config, stored)
     config.workdir = str(workdir)
     return config
 

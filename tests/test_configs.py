@@ -103,7 +103,7 @@ def test_is_the_published_generator(name):
 # What the published tokenizers have: trained parameters, all, those that encode, that decode.
 TOKENIZERS = {
     "bar_fsq": (723_525_716, 1_151_413_780, 412_685_568, 303_382_356),
-    "bar_fsq_ft": (723_525_716, 1_151_413_780, 412_685_568, 303_382_356),
+    "bar_fsq_ft": (312_020_948, 1_151_413_780, 412_685_568, 303_382_356),
     "bar_fsq_512": (724_299_086, 1_152_187_150, 412_672_506, 304_162_644),
 }
 PER_BIT = 1152 + 1 + 1024  # of the quantizer: a bit's row and bias in front, its row behind
@@ -133,7 +133,7 @@ def test_tokenizers_of_any_bits(bits):
 
 def test_there_is_a_file_for_each_published_tokenizer():
     files = (ROOT / "configs/tokenizer").glob("*.py")
-    assert {file.stem for file in files} == TOKENIZERS.keys()
+    assert {file.stem for file in files} - {"cifar10"} == TOKENIZERS.keys()
 
 
 def test_its_docstring_quotes_table_1():

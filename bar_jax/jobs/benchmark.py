@@ -27,7 +27,7 @@ from bar_jax.jobs.describe import count, sampling_flops, training_flops
 from bar_jax.jobs.encode import tokens
 from bar_jax.jobs.sample import pixels
 from bar_jax.jobs.train_generator import make_loss_fn
-from bar_jax.jobs.train_tokenizer import make_program
+from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training.players import one_player
@@ -179,12 +179,9 @@ def _tokenizer_training(
 ) -> dict[str, object]:
     """A step of the tokenizer and, if the loss has a discriminator, one of the latter."""
     del peak
-    section = config.train_tokenizer.copy_and_resolve_references()
-    # Random networks, and both players from the first step on.
+    config = with_both_players(config)
+    section = config.train_tokenizer
     section.weights.update(dict.fromkeys(section.weights, frozen.RANDOM))
-    section.discriminator.update(dict(start_steps=0, start_epochs=0.0, start_images=0))
-    config = config.copy_and_resolve_references()
-    config.train_tokenizer = section
     program = make_program(config, frozen.load(config, mesh), examples=1, steps=4, warmup=1)
     size = config.data.image_size
     images = np.random.default_rng(config.seed).integers(

@@ -13,7 +13,7 @@ from bar_jax import frozen, models
 from bar_jax.config import bits_per_token, token_grid
 from bar_jax.generators import make_generator
 from bar_jax.jobs.train_generator import make_loss_fn
-from bar_jax.jobs.train_tokenizer import make_program
+from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import bit_budget, make_tokenizer
 from bar_jax.tokenizers.bar_fsq import parameter_group
@@ -21,7 +21,6 @@ from bar_jax.training.players import Program, one_player
 from bar_jax.training.step import TrainState, init_state
 
 TRUNK_KERNELS = ("blocks", "output_proj", "token_proj")
-EXAMPLES = 10**6  # images of an epoch, of no matter here
 HEAD_SHARED = (("in_proj",), ("time_embed_in", "time_embed_out"))
 
 
@@ -53,7 +52,11 @@ def run(config: ConfigDict) -> dict[str, object]:
         "training_flops_per_image": training_flops(config, shapes["generator"]),
         "mesh": dict(mesh.shape),
         "state_bytes_per_device": {
-            "tokenizer": _bytes(_state(make_program(config, {}, EXAMPLES, 2 * EXAMPLES, 1), mesh)),
+            "tokenizer": _bytes(
+                _state(
+                    make_program(with_both_players(config), {}, examples=1, steps=2, warmup=1), mesh
+                )
+            ),
             "tokenizer_frozen_networks": _bytes(frozen.shapes(config, mesh)),
             "generator": _bytes(
                 _state(
@@ -90,9 +93,10 @@ def tokenizer_parameters(config: ConfigDict, params: dict) -> dict[str, object]:
             "tokenizer_pooling_head": _pooling_head(config.model.tokenizer.encoder),
         }
     trainable = sum(groups.values()) - frozen.get("tokenizer_frozen_embeddings", 0)
+    decoder_alone = config.train_tokenizer.stage == "decoder_finetune"
     return {
         "tokenizer": parts,
-        "tokenizer_trainable": trainable,
+        "tokenizer_trainable": groups["decoder"] if decoder_alone else trainable,
         **frozen,
         "tokenizer_total": trainable + sum(frozen.values()),
         "tokenizer_encoding": sum(groups.values()) - groups["decoder"],

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from bar_jax import mesh as mesh_lib
 from bar_jax import models, published, workdir
 from bar_jax.errors import InputError
-from bar_jax.pretrained.files import write_safetensors
+from bar_jax.pretrained.files import READERS, write_safetensors
 from bar_jax.training.writer import update_summary
 
 logger = logging.getLogger(__name__)
@@ -29,9 +29,18 @@ def run(config: ConfigDict) -> dict[str, object]:
         expected = "tokenizer/ or generator/, trained or from job=import_weights"
         raise InputError(config.workdir, "no trained model", expected)
     folder = pathlib.Path(config.published.export or config.workdir).expanduser()
+    if folder.suffix in READERS:
+        raise InputError("published.export", f"the file {folder}", "a folder for one or two files")
     paths = {part: folder / f"{part}.safetensors" for part in parts}
-    for part, path in paths.items():
-        published.check_kind(config, part)
+    for part, path in list(paths.items()):
+        try:
+            published.check_kind(config, part)
+        except InputError as error:
+            if len(paths) == 1:
+                raise
+            logger.info("export_weights: left out the %s: %s", part, error)
+            del paths[part]
+            continue
         if path.exists():
             expected = "none: it is not overwritten; another published.export"
             raise InputError(path, "a file", expected)

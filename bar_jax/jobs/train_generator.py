@@ -83,7 +83,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         batches=batches,
         evaluate=evaluate,
         folder=folder,
-        init_from=pathlib.Path(config.init_from) / "generator" if config.init_from else None,
+        init_from=_init_from(config),
         config=workdir.to_json(config),
     )
     return update_summary(
@@ -95,6 +95,17 @@ def run(config: ConfigDict) -> dict[str, object]:
             f"seconds_{STAGE}": round(results["seconds"], 1),
         },
     )
+
+
+def _init_from(config) -> pathlib.Path | None:
+    """The generator to start from; in a pipeline `init_from` may have a tokenizer alone."""
+    if not config.init_from:
+        return None
+    folder = pathlib.Path(config.init_from) / "generator"
+    if config.job == "pipeline" and not workdir.begun(folder):
+        logger.info("%s: starts from scratch, %s has no generator", STAGE, config.init_from)
+        return None
+    return folder
 
 
 def make_loss_fn(generator: nn.Module, anneal_start: int, anneal_end: int) -> LossFn:

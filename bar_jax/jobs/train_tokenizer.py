@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import data, frozen, models, workdir
 from bar_jax.config import duration, token_grid
+from bar_jax.errors import InputError
 from bar_jax.jobs import reconstruct
 from bar_jax.losses import discriminator as disc
 from bar_jax.losses import weighted
@@ -34,7 +35,6 @@ STAGE = "train_tokenizer"
 def run(config: ConfigDict) -> dict[str, object]:
     """Trains to the end, or goes on from the last checkpoint; returns the summary."""
     section, mesh = config.train_tokenizer, make_mesh(**config.mesh)
-    frozen.check(config)
     source = data.open_images(config)
     folder = workdir.begin_training(config, "tokenizer")
     tokenizer = make_tokenizer(config, remat=section.remat)
@@ -109,6 +109,9 @@ def make_program(
       examples: images of an epoch.
       steps, warmup: of the tokenizer's learning rate.
       modules: of the losses; None for those of the published sizes.
+
+    Raises:
+      InputError: if the discriminator would start after the last step.
     """
     section = config.train_tokenizer
     tokenizer = make_tokenizer(config, remat=section.remat)
@@ -129,18 +132,34 @@ def make_program(
         in_encoder = group_of(path) in ("embeddings", "encoder")
         return section.encoder_learning_rate if in_encoder else 1.0
 
+    opponent = make_opponent(tokenizer, modules.discriminator, section, crop_key, examples)
+    if opponent and opponent.start >= steps:
+        raise InputError(
+            f"{STAGE}.discriminator.start_steps",
+            f"{opponent.start} of {steps} steps",
+            f"an earlier start, or {STAGE}.loss.gan=0",
+        )
+
     return two_players(
         lambda key: models.init_tokenizer(tokenizer, key),
         make_loss_fn(tokenizer, modules, section, crop_key),
         section,
         steps,
         warmup,
-        opponent=make_opponent(tokenizer, modules.discriminator, section, crop_key, examples),
+        opponent=opponent,
         trained=trained,
-        share=share,
+        share=None if section.encoder_learning_rate == 1 else share,
         pretrained=pretrained,
         frozen=networks,
     )
+
+
+def with_both_players(config: ConfigDict) -> ConfigDict:
+    """The config with its discriminator, if it has one, from the first step on."""
+    config = config.copy_and_resolve_references()
+    start = dict(start_steps=0, start_epochs=0.0, start_images=0)
+    config.train_tokenizer.discriminator.update(start)
+    return config
 
 
 def make_loss_fn(

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bar_jax.mesh import constrain_batch
 from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import GeluMLP
 
@@ -18,6 +19,7 @@ class ConvNeXtBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
         """[B, h, w, C] -> the same, and what `nn.scan` stacks: nothing."""
+        x = constrain_batch(x)
         channels = x.shape[-1]
         h = nn.Conv(
             channels,

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bar_jax.mesh import constrain_batch
 from bar_jax.nn.linear import named
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # of each stage
@@ -62,7 +63,7 @@ class VGG16(nn.Module):
         A stage is a list: the outputs of its convolutions after their ReLU, [B, h, w, C], then
         the pooled one.
         """
-        x = x.astype(self.dtype)
+        x = constrain_batch(x.astype(self.dtype))
         stages = []
         for stage, (channels, depth) in enumerate(zip(self.channels, CONVOLUTIONS, strict=True)):
             features = []
@@ -70,6 +71,7 @@ class VGG16(nn.Module):
                 x = nn.relu(Conv3x3(channels, self.dtype, name=conv_name(stage, layer))(x))
                 features.append(x)
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = constrain_batch(x)
             stages.append([*features, x])
         return stages
 

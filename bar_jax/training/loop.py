@@ -208,5 +208,9 @@ def _log(
         values |= {"steps_per_second": rate, "images_per_second": rate * batch_size}
         eta = f", {rate:.1f} steps/s, {format_seconds((steps - step) / rate)} left"
     writer.scalars(step, values)
-    logger.info("%s step %d/%d: loss %.4f%s", stage, step, steps, values["loss"], eta)
+    # A run that goes on in the middle of a game may have seen one player's step alone.
+    losses = ", ".join(
+        f"{name} {values[name]:.4f}" for name in sorted(values, key=len) if name.endswith("loss")
+    )
+    logger.info("%s step %d/%d: %s%s", stage, step, steps, losses, eta)
     return _Logged(step, now)

@@ -47,28 +47,30 @@ def adamw(
     b2: float,
     weight_decay: float,
     clip_norm: float,
-    share: Callable[[tuple], float] = lambda path: 1.0,
+    share: Callable[[tuple], float] | None = None,
 ) -> optax.GradientTransformation:
     """AdamW on gradients clipped to a global norm.
 
     Args:
-      share: path of a parameter -> what its learning rate is of the schedule's.
+      share: path of a parameter -> what its learning rate is of the schedule's; None: all of it.
     """
+    tx = optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays),
+    )
+    if share is None:
+        return tx
 
     def scale(updates, state, params=None):
         del params
         scaled = jax.tree_util.tree_map_with_path(lambda path, u: share(path) * u, updates)
         return scaled, state
 
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays),
-        optax.GradientTransformation(lambda params: optax.EmptyState(), scale),
-    )
+    return optax.chain(tx, optax.GradientTransformation(lambda params: optax.EmptyState(), scale))
 
 
 def from_section(
-    section: ConfigDict, warmup: int, total: int, share: Callable[[tuple], float] = lambda path: 1.0
+    section: ConfigDict, warmup: int, total: int, share: Callable[[tuple], float] | None = None
 ) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
     """The optimiser and the schedule of a config's `optimizer` section.
 

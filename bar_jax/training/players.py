@@ -110,7 +110,7 @@ def two_players(
     *,
     opponent: Opponent | None,
     trained: Callable[[Path], bool] = everything,
-    share: Callable[[Path], float] = lambda path: 1.0,
+    share: Callable[[Path], float] | None = None,
     pretrained: dict | None = None,
     frozen: dict | None = None,
 ) -> Program:
@@ -128,7 +128,7 @@ def two_players(
         the vectors after the power iteration of this step.
       opponent: None if there is none.
       trained: which parameters of the network change.
-      share: path of a parameter -> what its learning rate is of the schedule's.
+      share: path of a parameter -> what its learning rate is of the schedule's; None: all of it.
       pretrained, frozen: see `Program`.
     """
     tx, schedule = optimizer.from_section(section.optimizer, warmup, steps, share)
@@ -144,7 +144,7 @@ def two_players(
         loss = functools.partial(_with_frozen, loss_fn, frozen)
         return make_train_step(loss, tx, own_rate, **options)(state, batch, key)
 
-    if opponent is None or opponent.start >= steps:
+    if opponent is None:
         init = lambda key: fresh_state(init_params(key), tx, section.ema_decay > 0, trained)
         return Program(init, lambda step: plain_step, pretrained or {}, frozen or {})
 

@@ -25,7 +25,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: float32 parameters.
       ema: moving average of the parameters, or None.
       opt_state: of the Optax transformation.
-      discriminator: the other player's part (`training.adversarial`), or None.
+      discriminator: the other player's part (`training.players`), or None.
     """
 
     step: jax.Array

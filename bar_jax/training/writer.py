@@ -15,8 +15,8 @@ from bar_jax.workdir import read_summary
 class MetricsWriter:
     """Writes `metrics.jsonl` and TensorBoard events of one stage; only process 0 writes.
 
-    A run that goes on at step s first forgets what was logged after s, so that every step stands
-    in the file once.
+    A run that goes on at step s first forgets what was logged after s, so that nothing
+    stands in the file twice.
     """
 
     def __init__(self, workdir: str | os.PathLike, stage: str, start_step: int = 0):

@@ -18,7 +18,7 @@ from bar_jax import mesh as mesh_lib
 from bar_jax.config import default_config
 from bar_jax.errors import InputError
 from bar_jax.training import checkpoint, loop, preemption
-from bar_jax.training.players import one_player
+from bar_jax.training.players import Opponent, one_player, two_players
 
 BATCH = 8
 
@@ -52,6 +52,9 @@ class Fake:
         self.folder, self.section, self.calls = folder, section(**changes), []
         self.closed, self.loss_fn = 0, squares
 
+    def make_program(self, steps, warmup):
+        return one_player(init_params, self.loss_fn, self.section, steps, warmup)
+
     def batches(self, start):
         try:
             for step in itertools.count(start):
@@ -71,7 +74,7 @@ class Fake:
             seed=0,
             examples=100,
             mesh=mesh_lib.make_mesh(devices=jax.devices()[:1]),
-            make_program=functools.partial(one_player, init_params, self.loss_fn, self.section),
+            make_program=self.make_program,
             batches=self.batches,
             evaluate=self.evaluate,
             folder=self.folder,
@@ -206,6 +209,55 @@ def test_a_stopped_run_goes_on_to_the_same_end(fake, tmp_path, sigterm):
     equal(fake.params(), whole.params())
     for name in ("loss", "score"):
         assert fake.logged(name) == whole.logged(name)
+
+
+def game(steps, warmup, section):
+    """A discriminator from step 2 on: `critic` is moved by the batch and moves the network."""
+
+    def network_loss(params, batch, keys, dropout_key, step, frozen):
+        sums = squares(params, batch, keys, dropout_key, step)
+        if "discriminator" not in frozen:
+            return sums
+        other, vectors = frozen["discriminator"]
+        total, count = sums["loss"]
+        return {"loss": (total + vectors["v"] * other["critic"] * params["bias"].sum(), count)}
+
+    def opponents_loss(params, batch, keys, dropout_key, step, frozen):
+        error = params["critic"] - batch["x"].sum() - frozen["generator"]["bias"].sum()
+        return {"loss": (error**2 + frozen["scale"] * params["critic"] ** 2, jnp.ones(()))}
+
+    opponent = Opponent(
+        init=lambda key: ({"critic": jnp.array(1.0)}, {"v": jnp.array(1.0)}),
+        power_iteration=lambda params, vectors: {"v": 0.5 * vectors["v"] + 0.1 * params["critic"]},
+        loss_fn=opponents_loss,
+        section=section.optimizer,
+        start=2,
+        warmup=0,
+    )
+    frozen = {"scale": jnp.array(0.1)}
+    return two_players(
+        init_params, network_loss, section, steps, warmup, opponent=opponent, frozen=frozen
+    )
+
+
+def test_a_stopped_game_goes_on_to_the_same_end(fake, tmp_path, sigterm):
+    """Stopped after every step, so before the opponent plays and in either player's turn."""
+    whole = Fake(tmp_path / "whole" / "fake")
+    for one in (fake, whole):
+        one.make_program = functools.partial(game, section=one.section)
+    whole.train()
+    original = fake.batches
+    fake.batches = lambda start: (sigterm() or batch for batch in original(start))
+    for _ in range(5):
+        preemption.install()
+        with pytest.raises(preemption.Preempted):
+            fake.train()
+    preemption.install()
+    fake.train()
+    equal(fake.params(), whole.params())
+    # A run that was just started knows of one player's step alone.
+    for step, name in ((5, "loss"), (5, "grad_norm"), (6, "discriminator_loss")):
+        assert fake.logged(name)[step] == whole.logged(name)[step]
 
 
 def test_stopped_before_the_first_step(fake, sigterm):
