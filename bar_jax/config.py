@@ -93,8 +93,8 @@ def default_config() -> ConfigDict:
     # full | decoder_finetune: encoder and quantizer stay as they are in `init_from`.
     train.stage = "full"
     train.encoder_learning_rate = 0.1  # the encoder's, as a share of the others'
-    # Weights of the terms (Table 6); 0: no weight file is needed and, but for l1 and l2, the term is
-    # not computed. The paper's perceptual weight is lpips's; alignment is its "clip l2 loss".
+    # Weights of the terms (Table 6); 0: needs no weight file and is not computed, l1 and l2 are all
+    # the same. The paper's perceptual weight is that of lpips; alignment is its "clip l2 loss".
     train.loss = ConfigDict(
         dict(l1=0.1, l2=1.0, lpips=1.0, convnext=0.1, gram=10.0, alignment=0.7, gan=0.05)
     )

@@ -170,10 +170,10 @@ def _start(
     return state.replace(params=params, ema=ema), {}
 
 
-def _replaced(params: dict, others: dict) -> dict:
-    """Parameters with copies of others in their places."""
+def _replaced(params: dict | jax.Array, others: dict | jax.Array) -> dict | jax.Array:
+    """Parameters with copies of others in their places and layouts."""
     if not isinstance(others, dict):
-        return jnp.copy(others)
+        return jnp.copy(jax.device_put(others, params.sharding))
     return params | {name: _replaced(params[name], value) for name, value in others.items()}
 
 
