@@ -81,18 +81,27 @@ def read(config: ConfigDict, part: str, path: str | os.PathLike) -> dict[str, np
     for name in found:
         if name.startswith((*bar_fsq.NOT_READ, bar_fsq.PREDICTOR_PREFIX)):
             optional.setdefault(name, None)
-    # A table for another grid is of another size of images: told as such if it is all that differs.
-    positions, width = needed[bar_fsq.DECODER_POSITIONS]
-    table = found.get(bar_fsq.DECODER_POSITIONS)
-    other = table is not None and table.ndim == 2 and len(table) != positions
-    resized = {bar_fsq.DECODER_POSITIONS: (len(table), width)} if other else {}
-    manifest.check(path, found, needed | resized, optional, what)
-    if other:
-        stored = len(table)
-        size = math.isqrt(stored - 1) * config.model.tokenizer.patch_size
-        expected = f"{size}: {path} has the positions of {stored - 1} tokens"
-        raise InputError("data.image_size", str(config.data.image_size), expected)
+    try:
+        manifest.check(path, found, needed, optional, what)
+    except InputError:
+        _check_image_size(config, path, found, needed, optional)
+        raise
     return found
+
+
+def _check_image_size(config, path, found, needed, optional) -> None:
+    """Tells that a tokenizer is for images of another size, if that is all that does not fit."""
+    name = bar_fsq.DECODER_POSITIONS
+    if name not in found:
+        return
+    stored = found[name].shape
+    try:
+        manifest.check(path, found, {**needed, name: stored}, optional, "")
+    except InputError:
+        return
+    size = math.isqrt(stored[0] - 1) * config.model.tokenizer.patch_size
+    expected = f"{size}: {path} has the positions of {stored[0] - 1} tokens"
+    raise InputError("data.image_size", str(config.data.image_size), expected)
 
 
 def load(

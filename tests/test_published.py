@@ -254,3 +254,18 @@ def test_a_config_file(published_files):
     """Found by name; its model is larger than the file's."""
     with pytest.raises(InputError, match="expected those of bar_fsq_16bits, the configured"):
         bar_jax.Pipeline.from_published("configs/masked_bit/bar_b.py", **published_files)
+
+
+@pytest.mark.parametrize("bits, size", [(10, 256), (16, 512), (64, 256)])
+def test_tokenizers_of_other_bits_and_sizes_are_no_published_file(bits, size, monkeypatch):
+    """10 bits were published at 512 px, 16 at 256 px: their names and widths are the same."""
+    config = load_config("configs/tokenizer/bar_fsq.py")
+    config.model.tokenizer.bits = bits
+    config.data.image_size = size
+    needed, lacking = published.shapes(config, "tokenizer")
+    tensors = {n: np.broadcast_to(np.float32(0), s) for n, s in {**needed, **lacking}.items()}
+    monkeypatch.setattr(published, "read_tensors", lambda path: tensors)
+    assert published.read(config, "tokenizer", "own.safetensors").keys() == tensors.keys()
+    config.data.image_size = 128
+    with pytest.raises(InputError, match=f"data.image_size: found 128, expected {size}: own"):
+        published.read(config, "tokenizer", "own.safetensors")
