@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import frozen, models
 from bar_jax.config import bits_per_token, token_grid
+from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
 from bar_jax.generators.masked_bit import sample, token_noise
 from bar_jax.heads import make_head
@@ -177,8 +178,10 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
 def _tokenizer_training(
     config: ConfigDict, mesh: jax.sharding.Mesh, peak: float
 ) -> dict[str, object]:
-    """A step of the tokenizer and, if the loss has a discriminator, one of the latter."""
-    del peak
+    """A step of the tokenizer and, if the loss has a discriminator, one of the latter.
+
+    FLOPs are those of the step as it is traced, with every frozen network and rematerialisation.
+    """
     config = with_both_players(config)
     section = config.train_tokenizer
     section.weights.update(dict.fromkeys(section.weights, frozen.RANDOM))
@@ -188,9 +191,23 @@ def _tokenizer_training(
         0, 256, (section.batch_size, size, size, 3), np.uint8
     )
     steps = {"tokenizer": 0} | ({"discriminator": 1} if section.loss.gan else {})
+    batch, told = {"image": images}, {}
+    key = jax.random.key(config.seed)
+    for player, step in steps.items():
+        state = jax.eval_shape(lambda: nn.unbox(program.init(key)))
+        flops = product_flops(program.step(step), state, batch, key, program.frozen)
+        told[player], _ = _time_step(config, mesh, section, program, batch, step)
+        told[player] |= _rates(flops, section.batch_size, told[player]["seconds"], peak)
+    return told
+
+
+def _rates(flops: int, batch: int, seconds: list[float], peak: float) -> dict[str, float]:
+    """Arithmetic of a program that takes `flops` for a batch."""
+    rate = flops / statistics.median(seconds)
     return {
-        player: _time_step(config, mesh, section, program, {"image": images}, step)[0]
-        for player, step in steps.items()
+        "flops_per_image": flops // batch,
+        "flops_per_second": _rounded(rate),
+        "fraction_of_peak": _rounded(rate / peak),
     }
 
 
@@ -228,7 +245,6 @@ def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, o
 
 def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """From images to bits, and from bits to pixels, a batch of the encode job at a time."""
-    del peak
     tokenizer, batch = make_tokenizer(config), config.encode.batch_size
     rng, size = np.random.default_rng(config.seed), config.data.image_size
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
@@ -240,8 +256,9 @@ def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict
     told = {"batch_size": batch}
     with jax.set_mesh(mesh):
         for name, function, inputs in (("encode", tokens, images), ("decode", pixels, bits)):
+            function = functools.partial(function, tokenizer)
             compile_seconds, seconds, memory = _timed(
-                jax.jit(functools.partial(function, tokenizer)),
+                jax.jit(function),
                 (params, jax.device_put(inputs, batch_sharding(mesh))),
                 config.benchmark.repeats,
             )
@@ -250,6 +267,7 @@ def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict
                 "seconds": seconds,
                 "images_per_second": _rounded(batch / statistics.median(seconds)),
                 "memory_bytes_per_device": memory,
+                **_rates(product_flops(function, params, inputs), batch, seconds, peak),
             }
     return told
 

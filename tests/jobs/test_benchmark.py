@@ -68,6 +68,27 @@ def test_memory_of_a_head_holds_its_parameters_and_their_gradient(kind):
     assert told["memory_bytes"] > 2 * 4 * told["parameters"]
 
 
+def test_parts_of_the_tokenizer():
+    """Rates follow from seconds; a loss of pixels alone has no discriminator to time."""
+    config = tiny(default_config())
+    config.benchmark.update(dict(parts=("tokenizer", "tokenizer_training"), repeats=1))
+    told = benchmark.run(config)
+    assert told["tokenizer_training"].keys() == {"tokenizer"}
+    for part, batch in (
+        (told["tokenizer"]["encode"], 16),
+        (told["tokenizer"]["decode"], 16),
+        (told["tokenizer_training"]["tokenizer"], 16),
+    ):
+        [seconds] = part["seconds"]
+        assert part["images_per_second"] == pytest.approx(batch / seconds, rel=1e-3)
+        rate = part["flops_per_image"] * batch / seconds
+        assert part["flops_per_second"] == pytest.approx(rate, rel=1e-3)
+    # Encoder and decoder are of one size; a step goes through both, forward and backward.
+    encode, decode = (told["tokenizer"][way]["flops_per_image"] for way in ("encode", "decode"))
+    step = told["tokenizer_training"]["tokenizer"]["flops_per_image"]
+    assert 2.5 * (encode + decode) < step < 3 * (encode + decode)
+
+
 def test_prints_as_json(measured):
     assert json.loads(json.dumps(measured)) == measured
 
