@@ -22,6 +22,7 @@ from bar_jax.losses.gram import gram
 from bar_jax.losses.perceptual import convnext_distance, lpips, vgg_pair
 from bar_jax.losses.reconstruction import absolute_error, squared_error
 from bar_jax.mesh import make_mesh
+from bar_jax.metrics.reconstruction import bit_entropies
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.training import loop
@@ -61,7 +62,9 @@ def run(config: ConfigDict) -> dict[str, object]:
         )
         picture = reconstruct.save_picture(config, measured)
         writer.image(int(state.step), "reconstructions", picture)
-        writer.histogram(int(state.step), "bit_usages", measured.bit_usages)
+        usages = measured.bit_usages
+        writer.histogram(int(state.step), "bit_usages", usages)
+        writer.histogram(int(state.step), "bit_entropies", bit_entropies(usages).tolist())
         return {f"reconstruction_{name}": value for name, value in measured.numbers.items()}
 
     steps, results = loop.train(

@@ -49,6 +49,12 @@ def reconstruction_sums(
     }
 
 
+def bit_entropies(ones: np.ndarray) -> np.ndarray:
+    """Entropy of each bit, in bits, from how often it is one: [k] in [0, 1] -> [k]."""
+    p = np.asarray(ones, np.float64)
+    return (entr(p) + entr(1 - p)) / np.log(2)
+
+
 def bit_statistics(ones: np.ndarray) -> dict[str, float]:
     """Usage of a tokenizer's bits from how often each is one, [k] in [0, 1].
 
@@ -56,8 +62,7 @@ def bit_statistics(ones: np.ndarray) -> dict[str, float]:
       `bit_usage`: how often a bit is one, on average; `bit_entropy`, `bit_entropy_min`: mean and
       least entropy of a bit, in bits; `dead_bits`: share of bits that never change.
     """
-    p = np.asarray(ones, np.float64)
-    entropy = (entr(p) + entr(1 - p)) / np.log(2)
+    p, entropy = np.asarray(ones, np.float64), bit_entropies(ones)
     return {
         "bit_usage": float(np.mean(p)),
         "bit_entropy": float(np.mean(entropy)),
