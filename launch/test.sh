@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint and tests in the same .venv as the quickstart. Arguments go to pytest, e.g. -m "not slow".
+# Lint and tests in the same .venv as the quickstart, in two processes (-n0: in one). Arguments go
+# to pytest, e.g. -m "not slow".
 # Tests that compare with PyTorch skip themselves without it: it is several GB, hence no part of
 # the extra "test". For those too: BAR_JAX_EXTRAS=torch bash launch/test.sh
 set -euo pipefail
@@ -13,4 +14,4 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 
 "$python" -m pip check
 "$python" -m ruff check .
-"$python" -m pytest -q tests "$@"
+"$python" -m pytest -q -n 2 tests "$@"
