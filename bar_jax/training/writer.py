@@ -44,12 +44,9 @@ class MetricsWriter:
             self._events.add_scalar(name, value, step)
 
     def histogram(self, step: int, name: str, values: list[float]) -> None:
-        """Logs a list of numbers at a step: as it is, and as a histogram event."""
-        if not self._active:
-            return
-        self._lines.write(json.dumps({"stage": self._stage, "step": step, name: values}) + "\n")
-        self._lines.flush()
-        self._events.add_histogram(name, np.asarray(values), step)
+        """Logs how a list of numbers is spread, as a TensorBoard event alone."""
+        if self._active:
+            self._events.add_histogram(name, np.asarray(values), step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a picture, uint8 [H, W, 3]."""
