@@ -193,8 +193,8 @@ def _tokenizer_training(
     steps = {"tokenizer": 0} | ({"discriminator": 1} if section.loss.gan else {})
     batch, told = {"image": images}, {}
     key = jax.random.key(config.seed)
+    state = nn.unbox(jax.eval_shape(program.init, key))
     for player, step in steps.items():
-        state = jax.eval_shape(lambda: nn.unbox(program.init(key)))
         flops = product_flops(program.step(step), state, batch, key, program.frozen)
         told[player], _ = _time_step(config, mesh, section, program, batch, step)
         told[player] |= _rates(flops, section.batch_size, told[player]["seconds"], peak)

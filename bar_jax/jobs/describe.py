@@ -85,20 +85,20 @@ def tokenizer_parameters(config: ConfigDict, params: dict) -> dict[str, object]:
     groups = dict.fromkeys(("embeddings", "encoder", "quantizer", "decoder"), 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         groups[parameter_group([key.key for key in path])] += math.prod(leaf.shape)
-    frozen = {}
+    unchanged = {}
     if config.model.tokenizer.encoder.kind == "siglip2":
-        frozen = {
+        unchanged = {
             "tokenizer_frozen_embeddings": groups["embeddings"],
             "tokenizer_alignment_target": groups["encoder"],
             "tokenizer_pooling_head": _pooling_head(config.model.tokenizer.encoder),
         }
-    trainable = sum(groups.values()) - frozen.get("tokenizer_frozen_embeddings", 0)
+    trainable = sum(groups.values()) - unchanged.get("tokenizer_frozen_embeddings", 0)
     decoder_alone = config.train_tokenizer.stage == "decoder_finetune"
     return {
         "tokenizer": parts,
         "tokenizer_trainable": groups["decoder"] if decoder_alone else trainable,
-        **frozen,
-        "tokenizer_total": trainable + sum(frozen.values()),
+        **unchanged,
+        "tokenizer_total": trainable + sum(unchanged.values()),
         "tokenizer_encoding": sum(groups.values()) - groups["decoder"],
         "tokenizer_decoding": groups["decoder"]
         - parts.get("feature_predictor", 0)

@@ -23,7 +23,7 @@ from bar_jax.losses.perceptual import convnext_distance, lpips, vgg_pair
 from bar_jax.losses.reconstruction import absolute_error, squared_error
 from bar_jax.mesh import make_mesh
 from bar_jax.metrics.reconstruction import bit_entropies
-from bar_jax.tokenizers import make_tokenizer
+from bar_jax.tokenizers import bit_budget, make_tokenizer
 from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.training import loop
 from bar_jax.training.players import FrozenLossFn, Opponent, Program, two_players
@@ -82,15 +82,14 @@ def run(config: ConfigDict) -> dict[str, object]:
         init_from=pathlib.Path(config.init_from) / "tokenizer" if config.init_from else None,
         config=workdir.to_json(config),
     )
-    rows, columns = token_grid(config)
-    bits = config.model.tokenizer.bits
+    (rows, columns), bits = token_grid(config), config.model.tokenizer.bits
     return update_summary(
         config.workdir,
         {
             "tokenizer_step": steps,
             "bits_per_token": bits,
             "tokens": rows * columns,
-            "bit_budget": rows * columns * bits,  # eq. 3
+            "bit_budget": bit_budget.discrete((rows, columns), 2**bits),
             **{name: value for name, value in results.items() if name != "seconds"},
             f"seconds_{STAGE}": round(results["seconds"], 1),
         },

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from bar_jax.losses.imagenet import normalized
 from bar_jax.losses.reconstruction import to_8_bits
-from bar_jax.nn.linear import linear, named
+from bar_jax.nn.linear import linear, named, uniform
 from bar_jax.nn.resize import resize
 from bar_jax.nn.vit import ViT, patchify
 
@@ -107,8 +107,7 @@ class CircularConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, x.shape[-1], self.channels)
-        limit = (shape[0] * shape[1]) ** -0.5
-        start = lambda key, shape: jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+        start = uniform((shape[0] * shape[1]) ** -0.5)
         kernel = self.param("kernel", named(start, None, "embed", None), shape).astype(self.dtype)
         bias = self.param("bias", start, shape[2:]).astype(self.dtype)
         # One product, of windows that are not kept for the backward pass: in a loop, XLA's

@@ -18,6 +18,15 @@ def named(init: Init, *axes: str | None) -> Init:
     return nn.with_logical_partitioning(init, axes)
 
 
+def uniform(limit: float) -> Init:
+    """Uniform in +-limit; fan_in^-0.5 is how PyTorch's layers start by default."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
 class Linear(nn.DenseGeneral):
     """A linear layer that also takes its kernel output-first (see `nn.decoding`)."""
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.nn.linear import named
+from bar_jax.nn.linear import named, uniform
 
 LEVELS = 2
 EPS = 1e-3
@@ -44,15 +44,6 @@ def bits_to_codes(bits: jax.Array) -> jax.Array:
     return 2 * bits.astype(jnp.float32) - 1
 
 
-def _uniform(limit: float) -> nn.initializers.Initializer:
-    """Uniform in +-limit."""
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -limit, limit)
-
-    return init
-
-
 class Quantizer(nn.Module):
     """Linear to k channels, binary FSQ, linear to the decoder's width; all in float32.
 
@@ -72,13 +63,13 @@ class Quantizer(nn.Module):
     centered: bool = False
 
     def setup(self):
-        start = _uniform(self.inputs**-0.5)
+        start = uniform(self.inputs**-0.5)
         self.in_proj = nn.Dense(
             self.bits,
             kernel_init=named(start, "embed", None),
             bias_init=nn.initializers.constant(BOUNDARY) if self.centered else start,
         )
-        start = _uniform(self.bits**-0.5)
+        start = uniform(self.bits**-0.5)
         self.out_proj = nn.Dense(
             self.outputs, kernel_init=named(start, None, "embed"), bias_init=start
         )
