@@ -27,7 +27,8 @@ def default_config() -> ConfigDict:
     c.init_from = ""  # another workdir whose parameters (EMA if kept) training starts from
 
     c.data = data = ConfigDict()
-    # digits (scikit-learn's, bundled) | folder | tfds | tokens (of the published code, .npz)
+    # digits (scikit-learn's, bundled) | folder | tfds | tokens (of the published code, an .npz per
+    # image: bits of BAR-FSQ, or moments of KL-16)
     data.source = "tfds"
     data.path = ""  # folder, tokens: root, one directory per class; tfds: data_dir ("": default)
     data.name = "imagenet2012"  # tfds: name of the data set, prepared as array_record
@@ -47,8 +48,8 @@ def default_config() -> ConfigDict:
 
     c.model = model = ConfigDict()
     model.tokenizer = tokenizer = ConfigDict()
-    tokenizer.kind = "bar_fsq"
-    tokenizer.bits = 16  # k, bits of a token
+    tokenizer.kind = "bar_fsq"  # bar_fsq (bits) | kl_vae, pixels (real numbers)
+    tokenizer.bits = 16  # k, bits of a token of bar_fsq
     tokenizer.patch_size = 16  # pixels, side of the square that becomes one token
     # Start the quantizer's bias where its two levels meet, so that zeros and ones are balanced.
     # Off in the published recipe, whose encoder is pretrained; on to train from scratch.
@@ -65,14 +66,41 @@ def default_config() -> ConfigDict:
     # is 0); its hidden width, 0: there is none.
     tokenizer.decoder.predictor_layer = 2
     tokenizer.decoder.predictor_width = 2048
+    # kl_vae: LDM's KL-16. `channels` of a token, attention where 256 px have become `attention`,
+    # tokens are samples of the posterior times `scale`; patch_size is its stride.
+    tokenizer.kl = ConfigDict(
+        dict(width=128, multipliers=(1, 1, 2, 2, 4), blocks=2, channels=16, attention=16)
+    )
+    tokenizer.kl.scale = 0.2325
+
+    model.basis = basis = ConfigDict()
+    # The sequence that is predicted is y = A x. For bits A is a permutation: raster | cells |
+    # subsample | random (RAR: drawn for each example, annealed to raster; model.generator.order).
+    # For real-valued tokens also: identity (the generator's own order) | scales | frequency |
+    # low_pass | haar | compact | pca | random_orthogonal | learned
+    basis.kind = "random"
+    basis.init = "identity"  # learned: the kind that A starts as
+    basis.block = 2  # cells, subsample: side of a cell or block, in tokens
+    basis.rows = 0  # compact: M, rows of A; 0: a quarter of the tokens
+    basis.projection = "soft"  # none | hard | soft: singular values after every update (Table 6)
+    basis.delta = 0.5  # soft: they are clamped to 1 +- delta
+    basis.objective = "residual"  # bar | residual (Table 7)
+    basis.regularizer = 1.0  # weight of the mean of (A A^T - I)^2 while A is learned
+    basis.snr_clip = 0.0  # residual: largest weight alpha_bar / (1 - alpha_bar); 0: no limit
+    basis.inverse = "inverse"  # the way back: inverse (pseudo-inverse if A is not square) | transpose
 
     model.generator = generator = ConfigDict()
-    generator.kind = "causal"
+    generator.kind = "causal"  # causal | xar | mar; the last two for real-valued tokens
     generator.width = 768
-    generator.depth = 24  # layers
+    generator.depth = 24  # layers; xar, mar: of the encoder, and as many of the decoder
     generator.heads = 12
     generator.patch_size = 1  # token shuffling: this many squared tokens are written as one
-    generator.class_repeats = 32  # copies of the class embedding in front, 1 to 99
+    generator.class_repeats = 32  # causal, mar: copies of the class embedding in front, 1 to 99
+    generator.cell_size = 8  # xar: a step writes the square of this many tokens
+    # xar: one time per image, or per cell; residual needs the former, published xAR has the latter.
+    generator.shared_time = False
+    generator.time = "logit_normal"  # xar: its distribution, logit_normal (published) | uniform
+    generator.mask_ratio_min = 0.7  # mar: least share of masked tokens in training
     generator.dropout = 0.0  # of attention outputs and MLP hidden units
     generator.attention_dropout = 0.0  # of attention weights
     generator.label_dropout = 0.1  # share of examples trained without their class
@@ -82,10 +110,13 @@ def default_config() -> ConfigDict:
     _duration(generator.order, "anneal_end_", epochs=300.0)
 
     model.head = head = ConfigDict()
-    head.kind = "masked_bit"  # masked_bit | bit | linear (Table 1); the last two know only `width`
+    # bits: masked_bit | bit | linear (Table 1), the last two know only `width`; real numbers:
+    # diffusion (causal, mar) | flow (xar's own output)
+    head.kind = "masked_bit"
     head.width = 2048
     head.depth = 3  # layers
-    head.mask_ratio = "logit_normal"  # share of hidden bits in training (Table 2a)
+    head.mask_ratio = "logit_normal"  # masked_bit: share of hidden bits in training (Table 2a)
+    head.timesteps_per_token = 4  # diffusion: noise levels that a token is trained at in a step
 
     c.train_tokenizer = train = _training(batch_size=256, epochs=40.0, warmup_epochs=2.0)
     train.optimizer.learning_rate = 1e-4
@@ -124,7 +155,10 @@ def default_config() -> ConfigDict:
     sample.guidance_scale = 5.0  # at most 1: no guidance
     sample.temperature = 2.5
     sample.unmasking_schedule = (2, 2, 5, 7)  # bits shown at each step of the masked-bit head
-    sample.order = "raster"  # raster | random
+    sample.order = "basis"  # bits: basis (raster if it is random) | random
+    sample.sampler = "euler_maruyama"  # xar: euler_maruyama | euler
+    sample.steps = 50  # xar: of each cell; diffusion head: of the 1000 of training
+    sample.iterations = 64  # mar: how often tokens are revealed
     sample.batch_size = 64  # global
     sample.keep = "none"  # keep this half of real images and write the rest: upper | lower | ...
 
@@ -182,6 +216,7 @@ def _optimizer(warmup_epochs: float) -> ConfigDict:
     optimizer.learning_rate = 0.0  # after warm-up
     optimizer.end_learning_rate = 1e-5  # at the end of the cosine
     _duration(optimizer, "warmup_", epochs=warmup_epochs)  # linear from 0
+    _duration(optimizer, "constant_")  # constant up to here, then the cosine; 0: it begins at once
     optimizer.b1 = 0.9
     optimizer.b2 = 0.999
     optimizer.weight_decay = 0.0
@@ -207,10 +242,12 @@ def tiny(config: ConfigDict) -> ConfigDict:
     """
     config.data.update(dict(source="digits", num_classes=10, image_size=16, num_workers=0))
     config.model.tokenizer.patch_size = 4
+    config.model.tokenizer.kl.update(dict(width=32, multipliers=(1, 1, 1), blocks=1))
     for part in (config.model.tokenizer.encoder, config.model.tokenizer.decoder):
         part.update(dict(width=16, depth=2, heads=2, mlp_width=32))
     from_scratch(config)
     config.model.generator.update(dict(width=16, depth=2, heads=2, class_repeats=2))
+    config.model.generator.cell_size = 2
     config.model.head.update(dict(width=16, depth=1))
     for train in (config.train_tokenizer, config.train_generator):
         train.update(dict(batch_size=16, steps=2, epochs=0.0, images=0, evaluate_images=16))
@@ -222,7 +259,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
         order[f"{point}epochs"] = 0.0
     order.anneal_end_steps = 2
     config.encode.update(dict(batch_size=16, shards=2))
-    config.sample.update(dict(images_per_class=2, batch_size=16))
+    config.sample.update(dict(images_per_class=2, batch_size=16, steps=4, iterations=4))
     return config
 
 
@@ -238,6 +275,22 @@ def sized(config: ConfigDict, size: str | None) -> ConfigDict:
 def token_grid(config: ConfigDict) -> tuple[int, int]:
     """Rows and columns of the tokenizer's tokens."""
     return (config.data.image_size // config.model.tokenizer.patch_size,) * 2
+
+
+def real_valued(config: ConfigDict) -> bool:
+    """Whether tokens are vectors of real numbers, not of bits."""
+    return config.model.tokenizer.kind != "bar_fsq"
+
+
+def token_channels(config: ConfigDict) -> int:
+    """Numbers (or bits) of a token of the tokenizer."""
+    tokenizer = config.model.tokenizer
+    sizes = {
+        "bar_fsq": tokenizer.bits,
+        "kl_vae": tokenizer.kl.channels,
+        "pixels": 3 * tokenizer.patch_size**2,
+    }
+    return sizes[tokenizer.kind]
 
 
 def bits_per_token(config: ConfigDict) -> int:
