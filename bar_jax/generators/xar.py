@@ -107,7 +107,11 @@ class XARBlock(nn.Module):
 
     def _attention(self, x, rotary, visible, cache, start):
         qkv = self.qkv(x)
-        query, key, value = rotate(qkv[:, :, 0], *rotary), rotate(qkv[:, :, 1], *rotary), qkv[:, :, 2]
+        query, key, value = (
+            rotate(qkv[:, :, 0], *rotary),
+            rotate(qkv[:, :, 1], *rotary),
+            qkv[:, :, 2],
+        )
         if cache is not None:
             keys, values = (
                 jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), start, axis=2)
@@ -244,7 +248,7 @@ class XAR(nn.Module):
 
     def _positioned(self, x, table, start):
         rows = jax.lax.dynamic_slice_in_dim(gathered(table), start, x.shape[1])
-        return constrain_batch(x + rows.astype(self.dtype))
+        return constrain_batch(x + rows.astype(self.dtype)[None])
 
     @nn.nowrap
     def rotary(self) -> tuple[jax.Array, jax.Array]:
@@ -288,9 +292,7 @@ class XAR(nn.Module):
             if i == self.depth:
                 x = self.decoder_input(x, start)
             here = None if cache is None else visible
-            x, kept = block.extend(
-                x, modulations[i][:, None], rotary, here, cache_of[i], start
-            )
+            x, kept = block.extend(x, modulations[i][:, None], rotary, here, cache_of[i], start)
             written.append(kept)
         return self.flow(x), cache if cache is None else tuple(written)
 
@@ -365,7 +367,7 @@ def noised(y: jax.Array, draws: Draws, cell: int) -> jax.Array:
     return (1 - t) * y + t * draws.noise
 
 
-# --- sampling --------------------------------------------------------------------------------------
+# --- sampling ------------------------------------------------------------------------------------
 
 
 def sample_sequence(

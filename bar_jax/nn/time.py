@@ -15,7 +15,7 @@ def sinusoidal(index: jax.Array, size: int = 256) -> jax.Array:
     half = size // 2
     # In float32, as published: at an index of 999 the angles differ from float64's by 1e-4.
     frequencies = np.exp(np.float32(-np.log(MAX_PERIOD)) * np.arange(half, dtype=np.float32) / half)
-    angles = jnp.asarray(index, jnp.float32)[..., None] * frequencies
+    angles = jnp.multiply.outer(jnp.asarray(index, jnp.float32), frequencies)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
