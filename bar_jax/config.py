@@ -87,7 +87,9 @@ def default_config() -> ConfigDict:
     basis.objective = "residual"  # bar | residual (Table 7)
     basis.regularizer = 1.0  # weight of the mean of (A A^T - I)^2 while A is learned
     basis.snr_clip = 0.0  # residual: largest weight alpha_bar / (1 - alpha_bar); 0: no limit
-    basis.inverse = "inverse"  # the way back: inverse (pseudo-inverse if A is not square) | transpose
+    basis.inverse = (
+        "inverse"  # the way back: inverse (pseudo-inverse if A is not square) | transpose
+    )
 
     model.generator = generator = ConfigDict()
     generator.kind = "causal"  # causal | xar | mar; the last two for real-valued tokens

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.golden_kl_vae import kl16_vae
+
 FOLDER = Path(os.environ["BAR_JAX_GOLDEN"]) / "basis_hosts"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.is_dir() else {}
-KINDS = {function.__name__: function for function in ()}
+KINDS = {function.__name__: function for function in (kl16_vae,)}
 GIVEN = ("input", "randomness")  # roles
 
 
