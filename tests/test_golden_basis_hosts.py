@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests import golden_xar
+from tests import golden_kl_vae, golden_xar
 
 FOLDER = Path(os.environ["BAR_JAX_GOLDEN"]) / "basis_hosts"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.is_dir() else {}
-KINDS = {function.__name__: function for function in (*golden_xar.KINDS,)}
+FUNCTIONS = (golden_kl_vae.kl16_vae, *golden_xar.KINDS)
+KINDS = {function.__name__: function for function in FUNCTIONS}
 GIVEN = ("input", "randomness")  # roles
 
 
