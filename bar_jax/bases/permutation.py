@@ -47,20 +47,27 @@ def random_share(step: jax.Array | int, start: int, end: int) -> jax.Array:
     return jnp.clip((end - step) / max(end - start, 1), 0.0, 1.0)
 
 
-def draw_orders(share: jax.Array | float, choice: jax.Array, places: jax.Array) -> jax.Array:
+def draw_orders(
+    share: jax.Array | float,
+    choice: jax.Array,
+    places: jax.Array,
+    otherwise: np.ndarray | None = None,
+) -> jax.Array:
     """The order in which each example's tokens are written.
 
     Args:
-      share: probability of a random order; the rest is raster.
+      share: probability of a random order.
       choice: [B] uniform draws: random where below `share`.
       places: [B, N] uniform draws; their argsort is the random order.
+      otherwise: [N] the order of the rest; None: raster.
 
     Returns:
       [B, N] int32: the place (raster index) of the first, second, ... token.
     """
-    raster = jnp.arange(places.shape[1], dtype=jnp.int32)[None]
+    if otherwise is None:
+        otherwise = np.arange(places.shape[1], dtype=np.int32)
     random = jnp.argsort(places, axis=1).astype(jnp.int32)
-    return jnp.where(choice[:, None] < share, random, raster)
+    return jnp.where(choice[:, None] < share, random, jnp.asarray(otherwise)[None])
 
 
 def gather(tokens: jax.Array, order: jax.Array) -> jax.Array:

@@ -50,7 +50,6 @@ class BasisGenerator(nn.Module):
       regularizer: weight of the mean of (A A^T - I)^2, while A is learned.
       snr_clip: largest weight of the residual objective; 0: no limit, as in the paper.
       label_dropout: share of examples trained without their class.
-      no_decay: names in a parameter's path on which weight decay does not act.
     """
 
     host: nn.Module
@@ -61,7 +60,6 @@ class BasisGenerator(nn.Module):
     regularizer: float = 1.0
     snr_clip: float = 0.0
     label_dropout: float = 0.1
-    no_decay: tuple[str, ...] = ()
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -155,10 +153,10 @@ class BasisGenerator(nn.Module):
         """y, and the order that a host is told of."""
         if self.basis.has_matrix:
             return transform.forward(self.matrix, x), None
+        order = self._order(x.shape[0])
         if self.basis.kind == RANDOM:
-            order = permutation.draw_orders(random_share, draws.order_choice, draws.order_places)
-        else:
-            order = self._order(x.shape[0])
+            random = draws.order_choice, draws.order_places
+            order = permutation.draw_orders(random_share, *random, order[0])
         return permutation.gather(x, order), order if self.told_orders else None
 
     @nn.nowrap

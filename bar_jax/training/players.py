@@ -88,6 +88,10 @@ def one_player(
     section: ConfigDict,
     steps: int,
     warmup: int,
+    *,
+    trained: Callable[[Path], bool] = everything,
+    last: optax.GradientTransformation | None = None,
+    pretrained: dict | None = None,
 ) -> Program:
     """A network that minimises a loss.
 
@@ -96,9 +100,13 @@ def one_player(
       loss_fn: see `training.step`.
       section: the stage's: `optimizer`, `ema_decay`, `accumulate`.
       steps, warmup: of the learning rate's schedule.
+      trained, last, pretrained: see `two_players`.
     """
     without_frozen = lambda *args: loss_fn(*args[:-1])
-    return two_players(init_params, without_frozen, section, steps, warmup, opponent=None)
+    options = {"trained": trained, "last": last, "pretrained": pretrained}
+    return two_players(
+        init_params, without_frozen, section, steps, warmup, opponent=None, **options
+    )
 
 
 def two_players(
@@ -111,6 +119,7 @@ def two_players(
     opponent: Opponent | None,
     trained: Callable[[Path], bool] = everything,
     share: Callable[[Path], float] | None = None,
+    last: optax.GradientTransformation | None = None,
     pretrained: dict | None = None,
     frozen: dict | None = None,
 ) -> Program:
@@ -129,9 +138,10 @@ def two_players(
       opponent: None if there is none.
       trained: which parameters of the network change.
       share: path of a parameter -> what its learning rate is of the schedule's; None: all of it.
+      last: of the optimiser's chain, see `optimizer.adamw`.
       pretrained, frozen: see `Program`.
     """
-    tx, schedule = optimizer.from_section(section.optimizer, warmup, steps, share)
+    tx, schedule = optimizer.from_section(section.optimizer, warmup, steps, share, last)
     start = opponent.start if opponent else steps
     options = {
         "accumulate": section.accumulate,
