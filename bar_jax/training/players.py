@@ -88,6 +88,7 @@ def one_player(
     section: ConfigDict,
     steps: int,
     warmup: int,
+    constant: int = 0,
 ) -> Program:
     """A network that minimises a loss.
 
@@ -95,10 +96,10 @@ def one_player(
       init_params: key -> parameters with logical axis names.
       loss_fn: see `training.step`.
       section: the stage's: `optimizer`, `ema_decay`, `accumulate`.
-      steps, warmup: of the learning rate's schedule.
+      steps, warmup, constant: of the learning rate's schedule, see `optimizer.warmup_cosine`.
     """
     without_frozen = lambda *args: loss_fn(*args[:-1])
-    return two_players(init_params, without_frozen, section, steps, warmup, opponent=None)
+    return two_players(init_params, without_frozen, section, steps, warmup, constant, opponent=None)
 
 
 def two_players(
@@ -107,6 +108,7 @@ def two_players(
     section: ConfigDict,
     steps: int,
     warmup: int,
+    constant: int = 0,
     *,
     opponent: Opponent | None,
     trained: Callable[[Path], bool] = everything,
@@ -123,7 +125,7 @@ def two_players(
     of step.
 
     Args:
-      init_params, section, steps, warmup: as for `one_player`.
+      init_params, section, steps, warmup, constant: as for `one_player`.
       loss_fn: when the opponent plays, `frozen` holds a pair `discriminator`: its parameters, and
         the vectors after the power iteration of this step.
       opponent: None if there is none.
@@ -131,7 +133,7 @@ def two_players(
       share: path of a parameter -> what its learning rate is of the schedule's; None: all of it.
       pretrained, frozen: see `Program`.
     """
-    tx, schedule = optimizer.from_section(section.optimizer, warmup, steps, share)
+    tx, schedule = optimizer.from_section(section.optimizer, warmup, steps, share, constant)
     start = opponent.start if opponent else steps
     options = {
         "accumulate": section.accumulate,
