@@ -91,12 +91,11 @@ def run(config: ConfigDict) -> dict[str, object]:
         seed=config.seed,
         examples=len(cache),
         mesh=mesh,
-        make_program=lambda steps, warmup: one_player(
+        make_program=lambda *durations: one_player(
             lambda k: models.init_generator(generator, k),
             make_loss_fn(generator, codec, start, end),
             section,
-            steps,
-            warmup,
+            *durations,
             **basis_lib.training(config, mesh, watched),
         ),
         batches=batches,

@@ -52,10 +52,14 @@ class GatedGeluMLP(nn.Module):
 
 
 class GeluMLP(nn.Module):
-    """Linear(GELU(Linear)); the GELU exact or by its tanh approximation."""
+    """Linear(GELU(Linear)); the GELU exact or by its tanh approximation.
+
+    With a dropout rng, dropout acts on the hidden units and on the output.
+    """
 
     hidden: int
     approximate: bool = False
+    dropout: float = 0.0
     kernel_init: Init = NORMAL_02
     dtype: jnp.dtype = jnp.float32
 
@@ -64,5 +68,6 @@ class GeluMLP(nn.Module):
         """[..., D] -> [..., D]."""
         dense = functools.partial(linear, kernel_init=self.kernel_init, dtype=self.dtype)
         width = x.shape[-1]
-        x = nn.gelu(dense(self.hidden, ("embed", "mlp"), name="up")(x), self.approximate)
-        return dense(width, ("mlp", "embed"), name="down")(x)
+        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        x = drop(nn.gelu(dense(self.hidden, ("embed", "mlp"), name="up")(x), self.approximate))
+        return drop(dense(width, ("mlp", "embed"), name="down")(x))

@@ -9,18 +9,24 @@ import optax
 from ml_collections import ConfigDict
 
 def warmup_cosine(
-    peak: float, end: float, warmup: int, total: int
+    peak: float, end: float, warmup: int, total: int, constant: int = 0
 ) -> Callable[[jax.Array | int], jax.Array]:
     """Learning rate at a step: linear from 0 to `peak` at `warmup`, cosine to `end` at `total`.
 
     Past `total` the cosine goes on, as in the published schedule.
+
+    Args:
+      constant: the cosine begins here, if that is after the warm-up; never if it is not before
+        `total`.
     """
+    start = max(warmup, constant)
 
     def schedule(step):
-        step = jnp.asarray(step, jnp.float32)
-        progress = (step - warmup) / max(total - warmup, 1)
+        step = jnp.asarray(step, float)
+        progress = (step - start) / max(total - start, 1)
         # (1 + cos(pi p)) / 2, in the form that keeps its precision near p = 1.
         cosine = end + (peak - end) * jnp.cos(jnp.pi / 2 * progress) ** 2
+        cosine = jnp.where((step < start) | (0 < total <= constant), peak, cosine)
         return jnp.where(step < warmup, peak * step / max(warmup, 1), cosine)
 
     return schedule
@@ -75,15 +81,17 @@ def from_section(
     warmup: int,
     total: int,
     share: Callable[[tuple], float] | None = None,
+    constant: int = 0,
     last: optax.GradientTransformation | None = None,
 ) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
     """The optimiser and the schedule of a config's `optimizer` section.
 
     Args:
-      warmup, total: steps.
+      warmup, total, constant: steps, see `warmup_cosine`.
       share, last: see `adamw`.
     """
-    schedule = warmup_cosine(section.learning_rate, section.end_learning_rate, warmup, total)
+    ends = (section.learning_rate, section.end_learning_rate)
+    schedule = warmup_cosine(*ends, warmup, total, constant)
     tx = adamw(
         schedule,
         b1=section.b1,

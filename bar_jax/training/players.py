@@ -88,6 +88,7 @@ def one_player(
     section: ConfigDict,
     steps: int,
     warmup: int,
+    constant: int = 0,
     *,
     trained: Callable[[Path], bool] = everything,
     last: optax.GradientTransformation | None = None,
@@ -99,13 +100,21 @@ def one_player(
       init_params: key -> parameters with logical axis names.
       loss_fn: see `training.step`.
       section: the stage's: `optimizer`, `ema_decay`, `accumulate`.
-      steps, warmup: of the learning rate's schedule.
+      steps, warmup, constant: of the learning rate's schedule, see `optimizer.warmup_cosine`.
       trained, last, pretrained: see `two_players`.
     """
     without_frozen = lambda *args: loss_fn(*args[:-1])
-    options = {"trained": trained, "last": last, "pretrained": pretrained}
     return two_players(
-        init_params, without_frozen, section, steps, warmup, opponent=None, **options
+        init_params,
+        without_frozen,
+        section,
+        steps,
+        warmup,
+        constant,
+        opponent=None,
+        trained=trained,
+        last=last,
+        pretrained=pretrained,
     )
 
 
@@ -115,6 +124,7 @@ def two_players(
     section: ConfigDict,
     steps: int,
     warmup: int,
+    constant: int = 0,
     *,
     opponent: Opponent | None,
     trained: Callable[[Path], bool] = everything,
@@ -132,7 +142,7 @@ def two_players(
     of step.
 
     Args:
-      init_params, section, steps, warmup: as for `one_player`.
+      init_params, section, steps, warmup, constant: as for `one_player`.
       loss_fn: when the opponent plays, `frozen` holds a pair `discriminator`: its parameters, and
         the vectors after the power iteration of this step.
       opponent: None if there is none.
@@ -141,7 +151,8 @@ def two_players(
       last: of the optimiser's chain, see `optimizer.adamw`.
       pretrained, frozen: see `Program`.
     """
-    tx, schedule = optimizer.from_section(section.optimizer, warmup, steps, share, last)
+    rates = warmup, steps, share, constant
+    tx, schedule = optimizer.from_section(section.optimizer, *rates, last)
     start = opponent.start if opponent else steps
     options = {
         "accumulate": section.accumulate,
