@@ -16,6 +16,8 @@ Bits are written by the masked-bit generator. Real-valued tokens are written by 
     draw(keys), predict(y, labels, draws), initialize(...), sample(...)     as above, of y
 """
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -23,10 +25,12 @@ from ml_collections import ConfigDict
 from bar_jax.bases import Basis
 from bar_jax.config import bits_per_token, real_valued, token_channels, token_grid
 from bar_jax.generators.basis import BasisGenerator
+from bar_jax.generators.bidirectional import Transformer
 from bar_jax.generators.causal import CausalTransformer
+from bar_jax.generators.mar import MAR
 from bar_jax.generators.masked_bit import MaskedBitGenerator
 from bar_jax.generators.xar import XAR
-from bar_jax.heads import make_head
+from bar_jax.heads import make_diffusion_head, make_head
 
 
 def make_basis(config: ConfigDict) -> Basis:
@@ -38,6 +42,11 @@ def make_basis(config: ConfigDict) -> Basis:
 def _grid(config: ConfigDict) -> tuple[int, int]:
     """Rows and columns of tokens as the generator writes them."""
     return tuple(side // config.model.generator.patch_size for side in token_grid(config))
+
+
+def _channels(config: ConfigDict) -> int:
+    """d: numbers of a real-valued token as the generator writes it."""
+    return token_channels(config) * config.model.generator.patch_size**2
 
 
 def _masked_bit(config: ConfigDict, remat: bool) -> MaskedBitGenerator:
@@ -69,7 +78,7 @@ def _masked_bit(config: ConfigDict, remat: bool) -> MaskedBitGenerator:
 def _xar(config: ConfigDict, remat: bool) -> XAR:
     generator = config.model.generator
     return XAR(
-        channels=token_channels(config) * generator.patch_size**2,
+        channels=_channels(config),
         grid=_grid(config),
         cell_size=generator.cell_size,
         num_classes=config.data.num_classes,
@@ -85,7 +94,32 @@ def _xar(config: ConfigDict, remat: bool) -> XAR:
     )
 
 
-HOSTS = {"xar": _xar}
+def _mar(config: ConfigDict, remat: bool) -> MAR:
+    generator, dtype = config.model.generator, jnp.dtype(config.dtype)
+    transformer = functools.partial(
+        Transformer,
+        width=generator.width,
+        depth=generator.depth,
+        heads=generator.heads,
+        dropout=generator.dropout,
+        attention_dropout=generator.attention_dropout,
+        remat=remat,
+        dtype=dtype,
+    )
+    return MAR(
+        length=make_basis(config).length(_grid(config)),
+        num_classes=config.data.num_classes,
+        encoder=transformer(),
+        decoder=transformer(),
+        head=make_diffusion_head(config, _channels(config), remat),
+        class_repeats=generator.class_repeats,
+        mask_ratio_min=generator.mask_ratio_min,
+        shared_time=generator.shared_time,
+        dtype=dtype,
+    )
+
+
+HOSTS = {"xar": _xar, "mar": _mar}
 
 
 def make_generator(config: ConfigDict, remat: bool = False) -> nn.Module:

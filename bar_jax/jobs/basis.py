@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from bar_jax import data, models
 from bar_jax import mesh as mesh_lib
 from bar_jax.bases import LEARNED, energy
+from bar_jax.bases.matrices import principal_components
 from bar_jax.bases.projection import projected
 from bar_jax.files import write_atomically
 from bar_jax.generators.basis import MATRIX, is_basis
@@ -136,7 +137,7 @@ def measure(matrix: np.ndarray, watched: Watched) -> dict[str, float]:
       `basis_orthogonality`: Frobenius norm of A A^T - I, and the extreme singular values.
     """
     area = energy.energy_area(energy.prefix_energy(matrix, watched.validation))
-    pca = principal_components(watched, len(matrix))
+    pca = principal_components(watched.train)[: len(matrix)]
     best = energy.energy_area(energy.prefix_energy(pca, watched.validation))
     matrix = np.asarray(matrix, np.float64)
     values = np.linalg.svd(matrix, compute_uv=False)
