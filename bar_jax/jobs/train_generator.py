@@ -20,6 +20,7 @@ from bar_jax.bases.permutation import random_share
 from bar_jax.config import duration, token_grid
 from bar_jax.generators import make_generator
 from bar_jax.jobs import encode, sample
+from bar_jax.tokenizers import cached_as
 from bar_jax.training import loop
 from bar_jax.training.players import one_player
 from bar_jax.training.step import LossFn, quotients, stream_key
@@ -114,7 +115,7 @@ def make_loss_fn(generator: nn.Module, anneal_start: int, anneal_end: int) -> Lo
     def loss_fn(params, batch, keys, dropout_key, step):
         return generator.apply(
             {"params": params},
-            batch["bits"],
+            batch["tokens"],
             batch["label"],
             generator.draw(keys),
             random_share(step, anneal_start, anneal_end),
@@ -144,10 +145,12 @@ def _anneal_step(config, point, images) -> int:
 
 
 def _open_cache(config, fingerprint, split):
+    dtype, width = cached_as(config)
     return data.open_cache(
         encode.cache_path(config, split),
         fingerprint=fingerprint,
-        bits=config.model.tokenizer.bits,
+        dtype=dtype,
+        width=width,
         grid=token_grid(config),
         num_classes=config.data.num_classes,
     )
@@ -174,7 +177,7 @@ def validation_loss(
             process_count=jax.process_count(),
         )
     ):
-        arrays = mesh_lib.put_batch(mesh, {n: batch[n] for n in ("bits", "label", "mask")})
+        arrays = mesh_lib.put_batch(mesh, {n: batch[n] for n in ("tokens", "label", "mask")})
         sums = jax.device_get(_loss(generator, params, arrays, jax.random.fold_in(key, i)))
         totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         seen += batch_size
@@ -189,7 +192,7 @@ def _loss(generator, params, batch, key):
     keys = jax.random.split(key, batch["label"].shape[0])
     return generator.apply(
         {"params": params},
-        batch["bits"],
+        batch["tokens"],
         batch["label"],
         generator.draw(keys),
         0.0,
