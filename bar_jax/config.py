@@ -168,7 +168,7 @@ def default_config() -> ConfigDict:
     c.evaluate.samples = ""  # .npz of images (arr_0) and labels (arr_1); "": the workdir's
     c.evaluate.metrics = METRICS
 
-    c.published = ConfigDict()  # weight files: .bin, .pth, .safetensors, .npz
+    c.published = ConfigDict()  # weight files: .bin, .pth, .ckpt, .safetensors, .npz
     c.published.generator = ""  # import_weights reads it; "": none
     c.published.tokenizer = ""  # the same
     # Folder that export_weights writes generator.safetensors and tokenizer.safetensors into; "":

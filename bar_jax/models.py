@@ -34,9 +34,9 @@ class Trained(typing.NamedTuple):
 
 
 def init_tokenizer(tokenizer: nn.Module, key: jax.Array) -> dict:
-    """Fresh parameters of a tokenizer, with logical axis names."""
+    """Fresh parameters of a tokenizer, with logical axis names; {} where it has none."""
     images = jnp.zeros((1, tokenizer.image_size, tokenizer.image_size, 3))
-    return tokenizer.init(key, images)["params"]
+    return tokenizer.init(key, images).get("params", {})
 
 
 def init_generator(generator: nn.Module, key: jax.Array) -> dict:
@@ -48,12 +48,14 @@ def init_generator(generator: nn.Module, key: jax.Array) -> dict:
 
 
 def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
-    """The trained tokenizer of `config.workdir`.
+    """The trained tokenizer of `config.workdir`; pixels need none.
 
     Raises:
       InputError: if there is none, or it is not the one the config describes.
     """
     tokenizer = make_tokenizer(config)
+    if config.model.tokenizer.kind == "pixels":
+        return Trained(tokenizer, {}, step=0)
     return _load(
         workdir.trained(config, "tokenizer"),
         tokenizer,
@@ -92,9 +94,14 @@ def fresh_params(init, mesh: jax.sharding.Mesh, seed: int) -> dict:
 
 def fingerprint(config: ConfigDict, params: dict) -> str:
     """Names a tokenizer by its fields and weights, so that its tokens can be told from others'."""
-    fields = workdir.to_json(config)["model"]["tokenizer"] | {"grid": token_grid(config)}
-    for part, name in TRAINING_ALONE:
-        del fields[part][name]
+    fields = workdir.to_json(config)["model"]["tokenizer"]
+    if fields["kind"] == "bar_fsq":
+        del fields["kl"]
+        for part, name in TRAINING_ALONE:
+            del fields[part][name]
+    else:  # the paths and shapes of parameters tell the rest
+        fields = {name: fields[name] for name in ("kind", "patch_size")}
+    fields["grid"] = token_grid(config)
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())

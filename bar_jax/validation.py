@@ -10,6 +10,7 @@ from bar_jax.config import (
     bits_per_token,
     duration,
     flatten,
+    real_valued,
     token_grid,
 )
 from bar_jax.errors import InputError
@@ -19,16 +20,17 @@ CHOICES = {
     "data.source": ("digits", "folder", "tfds", "tokens"),
     "data.crop": ("random", "center", "adm"),
     "data.on_damaged": ("skip", "refuse"),
-    "model.tokenizer.kind": ("bar_fsq",),
+    "model.tokenizer.kind": ("bar_fsq", "kl_vae", "pixels"),
     "model.tokenizer.encoder.kind": ("siglip2", "vit"),
     "train_tokenizer.stage": ("full", "decoder_finetune"),
     "model.generator.kind": ("causal",),
     "model.head.kind": ("masked_bit", "bit", "linear"),
     "model.head.mask_ratio": ("logit_normal", "uniform", "arccos"),
-    "sample.order": ("raster", "random"),
+    "sample.order": ("basis", "random"),
     "sample.keep": ("none", "upper", "lower", "left", "right"),
 }
 SAMPLING_JOBS = ("pipeline", "train_generator", "sample", "benchmark")  # jobs that draw images
+NORM_GROUPS = 32  # of kl_vae
 LINEAR_HEAD_BITS = 18  # the paper stops there too: 262,144 codes
 
 
@@ -55,7 +57,8 @@ def validate(config: ConfigDict) -> None:
                 "evaluate_images",
             )
         )
-        least = 0 if name.endswith(("position_grid", "predictor_layer", "predictor_width")) else 1
+        may_be_0 = ("position_grid", "predictor_layer", "predictor_width", "basis.rows")
+        least = 0 if name.endswith(may_be_0) else 1
         if counts and type(value) is int and "anneal" not in name and value < least:
             raise InputError(name, str(value), f"at least {least}")
         if name.endswith(("dropout", "ema_decay", ".b1", ".b2")) and not 0 <= value < 1:
@@ -68,7 +71,10 @@ def validate(config: ConfigDict) -> None:
     check_seed(config.seed)
     _validate_model(config)
     _validate_training(config)
-    _validate_tokenizer_training(config)
+    if real_valued(config):
+        _validate_real_tokenizer(config)
+    else:
+        _validate_tokenizer_training(config)
     _validate_sampling(config)
 
 
@@ -115,7 +121,7 @@ def _validate_model(config: ConfigDict) -> None:
     if generator.class_repeats > 99:
         raise InputError("model.generator.class_repeats", f"{generator.class_repeats}", "1 to 99")
     bits, head = bits_per_token(config), config.model.head
-    if head.kind == "linear" and bits > LINEAR_HEAD_BITS:
+    if not real_valued(config) and head.kind == "linear" and bits > LINEAR_HEAD_BITS:
         weights = head.width * 2**bits * 4
         raise InputError(
             "model.head.kind",
@@ -190,6 +196,36 @@ def _validate_tokenizer_training(config: ConfigDict) -> None:
                 f"{piece} images in a piece",
                 f"what makes {groups} equal groups: the discriminator normalises over up to 8",
             )
+
+
+def _validate_real_tokenizer(config: ConfigDict) -> None:
+    """Checks what is particular to `kl_vae` and `pixels`: neither is trained here."""
+    tokenizer, kind = config.model.tokenizer, config.model.tokenizer.kind
+    trained = config.job == "train_tokenizer"
+    if trained or (config.job == "benchmark" and "tokenizer_training" in config.benchmark.parts):
+        reason = "patches have nothing to train"
+        if kind == "kl_vae":
+            reason = "the weights of kl_vae are published, job=import_weights reads them"
+        raise InputError("model.tokenizer.kind", repr(kind), f"'bar_fsq' to train: {reason}")
+    if kind == "pixels":
+        if config.data.source == "tokens":
+            expected = "bar_fsq | kl_vae, whose tokens were published; or a data.source of images"
+            raise InputError("model.tokenizer.kind", "'pixels' with data.source=tokens", expected)
+        return
+    sizes = tokenizer.kl
+    if sizes.width % NORM_GROUPS:
+        expected = f"a multiple of {NORM_GROUPS}, the groups of its norms"
+        raise InputError("model.tokenizer.kl.width", f"{sizes.width}", expected)
+    multipliers = tuple(sizes.multipliers)
+    if not multipliers or not all(type(m) is int and m > 0 for m in multipliers):
+        expected = "positive integers, one for each level"
+        raise InputError("model.tokenizer.kl.multipliers", f"{multipliers}", expected)
+    stride = 2 ** (len(multipliers) - 1)
+    if tokenizer.patch_size != stride:
+        expected = f"{stride}: the {len(multipliers)} model.tokenizer.kl.multipliers halve that far"
+        raise InputError("model.tokenizer.patch_size", f"{tokenizer.patch_size}", expected)
+    if not 0 < sizes.scale < math.inf:
+        raise InputError("model.tokenizer.kl.scale", f"{sizes.scale}", "a positive number")
 
 
 def _validate_sampling(config: ConfigDict) -> None:

@@ -162,7 +162,7 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
     rng = np.random.default_rng(config.seed)
     tokens = (section.batch_size, token_grid(config)[0] ** 2, bits)
     batch = {
-        "bits": rng.integers(0, 2, tokens, np.uint8),
+        "tokens": rng.integers(0, 2, tokens, np.uint8),
         "label": rng.integers(0, config.data.num_classes, section.batch_size, np.int32),
     }
     told, params = _time_step(config, mesh, section, program, batch, step=0)

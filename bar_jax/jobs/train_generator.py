@@ -24,7 +24,7 @@ from bar_jax.config import duration, token_grid
 from bar_jax.generators import make_generator
 from bar_jax.jobs import basis as basis_lib
 from bar_jax.jobs import encode, sample
-from bar_jax.tokenizers import make_tokenizer
+from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training import loop
 from bar_jax.training.players import one_player
 from bar_jax.training.step import LossFn, quotients, stream_key
@@ -180,10 +180,12 @@ def _anneal_step(config, point, images) -> int:
 
 
 def _open_cache(config, fingerprint, split):
+    dtype, width = cached_as(config)
     return data.open_cache(
         encode.cache_path(config, split),
         fingerprint=fingerprint,
-        bits=config.model.tokenizer.bits,
+        dtype=dtype,
+        width=width,
         grid=token_grid(config),
         num_classes=config.data.num_classes,
     )

@@ -101,7 +101,7 @@ def test_training_flops_are_three_times_those_of_the_loss(head, patch_size):
         lambda k: models.init_generator(generator, k), make_mesh(**LAYOUT)
     )
     loss = make_loss_fn(generator, 0, 0)
-    batch = {"bits": jnp.zeros((1, 16, 16), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
+    batch = {"tokens": jnp.zeros((1, 16, 16), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
     key = jax.random.key(0)
     program = lambda params: loss(params, batch, key[None], key, 0)["loss"]  # noqa: E731
     jaxpr = jax.make_jaxpr(program)(params).jaxpr
