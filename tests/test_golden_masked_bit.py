@@ -245,7 +245,9 @@ def bar_generate(config, given, tensors):
         "order": order,
     }
     if config.get("kv_cache", True):
-        run = jax.jit(lambda p: sample_tokens(generator, p, given["labels"], record=True, **settings))
+        run = jax.jit(
+            lambda p: sample_tokens(generator, p, given["labels"], record=True, **settings)
+        )
     else:
         run = jax.jit(lambda p: _sample_uncached(generator, p, given["labels"], **settings))
     bits, recorded = run(params)

@@ -1,16 +1,19 @@
 """Tokens x <-> the sequence y = A x that is predicted (basis paper, section 3).
 
-`permutation` holds orders, `matrices` the fixed bases, `transform` goes there and back, `projection`
-keeps a learned A near the orthogonal matrices, `objectives` are what it is learned with, and
-`energy` tells how early a basis gathers what is in the images. A acts on tokens in raster order.
+`permutation` holds orders, `matrices` the fixed bases, `transform` goes there and back,
+`projection` keeps a learned A near the orthogonal matrices, `objectives` are what it is learned
+with, and `energy` tells how early a basis gathers what is in the images. A acts on tokens in raster
+order.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from bar_jax.bases.matrices import FROM_TOKENS, matrix
+from bar_jax.bases.matrices import FROM_TOKENS, MATRICES, matrix
 from bar_jax.bases.permutation import ORDERS, order
+
+__all__ = ["FROM_TOKENS", "LEARNED", "MATRICES", "ORDERS", "PERMUTATIONS", "RANDOM", "Basis"]
 
 LEARNED = "learned"
 RANDOM = "random"  # RAR: an order for each example

@@ -1,7 +1,7 @@
 """Basis autoregression: a host that models y = A x in place of the image's tokens x.
 
-Basis paper, section 3. The host knows nothing of A; what is learned of A is learned through y, which
-is input and target, and through the reconstruction of the residual objective.
+Basis paper, section 3. The host knows nothing of A; what is learned of A is learned through y,
+which is input and target, and through the reconstruction of the residual objective.
 """
 
 import chex
@@ -86,8 +86,8 @@ class BasisGenerator(nn.Module):
 
     def setup(self):
         if self.basis.has_matrix:
-            init = lambda key: jnp.asarray(self.basis.matrix(self.grid, self.own_order), jnp.float32)
-            self.matrix = self.param(MATRIX, init)
+            start = self.basis.matrix(self.grid, self.own_order)
+            self.matrix = self.param(MATRIX, lambda key: jnp.asarray(start, jnp.float32))
 
     def draw(self, keys: jax.Array) -> Draws:
         """Draws for a training step, each example's from its own key [B]."""

@@ -17,8 +17,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from bar_jax import data, models
 from bar_jax import mesh as mesh_lib
+from bar_jax import models
 from bar_jax.bases import LEARNED, energy
 from bar_jax.bases.matrices import principal_components
 from bar_jax.bases.projection import projected
@@ -92,13 +92,20 @@ def _moments(generator, tokenizer, tokens, key, counted):
 
 
 def training(
-    config: ConfigDict, mesh: jax.sharding.Mesh, watched: Watched | None
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    generator: nn.Module,
+    watched: Watched | None = None,
 ) -> dict[str, object]:
-    """What `players.one_player` needs to know of a basis: how it starts, whether it is trained."""
-    if watched is None:
+    """What `players.one_player` needs to know of a basis: how it starts, whether it is trained.
+
+    Args:
+      watched: without it, a basis that is made of the data set's tokens starts as a random one.
+    """
+    if not generator.basis.has_matrix:
         return {}
-    generator, section = watched.generator, config.model.basis
-    matrix = generator.basis.matrix(generator.grid, generator.own_order, watched.train)
+    section, moment = config.model.basis, None if watched is None else watched.train
+    matrix = generator.basis.matrix(generator.grid, generator.own_order, moment)
     matrix = jnp.asarray(matrix, jnp.float32)
     start = {MATRIX: jax.device_put(matrix, mesh_lib.replicated(mesh))}
     if generator.basis.kind != LEARNED:

@@ -209,7 +209,7 @@ def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> d
         "sample_seed": config.seed,
         "sample_guidance_scale": section.guidance_scale,
         "sample_temperature": section.temperature,
-        **_schedule(config),
+        **{f"sample_{name}": value for name, value in schedule(config).items()},
         "sample_keep": section.keep,
         "sample_dtype": config.dtype,
         "generator_step": generator_step,
@@ -217,14 +217,14 @@ def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> d
     }
 
 
-def _schedule(config: ConfigDict) -> dict[str, object]:
-    """How an image is written, in the terms of its generator."""
+def schedule(config: ConfigDict) -> dict[str, object]:
+    """The fields of `sample` that say in which steps the configured generator writes an image."""
     section, kind = config.sample, config.model.generator.kind
     if not real_valued(config):
         names = ("unmasking_schedule", "order")
     else:
         names = {"xar": ("sampler", "steps"), "mar": ("iterations", "steps")}.get(kind, ("steps",))
-    return {f"sample_{name}": workdir.to_json(section)[name] for name in names}
+    return {name: workdir.to_json(section)[name] for name in names}
 
 
 def _stored_settings(path: pathlib.Path) -> dict | None:

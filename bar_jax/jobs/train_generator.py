@@ -96,7 +96,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             make_loss_fn(generator, codec, start, end),
             section,
             *durations,
-            **basis_lib.training(config, mesh, watched),
+            **basis_lib.training(config, mesh, generator, watched),
         ),
         batches=batches,
         evaluate=evaluate,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+
 def warmup_cosine(
     peak: float, end: float, warmup: int, total: int, constant: int = 0
 ) -> Callable[[jax.Array | int], jax.Array]:

@@ -97,9 +97,7 @@ def test_training_flops_are_three_times_those_of_the_loss(head, patch_size):
     """Counted in the program of the loss of one image."""
     config = _config(model__head__kind=head, model__generator__patch_size=patch_size)
     generator = make_generator(config)
-    params = models.param_shapes(
-        lambda k: models.init_generator(generator, k), make_mesh(**LAYOUT)
-    )
+    params = models.param_shapes(lambda k: models.init_generator(generator, k), make_mesh(**LAYOUT))
     loss = make_loss_fn(generator, 0, 0)
     batch = {"tokens": jnp.zeros((1, 16, 16), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
     key = jax.random.key(0)
