@@ -87,7 +87,9 @@ def default_config() -> ConfigDict:
     basis.objective = "residual"  # bar | residual (Table 7)
     basis.regularizer = 1.0  # weight of the mean of (A A^T - I)^2 while A is learned
     basis.snr_clip = 0.0  # residual: largest weight alpha_bar / (1 - alpha_bar); 0: no limit
-    basis.inverse = "inverse"  # the way back: inverse (pseudo-inverse if A is not square) | transpose
+    basis.inverse = (
+        "inverse"  # the way back: inverse (pseudo-inverse if A is not square) | transpose
+    )
 
     model.generator = generator = ConfigDict()
     generator.kind = "causal"  # causal | xar | mar; the last two for real-valued tokens
@@ -142,7 +144,7 @@ def default_config() -> ConfigDict:
     c.train_generator = train = _training(batch_size=2048, epochs=400.0, warmup_epochs=100.0)
     train.optimizer.learning_rate = 4e-4
     train.optimizer.b2 = 0.96
-    train.optimizer.weight_decay = 0.03  # not of norms, biases, embeddings and adaLN
+    train.optimizer.weight_decay = 0.03
     train.ema_decay = 0.0
 
     c.encode = ConfigDict()
@@ -166,7 +168,7 @@ def default_config() -> ConfigDict:
     c.evaluate.samples = ""  # .npz of images (arr_0) and labels (arr_1); "": the workdir's
     c.evaluate.metrics = METRICS
 
-    c.published = ConfigDict()  # weight files: .bin, .pth, .safetensors, .npz
+    c.published = ConfigDict()  # weight files: .bin, .pth, .ckpt, .safetensors, .npz
     c.published.generator = ""  # import_weights reads it; "": none
     c.published.tokenizer = ""  # the same
     # Folder that export_weights writes generator.safetensors and tokenizer.safetensors into; "":
@@ -220,6 +222,9 @@ def _optimizer(warmup_epochs: float) -> ConfigDict:
     optimizer.b1 = 0.9
     optimizer.b2 = 0.999
     optimizer.weight_decay = 0.0
+    # Of parameters whose path holds one of these there is no decay. These are those of published
+    # masked-bit code: 1-D parameters, and names with norm, ln (so adaLN too), bias or embed.
+    optimizer.no_decay = ("norm", "bias", "embed", "adaln", "basis")
     optimizer.clip_norm = 1.0  # of the gradient over all parameters
     return optimizer
 

@@ -34,27 +34,28 @@ class Trained(typing.NamedTuple):
 
 
 def init_tokenizer(tokenizer: nn.Module, key: jax.Array) -> dict:
-    """Fresh parameters of a tokenizer, with logical axis names."""
+    """Fresh parameters of a tokenizer, with logical axis names; {} where it has none."""
     images = jnp.zeros((1, tokenizer.image_size, tokenizer.image_size, 3))
-    return tokenizer.init(key, images)["params"]
+    return tokenizer.init(key, images).get("params", {})
 
 
-def init_generator(generator: nn.Module, bits: int, key: jax.Array) -> dict:
-    """Fresh parameters of a generator of tokens of `bits` bits, with logical axis names."""
-    rows, columns = generator.token_grid
-    tokens = jnp.zeros((1, rows * columns, bits), jnp.uint8)
+def init_generator(generator: nn.Module, key: jax.Array) -> dict:
+    """Fresh parameters of a generator, with logical axis names."""
+    tokens = jnp.zeros((1, *generator.token_shape), generator.token_dtype)
     labels = jnp.zeros((1,), jnp.int32)
     keys = jax.random.split(key, 1)
     return generator.init(key, tokens, labels, keys, method=generator.initialize)["params"]
 
 
 def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
-    """The trained tokenizer of `config.workdir`.
+    """The trained tokenizer of `config.workdir`; pixels need none.
 
     Raises:
       InputError: if there is none, or it is not the one the config describes.
     """
     tokenizer = make_tokenizer(config)
+    if config.model.tokenizer.kind == "pixels":
+        return Trained(tokenizer, {}, step=0)
     return _load(
         workdir.trained(config, "tokenizer"),
         tokenizer,
@@ -70,7 +71,7 @@ def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
       InputError: if there is none, or it is not the one the config describes.
     """
     generator = make_generator(config)
-    init = lambda k: init_generator(generator, config.model.tokenizer.bits, k)
+    init = lambda k: init_generator(generator, k)
     return _load(workdir.trained(config, "generator"), generator, init, mesh)
 
 
@@ -93,9 +94,14 @@ def fresh_params(init, mesh: jax.sharding.Mesh, seed: int) -> dict:
 
 def fingerprint(config: ConfigDict, params: dict) -> str:
     """Names a tokenizer by its fields and weights, so that its tokens can be told from others'."""
-    fields = workdir.to_json(config)["model"]["tokenizer"] | {"grid": token_grid(config)}
-    for part, name in TRAINING_ALONE:
-        del fields[part][name]
+    fields = workdir.to_json(config)["model"]["tokenizer"]
+    if fields["kind"] == "bar_fsq":
+        del fields["kl"]
+        for part, name in TRAINING_ALONE:
+            del fields[part][name]
+    else:  # the paths and shapes of parameters tell the rest
+        fields = {name: fields[name] for name in ("kind", "patch_size")}
+    fields["grid"] = token_grid(config)
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())

@@ -19,7 +19,7 @@ from bar_jax import mesh as mesh_lib
 from bar_jax import models
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
-from bar_jax.pretrained import bar_fsq, manifest, masked_bit, siglip2
+from bar_jax.pretrained import bar_fsq, kl_vae, manifest, masked_bit, siglip2
 from bar_jax.pretrained.files import read_tensors
 from bar_jax.tokenizers import make_tokenizer
 
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 # The kinds of which there are published weights.
 KINDS = {
-    "tokenizer": {"model.tokenizer.kind": "bar_fsq"},
-    "generator": {"model.generator.kind": "causal", "model.head.kind": "masked_bit"},
+    "tokenizer": {"model.tokenizer.kind": ("bar_fsq", "kl_vae")},
+    "generator": {"model.generator.kind": ("causal",), "model.head.kind": ("masked_bit",)},
 }
 
 
@@ -41,11 +41,12 @@ def check_kind(config: ConfigDict, part: str) -> None:
     Raises:
       InputError: naming the field.
     """
-    for field, kind in KINDS[part].items():
+    for field, kinds in KINDS[part].items():
         _, section, _ = field.split(".")
         found = config.model[section].kind
-        if found != kind:
-            raise InputError(field, repr(found), f"{kind!r}: no others were published")
+        if found not in kinds:
+            expected = " | ".join(map(repr, kinds))
+            raise InputError(field, repr(found), f"{expected}: no others were published")
 
 
 def shapes(config: ConfigDict, part: str) -> tuple[dict[str, manifest.Shape], ...]:
@@ -113,7 +114,10 @@ def load(
     """
     if part == "tokenizer":
         module = make_tokenizer(config)
-        params = _tokenizer_params(config, module, tensors)
+        if config.model.tokenizer.kind == "kl_vae":
+            params = kl_vae.tokenizer_params(tensors, module)
+        else:
+            params = _tokenizer_params(config, module, tensors)
     else:
         module = make_generator(config)
         params = masked_bit.generator_params(
@@ -130,13 +134,15 @@ def load(
 def state_dict(config: ConfigDict, part: str, params: dict) -> dict[str, np.ndarray]:
     """The state dict that the published code loads: the inverse of `load`, with all buffers.
 
-    A tokenizer's lacks what its own files hold besides: the frozen copy of the encoder and the
-    pooling head. Published code loads it with `strict=False`.
+    BAR-FSQ's lacks what its own files hold besides: the frozen copy of the encoder and the pooling
+    head. Published code loads it with `strict=False`.
 
     Args:
       params: of the configured part, whole numpy arrays.
     """
     check_kind(config, part)
+    if config.model.tokenizer.kind == "kl_vae" and part == "tokenizer":
+        return kl_vae.tokenizer_tensors(params, make_tokenizer(config))
     if part == "tokenizer":
         return bar_fsq.tokenizer_tensors(params)
     return masked_bit.generator_tensors(params, **_sequence(config))
@@ -186,8 +192,7 @@ def _init(config, part):
     """key -> fresh parameters, with logical axis names."""
     if part == "tokenizer":
         return lambda key: models.init_tokenizer(make_tokenizer(config), key)
-    bits = config.model.tokenizer.bits
-    return lambda key: models.init_generator(make_generator(config), bits, key)
+    return lambda key: models.init_generator(make_generator(config), key)
 
 
 def _params(config, part):
@@ -196,7 +201,7 @@ def _params(config, part):
 
 
 def _tokenizer_params(config, module, tensors):
-    """Parameters of a tokenizer as numpy arrays; a feature predictor that lacks is drawn anew."""
+    """Parameters of BAR-FSQ as numpy arrays; a feature predictor that lacks is drawn anew."""
     sizes = config.model.tokenizer
     params = bar_fsq.tokenizer_params(
         tensors,

@@ -10,6 +10,7 @@ from bar_jax.config import (
     bits_per_token,
     duration,
     flatten,
+    real_valued,
     token_grid,
 )
 from bar_jax.errors import InputError
@@ -19,16 +20,23 @@ CHOICES = {
     "data.source": ("digits", "folder", "tfds", "tokens"),
     "data.crop": ("random", "center", "adm"),
     "data.on_damaged": ("skip", "refuse"),
-    "model.tokenizer.kind": ("bar_fsq",),
+    "model.tokenizer.kind": ("bar_fsq", "kl_vae", "pixels"),
     "model.tokenizer.encoder.kind": ("siglip2", "vit"),
     "train_tokenizer.stage": ("full", "decoder_finetune"),
-    "model.generator.kind": ("causal",),
-    "model.head.kind": ("masked_bit", "bit", "linear"),
+    "model.basis.projection": ("none", "hard", "soft"),
+    "model.basis.objective": ("bar", "residual"),
+    "model.basis.inverse": ("inverse", "transpose"),
+    "model.generator.kind": ("causal", "xar", "mar"),
+    "model.generator.time": ("logit_normal", "uniform"),
+    "model.head.kind": ("masked_bit", "bit", "linear", "diffusion", "flow"),
     "model.head.mask_ratio": ("logit_normal", "uniform", "arccos"),
-    "sample.order": ("raster", "random"),
+    "sample.order": ("basis", "random"),
+    "sample.sampler": ("euler_maruyama", "euler"),
     "sample.keep": ("none", "upper", "lower", "left", "right"),
 }
 SAMPLING_JOBS = ("pipeline", "train_generator", "sample", "benchmark")  # jobs that draw images
+DIFFUSION_STEPS = 1000  # noise levels of the diffusion head
+NORM_GROUPS = 32  # of kl_vae
 LINEAR_HEAD_BITS = 18  # the paper stops there too: 262,144 codes
 
 
@@ -53,22 +61,30 @@ def validate(config: ConfigDict) -> None:
                 "images_per_class",
                 "keep_checkpoints",
                 "evaluate_images",
+                "sample.steps",
+                "sample.iterations",
             )
         )
-        least = 0 if name.endswith(("position_grid", "predictor_layer", "predictor_width")) else 1
+        may_be_0 = ("position_grid", "predictor_layer", "predictor_width", "basis.rows")
+        least = 0 if name.endswith(may_be_0) else 1
         if counts and type(value) is int and "anneal" not in name and value < least:
             raise InputError(name, str(value), f"at least {least}")
-        if name.endswith(("dropout", "ema_decay", ".b1", ".b2")) and not 0 <= value < 1:
+        share = ("dropout", "ema_decay", ".b1", ".b2", "basis.delta", "mask_ratio_min")
+        if name.endswith(share) and not 0 <= value < 1:
             raise InputError(name, str(value), "a number in [0, 1)")
         amount = name.startswith("train_tokenizer.loss.") or name.endswith(
-            ("learning_rate", "weight_decay", "num_workers")
+            ("learning_rate", "weight_decay", "num_workers", "regularizer", "snr_clip")
         )
         if amount and not 0 <= value < math.inf:
             raise InputError(name, str(value), "a number of at least 0")
     check_seed(config.seed)
     _validate_model(config)
+    _validate_basis(config)
     _validate_training(config)
-    _validate_tokenizer_training(config)
+    if real_valued(config):
+        _validate_real_tokenizer(config)
+    else:
+        _validate_tokenizer_training(config)
     _validate_sampling(config)
 
 
@@ -115,7 +131,7 @@ def _validate_model(config: ConfigDict) -> None:
     if generator.class_repeats > 99:
         raise InputError("model.generator.class_repeats", f"{generator.class_repeats}", "1 to 99")
     bits, head = bits_per_token(config), config.model.head
-    if head.kind == "linear" and bits > LINEAR_HEAD_BITS:
+    if not real_valued(config) and head.kind == "linear" and bits > LINEAR_HEAD_BITS:
         weights = head.width * 2**bits * 4
         raise InputError(
             "model.head.kind",
@@ -123,6 +139,64 @@ def _validate_model(config: ConfigDict) -> None:
             f"at most {LINEAR_HEAD_BITS} bits: its {head.width} x 2^{bits} weights would take "
             f"{_amount(weights)}, in training {_amount(4 * weights)}; masked_bit takes any bits",
         )
+
+
+def _validate_basis(config: ConfigDict) -> None:
+    """Checks that tokens, basis, generator and head go together."""
+    from bar_jax import bases  # imports JAX, which no other check needs
+
+    basis, kind = config.model.basis, config.model.generator.kind
+    if real_valued(config):
+        kinds = (*bases.PERMUTATIONS, *bases.MATRICES, bases.LEARNED)
+        heads = {"xar": ("flow",)}.get(kind, ("diffusion",))
+    else:
+        if kind != "causal":
+            expected = "causal: model.tokenizer.kind=bar_fsq makes bits; or kl_vae, pixels"
+            raise InputError("model.generator.kind", repr(kind), expected)
+        kinds, heads = (*bases.ORDERS, bases.RANDOM), ("masked_bit", "bit", "linear")
+    tokens = config.model.tokenizer.kind
+    for name, found, choices in (
+        ("model.basis.kind", basis.kind, kinds),
+        ("model.basis.init", basis.init, bases.MATRICES),
+        ("model.head.kind", config.model.head.kind, heads),
+    ):
+        if found not in choices:
+            given = f"{found!r} for {kind} and the tokens of {tokens}"
+            raise InputError(name, given, " | ".join(dict.fromkeys(choices)))
+    rows = token_grid(config)[0] // config.model.generator.patch_size
+    length = bases.Basis(basis.kind, basis.init, basis.block, basis.rows).length((rows, rows))
+    if real_valued(config):
+        _validate_host(config, rows, length, bases.LEARNED, bases.RANDOM)
+
+
+def _validate_host(config: ConfigDict, rows: int, length: int, learned: str, random: str) -> None:
+    """Checks a generator of real-valued tokens, `rows` x `rows` of them in `length` rows of A."""
+    basis, generator = config.model.basis, config.model.generator
+    kind = generator.kind
+    if basis.kind == random and kind != "causal":
+        expected = f"another: {kind} is not told where a token belongs; causal is"
+        raise InputError("model.basis.kind", repr(random), expected)
+    if kind == "xar":
+        if length != rows**2:
+            fixed = basis.init if basis.kind == learned else basis.kind
+            found = f"{fixed!r} with {length} rows for {rows**2} tokens"
+            expected = "as many rows as tokens for xar; mar and causal take any number"
+            raise InputError("model.basis.kind", found, expected)
+        if rows % generator.cell_size:
+            found = f"{generator.cell_size}"
+            expected = f"a divisor of the grid, {rows} x {rows}"
+            raise InputError("model.generator.cell_size", found, expected)
+    residual = basis.kind == learned and basis.objective == "residual"
+    if residual and not generator.shared_time:
+        found = "False with model.basis.objective=residual"
+        expected = "True, one time for all tokens of an image; or objective=bar"
+        raise InputError("model.generator.shared_time", found, expected)
+    if kind == "mar" and config.sample.iterations > length:
+        expected = f"1 to {length}, the tokens to be revealed"
+        raise InputError("sample.iterations", f"{config.sample.iterations}", expected)
+    if kind != "xar" and config.sample.steps > DIFFUSION_STEPS:
+        expected = f"1 to {DIFFUSION_STEPS}, the noise levels of training"
+        raise InputError("sample.steps", f"{config.sample.steps}", expected)
 
 
 def _amount(size: int) -> str:
@@ -192,6 +266,36 @@ def _validate_tokenizer_training(config: ConfigDict) -> None:
             )
 
 
+def _validate_real_tokenizer(config: ConfigDict) -> None:
+    """Checks what is particular to `kl_vae` and `pixels`: neither is trained here."""
+    tokenizer, kind = config.model.tokenizer, config.model.tokenizer.kind
+    trained = config.job == "train_tokenizer"
+    if trained or (config.job == "benchmark" and "tokenizer_training" in config.benchmark.parts):
+        reason = "patches have nothing to train"
+        if kind == "kl_vae":
+            reason = "the weights of kl_vae are published, job=import_weights reads them"
+        raise InputError("model.tokenizer.kind", repr(kind), f"'bar_fsq' to train: {reason}")
+    if kind == "pixels":
+        if config.data.source == "tokens":
+            expected = "bar_fsq | kl_vae, whose tokens were published; or a data.source of images"
+            raise InputError("model.tokenizer.kind", "'pixels' with data.source=tokens", expected)
+        return
+    sizes = tokenizer.kl
+    if sizes.width % NORM_GROUPS:
+        expected = f"a multiple of {NORM_GROUPS}, the groups of its norms"
+        raise InputError("model.tokenizer.kl.width", f"{sizes.width}", expected)
+    multipliers = tuple(sizes.multipliers)
+    if not multipliers or not all(type(m) is int and m > 0 for m in multipliers):
+        expected = "positive integers, one for each level"
+        raise InputError("model.tokenizer.kl.multipliers", f"{multipliers}", expected)
+    stride = 2 ** (len(multipliers) - 1)
+    if tokenizer.patch_size != stride:
+        expected = f"{stride}: the {len(multipliers)} model.tokenizer.kl.multipliers halve that far"
+        raise InputError("model.tokenizer.patch_size", f"{tokenizer.patch_size}", expected)
+    if not 0 < sizes.scale < math.inf:
+        raise InputError("model.tokenizer.kl.scale", f"{sizes.scale}", "a positive number")
+
+
 def _validate_sampling(config: ConfigDict) -> None:
     if config.job in SAMPLING_JOBS:
         check_sampling(config)
@@ -214,7 +318,7 @@ def check_sampling(config: ConfigDict) -> None:
     schedule = section.unmasking_schedule
     whole = all(type(count) is int and count > 0 for count in schedule)
     fits = whole and sum(schedule) == bits and sorted(schedule) == list(schedule)
-    if config.model.head.kind == "masked_bit" and not fits:
+    if not real_valued(config) and config.model.head.kind == "masked_bit" and not fits:
         total = f", which sums to {sum(schedule)}" if whole else ""
         raise InputError(
             "sample.unmasking_schedule",

@@ -18,7 +18,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax.config import default_config, flatten, from_scratch
+from bar_jax.config import default_config, flatten, from_scratch, real_valued
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 
@@ -61,7 +61,8 @@ def check(config: ConfigDict) -> None:
       InputError: if a field differs with which a part was begun, and cannot change.
     """
     training = {
-        "pipeline": ("tokenizer", "generator"),
+        # Only bits have a tokenizer that is trained here.
+        "pipeline": ("generator",) if real_valued(config) else ("tokenizer", "generator"),
         "train_tokenizer": ("tokenizer",),
         "train_generator": ("generator",),
     }.get(config.job, ())
@@ -144,7 +145,9 @@ def trained(config: ConfigDict, part: str) -> pathlib.Path:
     folder = pathlib.Path(config.workdir) / part
     path = folder / "config.json"
     if not path.exists():
-        expected = f"job=train_{part} or job=import_weights to have run there"
+        untrained = part == "tokenizer" and real_valued(config)
+        jobs = "job=import_weights" if untrained else f"job=train_{part} or job=import_weights"
+        expected = f"{jobs} to have run there"
         raise InputError(str(folder), "no trained model", expected)
     _compare_model(path, config, part)
     return folder

@@ -1,5 +1,7 @@
 """Tests of bar_jax/published.py and of `Pipeline.from_published`; jobs: tests/jobs/."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ MODELS = {
     "bar_l_res512": ("generator", "bar_l_512"),
     "bar_fsq_16bits": ("tokenizer", "bar_b"),
     "bar_fsq_10bits_res512": ("tokenizer", "bar_l_512"),
+    "kl16": ("kl_vae", "bar_b"),
     "siglip2_so400m_patch16_naflex": ("encoder", "bar_b"),
 }
 PARTS = ("generator", "tokenizer")
@@ -37,6 +40,12 @@ def test_a_published_config_has_exactly_the_published_tensors(known):
     """Names and shapes that follow from our model are those that third_party/ states."""
     part, name = MODELS[known.model]
     config = load_config(f"configs/masked_bit/{name}.py")
+    if part == "kl_vae":
+        config.model.tokenizer.kind = "kl_vae"
+        assert published.shapes(config, "tokenizer") == (known.tensors, {})
+        sizes = (math.prod(shape) for shape in known.tensors.values())
+        assert sum(sizes) == 66_456_019  # "66.46M"
+        return
     if part == "encoder":
         assert published.encoder_shapes(config) == known.tensors
         return

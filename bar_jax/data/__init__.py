@@ -20,6 +20,7 @@ from bar_jax.data.images import (
 )
 from bar_jax.data.loader import eval_batches, token_batches, token_eval_batches, train_batches
 from bar_jax.data.published_tokens import (
+    TokenFormat,
     files_digest,
     open_published_tokens,
     published_batches,
@@ -67,6 +68,7 @@ def open_images(config: ConfigDict, validation: bool = False):
 __all__ = [
     "CachePlan",
     "DamagedImage",
+    "TokenFormat",
     "Shard",
     "Subset",
     "TokenCache",

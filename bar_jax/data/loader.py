@@ -149,7 +149,8 @@ def token_batches(
       batch_size, seed, start_step, process_index, process_count: as `train_batches`.
 
     Returns:
-      a generator of `bits [b, N, K] uint8 in {0, 1}` and `label [b] int32`; `close()` ends it.
+      a generator of `tokens [b, N, K]` (of the cache's dtype; bits: uint8 in {0, 1}) and
+      `label [b] int32`; `close()` ends it.
 
     Raises:
       InputError: mirror images are asked for and not in the cache, or the batch does not divide.
@@ -181,9 +182,9 @@ def token_eval_batches(
     """All cached tokens, once and in order.
 
     Returns:
-      a generator of `bits [b, N, K] uint8`, `label [b] int32`, `index [b] int64` into the source
-      that was encoded, `mask [b] bool` and, if the cache has them, `bits_mirrored`. The last batch
-      is padded with rows of zeros, index -1 and mask False.
+      a generator of `tokens [b, N, K]`, `label [b] int32`, `index [b] int64` into the source that
+      was encoded, `mask [b] bool` and, if the cache has them, `tokens_mirrored`. The last batch is
+      padded with rows of zeros, index -1 and mask False.
     """
     _check_batch_size(batch_size, process_count)
     read = partial(
@@ -245,11 +246,11 @@ def _read_images_in_order(step, *, source, image_size, crop, mirrors, start, sto
 def _read_training_tokens(step, *, cache, mirrored, seed, rows) -> dict:
     places = stream.positions(step, *rows)
     examples = cache.read(stream.examples_at(places, seed, len(cache)))
-    bits = examples["bits"]
+    tokens = examples["tokens"]
     if mirrored:
         flip = stream.uniforms(places, seed, "mirror") < 0.5
-        bits = np.where(flip[:, None, None], examples["bits_mirrored"], bits)
-    return {"bits": bits, "label": examples["label"]}
+        tokens[flip] = examples["tokens_mirrored"][flip]
+    return {"tokens": tokens, "label": examples["label"]}
 
 
 def _read_tokens_in_order(step, *, cache, rows) -> dict:

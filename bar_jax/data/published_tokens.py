@@ -1,9 +1,11 @@
-"""Tokens that the published code cached: one `.npz` per image, in one folder per class.
+"""Tokens that published code cached: one `.npz` per image, in one folder per class.
 
-The arrays `tokens` and `tokens_flip` (of the mirror image) are bool or uint8 [N * K] in {0, 1}:
-token after token in raster order, the K bits of each side by side. Labels are the places of the
-class folders in sorted order, so ImageNet's synset names give its usual labels. `job=encode` packs
-the files into a token cache (`token_cache.py`), which is what is trained on.
+Of BAR-FSQ, the arrays `tokens` and `tokens_flip` (of the mirror image) are bool or uint8 [N * K] in
+{0, 1}: token after token in raster order, the K bits of each side by side. Of KL-16 (MAR's cache),
+`moments` and `moments_flip` are float32 [K, h, w]: means, then log-variances, of every token.
+Labels are the places of the class folders in sorted order, so ImageNet's synset names give its
+usual labels. `job=encode` packs the files into a token cache (`token_cache.py`), which is what is
+trained on.
 """
 
 import hashlib
@@ -15,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +31,7 @@ from bar_jax.data.sources import (
     holdout,
     split_root,
 )
+from bar_jax.data.token_cache import DTYPES
 from bar_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -35,19 +39,37 @@ _PROBES = 16  # files that the fingerprint reads
 _FILES_PER_BATCH = 256
 
 
+class TokenFormat(NamedTuple):
+    """What a file holds: N = h * w tokens of K bits (`bits`) or K moments (`float32`) each."""
+
+    dtype: str
+    width: int  # K
+    grid: tuple[int, int]  # h, w
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.grid[0] * self.grid[1], self.width
+
+    @property
+    def array(self) -> str:
+        """The name of the array; that of the mirror image's ends in `_flip`."""
+        return "tokens" if self.dtype == "bits" else "moments"
+
+
 @dataclass(frozen=True)
 class PublishedTokens:
     """The files of one split; `files[i]` is relative to `root`.
 
-    `source[i]` is a dict of `bits [N, K] uint8`, `label` and, if mirrored, `bits_mirrored`; it
-    raises `DamagedImage` if the file is not what it should be.
+    `source[i]` is a dict of `tokens [N, K]`, `label` and, if mirrored, `tokens_mirrored`; it raises
+    `DamagedImage` if the file is not what it should be.
     """
 
     root: str
     files: list[str] = field(repr=False)
     labels: np.ndarray = field(repr=False)
     class_names: tuple[str, ...]
-    shape: tuple[int, int]  # N, K
+    token_format: TokenFormat
     mirrored: bool
 
     @property
@@ -60,7 +82,7 @@ class PublishedTokens:
     def __getitem__(self, index: int) -> dict:
         example = {"label": int(self.labels[index])}
         return example | read_tokens(
-            os.path.join(self.root, self.files[index]), self.shape, self.mirrored
+            os.path.join(self.root, self.files[index]), self.token_format, self.mirrored
         )
 
 
@@ -70,7 +92,7 @@ def open_published_tokens(
     validation_split: str,
     *,
     validation: bool,
-    shape: tuple[int, int],
+    token_format: TokenFormat,
     mirrored: bool,
 ) -> PublishedTokens:
     """Lists the files of the training or the validation split; opens none of them.
@@ -81,8 +103,8 @@ def open_published_tokens(
       validation_split: the same; "" holds out every 20th training file; the training directory
         itself ("." if that is `path`) holds out nothing and validates on every 20th.
       validation: which of the two to open.
-      shape: (N, K), tokens of an image and bits of a token.
-      mirrored: whether `tokens_flip` is read, too.
+      token_format: what a file holds.
+      mirrored: whether the mirror image's tokens are read, too.
 
     Raises:
       InputError: no such directory, no class folders, no files in them, or other classes in the
@@ -90,7 +112,7 @@ def open_published_tokens(
     """
     trained = split_root(path, train_split)
     root = split_root(path, validation_split) if validation and validation_split else trained
-    source = _list(root, shape, mirrored)
+    source = _list(root, token_format, mirrored)
     if not validation_split:
         kept = holdout(source, validation=validation).indices
     elif validation and os.path.samefile(root, trained):
@@ -101,7 +123,7 @@ def open_published_tokens(
     return replace(source, files=[source.files[i] for i in kept], labels=source.labels[kept])
 
 
-def _list(root: str, shape: tuple[int, int], mirrored: bool) -> PublishedTokens:
+def _list(root: str, token_format: TokenFormat, mirrored: bool) -> PublishedTokens:
     # A million files: one scandir per class, and no stat of any.
     class_names = class_folders(root)
     files, labels = [], []
@@ -112,7 +134,7 @@ def _list(root: str, shape: tuple[int, int], mirrored: bool) -> PublishedTokens:
     if not files:
         found = f"no .npz files in the {len(class_names)} class folders of {root}"
         raise InputError("data.path", found, "one .npz of tokens per image, as the published code")
-    return PublishedTokens(root, files, np.concatenate(labels), class_names, shape, mirrored)
+    return PublishedTokens(root, files, np.concatenate(labels), class_names, token_format, mirrored)
 
 
 def _npz_files(root: str, class_name: str) -> list[str]:
@@ -121,36 +143,54 @@ def _npz_files(root: str, class_name: str) -> list[str]:
         return sorted(n for n in names if n.endswith(".npz") and not n.startswith("."))
 
 
-def read_tokens(file: str, shape: tuple[int, int], mirrored: bool) -> dict[str, np.ndarray]:
-    """`bits` and, if mirrored, `bits_mirrored` of one file, uint8 [N, K]; nothing is unpickled.
+def read_tokens(file: str, token_format: TokenFormat, mirrored: bool) -> dict[str, np.ndarray]:
+    """`tokens` and, if mirrored, `tokens_mirrored` of one file, [N, K]; nothing is unpickled.
 
     Raises:
       DamagedImage: a file that cannot be read, lacks an array, or has another shape, type or value.
     """
+    read = _read_bits if token_format.dtype == "bits" else _read_moments
     try:
         with open(file, "rb") as opened:
             content = io.BytesIO(opened.read())  # at once: zipfile reads in many small pieces
         with zipfile.ZipFile(content) as archive:
-            names = {"bits": "tokens", "bits_mirrored": "tokens_flip"}
+            names = {"tokens": token_format.array, "tokens_mirrored": f"{token_format.array}_flip"}
             wanted = list(names.items())[: 1 + mirrored]
-            return {to: _read_array(archive, name, shape) for to, name in wanted}
+            return {to: read(name, _read_array(archive, name), token_format) for to, name in wanted}
     except Exception as error:  # the parsers of zipfile and NumPy raise nearly anything
         raise DamagedImage(file, str(error) or type(error).__name__) from error
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, int]) -> np.ndarray:
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if f"{name}.npy" not in archive.namelist():
         raise ValueError(f"no array {name!r}")
     content = io.BytesIO(archive.read(f"{name}.npy"))  # checks the sum of the bytes, too
-    array = np.lib.format.read_array(content, allow_pickle=False)
-    size = shape[0] * shape[1]
+    return np.lib.format.read_array(content, allow_pickle=False)
+
+
+def _read_bits(name: str, array: np.ndarray, token_format: TokenFormat) -> np.ndarray:
+    """Bits of a file's array, uint8 [N, K]."""
+    num_tokens, width = token_format.shape
+    size = num_tokens * width
     if array.dtype not in (np.bool_, np.uint8) or array.shape != (size,):
         found = f"{name}: {array.dtype}{list(array.shape)}"
-        raise ValueError(f"{found}, not bool[{size}] of {shape[0]} tokens of {shape[1]} bits")
+        raise ValueError(f"{found}, not bool[{size}] of {num_tokens} tokens of {width} bits")
     bits = array.view(np.uint8)
     if bits.max() > 1:
         raise ValueError(f"{name}: values up to {bits.max()}, not bits")
-    return bits.reshape(shape)
+    return bits.reshape(token_format.shape)
+
+
+def _read_moments(name: str, array: np.ndarray, token_format: TokenFormat) -> np.ndarray:
+    """Moments of a file's array, float32 [N, K], own memory."""
+    shape = [token_format.width, *token_format.grid]
+    if array.dtype != np.float32 or list(array.shape) != shape:
+        found = f"{name}: {array.dtype}{list(array.shape)}"
+        tokens = f"{token_format.width} moments of {shape[1]} x {shape[2]} tokens"
+        raise ValueError(f"{found}, not float32{shape}, {tokens}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: numbers that are not finite")
+    return np.ascontiguousarray(array.reshape(token_format.width, -1).T)
 
 
 def published_batches(
@@ -163,7 +203,7 @@ def published_batches(
 
     Returns:
       a generator of (files of the batch, `label [b] int32`, `index [b] int64` into the source,
-      `bits [b, N, K] uint8` and, if mirrored, `bits_mirrored`); b is less where files are damaged.
+      `tokens [b, N, K]` and, if mirrored, `tokens_mirrored`); b is less where files are damaged.
 
     Raises:
       InputError: while iterating, if a damaged file is refused, or batch after batch holds not one
@@ -201,9 +241,10 @@ def _read_batch(number: int, *, source: PublishedTokens, start: int, stop: int) 
         "index": np.asarray(indices, np.int64),
         "damaged": damaged,
     }
-    for name in ("bits", "bits_mirrored")[: 1 + source.mirrored]:
+    empty = np.empty((0, *source.token_format.shape), DTYPES[source.token_format.dtype])
+    for name in ("tokens", "tokens_mirrored")[: 1 + source.mirrored]:
         tokens = [example[name] for example in examples]
-        batch[name] = np.stack(tokens) if tokens else np.empty((0, *source.shape), np.uint8)
+        batch[name] = np.stack(tokens) if tokens else empty
     return batch
 
 

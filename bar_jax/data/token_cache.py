@@ -4,9 +4,11 @@
     cache/tokens-00000-of-00004.array_record    a contiguous range of the source each
     cache/header.json                           the plan and the shards' sizes: it is complete
 
-A record is a little-endian int32 label, an int64 index into the source, the image's N * K bits
-packed into bytes (`np.packbits`) and, in a mirrored cache, those of its mirror image. Paths are
-local or on a mounted file system.
+A record is a little-endian int32 label, an int64 index into the source, the image's N tokens of
+K numbers each and, in a mirrored cache, those of its mirror image. Bits are packed into bytes
+(`np.packbits`), uint8 and float32 stand as they are. Paths are local or on a mounted file system.
+
+Version 1 held bits alone and named their K `bits`; such caches are read, and finished.
 """
 
 import json
@@ -21,19 +23,20 @@ from array_record.python.array_record_module import ArrayRecordReader
 from bar_jax.errors import InputError
 
 FORMAT = "bar_jax.tokens"
-VERSION = 1
+VERSION = 2
+DTYPES = {"bits": np.uint8, "uint8": np.uint8, "float32": np.dtype("<f4")}  # of what is read
 
 # Larger caches are read from disk as they are needed. ImageNet in 256 tokens of 16 bits, with
-# mirror images, is 1.3 GB.
+# mirror images, is 1.3 GB; in moments of 16 channels it is 84 GB.
 IN_MEMORY_BYTES = 2 * 2**30
 
 
 class TokenCache:
     """A finished cache, as a random-access sequence; made by `open_cache`.
 
-    `cache[i]` is a dict of `bits [N, K] uint8 in {0, 1}`, `label`, `index` (into the source that
-    was encoded) and, in a mirrored cache, `bits_mirrored`. Pickling keeps the path and reads the
-    files anew. `cache.header` has the fields of `plan_cache`.
+    `cache[i]` is a dict of `tokens [N, K]` (bits: uint8 in {0, 1}), `label`, `index` (into the
+    source that was encoded) and, in a mirrored cache, `tokens_mirrored`. Pickling keeps the path
+    and reads the files anew. `cache.header` has the fields of `plan_cache`.
     """
 
     def __init__(self, path: Path, header: dict):
@@ -42,7 +45,8 @@ class TokenCache:
         self.mirrored: bool = header["mirrored"]
         self.num_classes: int = header["num_classes"]
         self.num_tokens: int = header["grid"][0] * header["grid"][1]
-        self.bits: int = header["bits"]
+        self.dtype: str = header["dtype"]
+        self.width: int = header["width"]
         files = [str(path / shard["file"]) for shard in header["shards"]]
         if header["count"] * record_dtype(header).itemsize <= IN_MEMORY_BYTES:
             self._records = _load(files, header)
@@ -73,9 +77,13 @@ class TokenCache:
                 raise InputError(self.path, f"a damaged shard ({error})", "intact files") from error
             records = np.frombuffer(read, record_dtype(self.header))
         examples = {"label": records["label"].copy(), "index": records["index"].copy()}
-        for name in ("bits", "bits_mirrored")[: 1 + self.mirrored]:
-            flat = np.unpackbits(records[name], axis=1, count=self.num_tokens * self.bits)
-            examples[name] = flat.reshape(-1, self.num_tokens, self.bits)
+        for name in ("tokens", "tokens_mirrored")[: 1 + self.mirrored]:
+            flat = records[name]
+            if self.dtype == "bits":
+                flat = np.unpackbits(flat, axis=1, count=self.num_tokens * self.width)
+            else:
+                flat = flat.copy()
+            examples[name] = flat.reshape(-1, self.num_tokens, self.width)
         return examples
 
 
@@ -83,7 +91,8 @@ def open_cache(
     path: str | os.PathLike,
     *,
     fingerprint: str | None = None,
-    bits: int | None = None,
+    dtype: str | None = None,
+    width: int | None = None,
     grid: Sequence[int] | None = None,
     num_classes: int | None = None,
 ) -> TokenCache:
@@ -91,7 +100,8 @@ def open_cache(
 
     Args:
       path: the cache's folder.
-      fingerprint, bits, grid, num_classes: what the caller needs it to be; None takes any.
+      fingerprint, dtype, width, grid, num_classes: what the caller needs it to be, as `plan_cache`
+        has it; None takes any.
 
     Raises:
       InputError: no cache, an unfinished or damaged one, or one of another tokenizer; names the
@@ -105,10 +115,11 @@ def open_cache(
             "an unfinished cache" if started else "no cache of tokens",
             "a finished one: run job=encode" + (" again, it goes on" if started else ""),
         )
-    header = read_json(path / "header.json")
-    needed = {"fingerprint": fingerprint, "bits": bits, "num_classes": num_classes}
+    header = read_fields(path / "header.json")
+    needed = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint}
+    needed |= {"dtype": dtype, "width": width, "num_classes": num_classes}
     needed["grid"] = None if grid is None else list(grid)
-    for name, value in {"format": FORMAT, "version": VERSION, **needed}.items():
+    for name, value in needed.items():
         if value is not None:
             refuse_difference(path, name, header.get(name), value)
     for shard in header["shards"]:
@@ -147,11 +158,12 @@ def _load(files: list[str], header: dict) -> np.ndarray:
 
 def record_dtype(fields: dict) -> np.dtype:
     """The layout of a record, given the fields of plan.json."""
-    num_bits = fields["grid"][0] * fields["grid"][1] * fields["bits"]
-    packed = ("u1", (-(-num_bits // 8),))
-    layout = [("label", "<i4"), ("index", "<i8"), ("bits", *packed)]
+    size = fields["grid"][0] * fields["grid"][1] * fields["width"]
+    size = -(-size // 8) if fields["dtype"] == "bits" else size
+    stored = (DTYPES[fields["dtype"]], (size,))
+    layout = [("label", "<i4"), ("index", "<i8"), ("tokens", *stored)]
     if fields["mirrored"]:
-        layout.append(("bits_mirrored", *packed))
+        layout.append(("tokens_mirrored", *stored))
     return np.dtype(layout)
 
 
@@ -168,6 +180,14 @@ def refuse_difference(path: Path, name: str, found, expected) -> None:
 def shard_path(path: Path, number: int, num_shards: int) -> Path:
     """The file of a shard."""
     return path / f"tokens-{number:05d}-of-{num_shards:05d}.array_record"
+
+
+def read_fields(file: Path) -> dict:
+    """What is in plan.json or header.json, as of this version; InputError if it cannot be read."""
+    fields = read_json(file)
+    if fields.get("version") == 1:
+        fields |= {"version": VERSION, "dtype": "bits", "width": fields.pop("bits", None)}
+    return fields
 
 
 def read_json(file: Path) -> dict:

@@ -3,7 +3,7 @@
     plan = plan_cache(path, fingerprint=..., ...)
     for shard in missing_shards(plan, process_index, process_count):
         with shard_writer(plan, shard) as write:
-            write(labels, indices, bits, bits_mirrored)     # of source[shard.start:shard.stop]
+            write(labels, indices, tokens, tokens_mirrored)  # of source[shard.start:shard.stop]
     finish_cache(plan)                                      # one process, after all are done
 
 plan.json is written first; every file gets its name when it is complete; header.json comes last.
@@ -21,17 +21,18 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from bar_jax.data.token_cache import (
+    DTYPES,
     FORMAT,
     VERSION,
-    read_json,
+    read_fields,
     record_dtype,
     refuse_difference,
     shard_path,
 )
 from bar_jax.errors import InputError
 
-# One record a group for random access. Bits of a good tokenizer do not compress, and leaving
-# compression out makes reading and writing three times as fast.
+# One record a group for random access. Bits and latents of a good tokenizer do not compress, and
+# leaving compression out makes reading and writing three times as fast.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -56,7 +57,8 @@ def plan_cache(
     path: str | os.PathLike,
     *,
     fingerprint: str,
-    bits: int,
+    dtype: str,
+    width: int,
     grid: Sequence[int],
     num_classes: int,
     mirrored: bool,
@@ -71,7 +73,8 @@ def plan_cache(
     Args:
       path: the cache's folder, made if need be.
       fingerprint: names the tokenizer and its weights; another one's tokens are never mixed in.
-      bits: K, bits per token.
+      dtype: what a token is made of: `bits`, `uint8` or `float32`.
+      width: K, how many of them.
       grid: (h, w) of the tokens, N = h * w.
       num_classes: labels are 0 to num_classes - 1.
       mirrored: whether every record also holds the tokens of the mirror image.
@@ -88,7 +91,8 @@ def plan_cache(
         "format": FORMAT,
         "version": VERSION,
         "fingerprint": fingerprint,
-        "bits": bits,
+        "dtype": dtype,
+        "width": width,
         "grid": list(grid),
         "num_classes": num_classes,
         "mirrored": mirrored,
@@ -104,7 +108,7 @@ def plan_cache(
             raise InputError(path, "shards without a plan.json", "an empty folder")
         _write_json(path / "plan.json", fields)
         return CachePlan(path, fields)
-    started = read_json(path / "plan.json")
+    started = read_fields(path / "plan.json")
     for name, value in fields.items():
         if name != "num_shards":
             refuse_difference(path, name, started.get(name), value)
@@ -125,21 +129,21 @@ def missing_shards(plan: CachePlan, process_index: int = 0, process_count: int =
 def shard_writer(plan: CachePlan, shard: Shard) -> Iterator[Callable]:
     """Gives the function that writes a shard's examples; the shard exists once the block ends.
 
-    The function is `write(labels, indices, bits, bits_mirrored=None)`: `labels [B]` in
-    range(num_classes), `indices [B]` in range(shard.start, shard.stop), `bits [B, N, K]` uint8 in
-    {0, 1}, and the mirror images' bits if the plan says so. Examples may be left out (damaged
-    images), and a batch may be empty. If the block raises, there is no shard.
+    The function is `write(labels, indices, tokens, tokens_mirrored=None)`: `labels [B]` in
+    range(num_classes), `indices [B]` in range(shard.start, shard.stop), `tokens [B, N, K]` of the
+    plan's dtype (bits: uint8 in {0, 1}), and the mirror images' if the plan says so. Examples may
+    be left out (damaged images), and a batch may be empty. If the block raises, there is no shard.
 
     Raises:
       InputError: a label out of range (by `write`).
-      ValueError: indices or bits that do not fit the plan (by `write`).
+      ValueError: indices or tokens that do not fit the plan, or are not finite (by `write`).
     """
     final = shard_path(plan.path, shard.number, plan.fields["num_shards"])
     unfinished = final.with_name(final.name + ".tmp")  # what a killed writer left is overwritten
     writer = ArrayRecordWriter(str(unfinished), _WRITER_OPTIONS)
 
-    def write(labels, indices, bits, bits_mirrored=None) -> None:
-        for record in _pack(plan.fields, shard, labels, indices, bits, bits_mirrored):
+    def write(labels, indices, tokens, tokens_mirrored=None) -> None:
+        for record in _pack(plan.fields, shard, labels, indices, tokens, tokens_mirrored):
             writer.write(record.tobytes())
 
     try:
@@ -181,7 +185,7 @@ def finish_cache(plan: CachePlan) -> None:
     _write_json(plan.path / "header.json", {**plan.fields, "count": count, "shards": shards})
 
 
-def _pack(fields, shard, labels, indices, bits, bits_mirrored) -> np.ndarray:
+def _pack(fields, shard, labels, indices, tokens, tokens_mirrored) -> np.ndarray:
     """`[B]` of `record_dtype`."""
     labels, indices = np.asarray(labels), np.asarray(indices)
     num_classes = fields["num_classes"]
@@ -189,21 +193,29 @@ def _pack(fields, shard, labels, indices, bits, bits_mirrored) -> np.ndarray:
         raise InputError("data.num_classes", f"label {label}", f"0 to {num_classes - 1}")
     if np.any((indices < shard.start) | (indices >= shard.stop)):
         raise ValueError(f"indices {indices} outside of {shard}")
-    if (bits_mirrored is not None) != fields["mirrored"]:
-        raise ValueError(f"bits_mirrored do not go with mirrored={fields['mirrored']}")
+    if (tokens_mirrored is not None) != fields["mirrored"]:
+        raise ValueError(f"tokens_mirrored do not go with mirrored={fields['mirrored']}")
     records = np.empty(len(labels), record_dtype(fields))
     records["label"] = labels
     records["index"] = indices
-    shape = (len(labels), fields["grid"][0] * fields["grid"][1], fields["bits"])
-    for name, tokens in {"bits": bits, "bits_mirrored": bits_mirrored}.items():
-        if tokens is not None:
-            tokens = np.asarray(tokens)
-            if tokens.shape != shape or tokens.dtype != np.uint8 or np.any(tokens > 1):
-                raise ValueError(
-                    f"{name}: {tokens.dtype} {tokens.shape}, expected uint8 {shape}, 0 or 1"
-                )
-            records[name] = np.packbits(tokens.reshape(len(labels), shape[1] * shape[2]), axis=1)
+    for name, array in {"tokens": tokens, "tokens_mirrored": tokens_mirrored}.items():
+        if array is not None:
+            records[name] = _pack_tokens(fields, name, np.asarray(array), len(labels))
     return records
+
+
+def _pack_tokens(fields, name, tokens, count) -> np.ndarray:
+    """Tokens [B, N, K] as a record holds them, [B, size]."""
+    num_tokens, kind = fields["grid"][0] * fields["grid"][1], fields["dtype"]
+    shape = (count, num_tokens, fields["width"])
+    good = tokens.shape == shape and tokens.dtype == DTYPES[kind]
+    if not good or (kind == "bits" and np.any(tokens > 1)):
+        found = f"{name}: {tokens.dtype} {tokens.shape}"
+        raise ValueError(f"{found}, expected {kind} {shape}" + ", 0 or 1" * (kind == "bits"))
+    if kind == "float32" and not np.all(np.isfinite(tokens)):
+        raise ValueError(f"{name}: numbers that are not finite")
+    flat = tokens.reshape(count, num_tokens * fields["width"])
+    return np.packbits(flat, axis=1) if kind == "bits" else flat
 
 
 def _write_json(file: Path, fields: dict) -> None:

@@ -8,9 +8,11 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bar_jax.bases import permutation
+from bar_jax.bases import RANDOM, Basis, permutation
 from bar_jax.generators.causal import CausalTransformer
+from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import shuffle, unshuffle
 from bar_jax.generators.writing import token_guidance, write_tokens
 from bar_jax.losses import Sums
@@ -44,6 +46,7 @@ class MaskedBitGenerator(nn.Module):
       token_grid: rows and columns of the tokenizer's tokens.
       patch_size: p of token shuffling.
       label_dropout: share of examples trained without their class.
+      basis: which order tokens are written in.
     """
 
     trunk: CausalTransformer
@@ -51,6 +54,15 @@ class MaskedBitGenerator(nn.Module):
     token_grid: tuple[int, int]
     patch_size: int = 1
     label_dropout: float = 0.1
+    basis: Basis = Basis(RANDOM)
+
+    token_dtype = jnp.uint8
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """N, k."""
+        bits = self.trunk.bits // self.patch_size**2
+        return self.token_grid[0] * self.token_grid[1], bits
 
     def draw(self, keys: jax.Array) -> Draws:
         """Draws for a training step, each example's from its own key [B]."""
@@ -80,7 +92,7 @@ class MaskedBitGenerator(nn.Module):
         Args:
           bits: [B, N, k] in {0, 1}.
           labels: [B] in 0..num_classes - 1.
-          random_share: probability of a random order (RAR).
+          random_share: probability of a random order (RAR); the rest is the basis's.
           deterministic: evaluation: every label kept. (Dropout needs a dropout rng.)
           counted: [B] bool, False where an example is padding; None: all count.
 
@@ -91,7 +103,8 @@ class MaskedBitGenerator(nn.Module):
         if not deterministic:
             dropped = draws.label < self.label_dropout
             labels = jnp.where(dropped, self.trunk.num_classes, labels)
-        order = permutation.draw_orders(random_share, draws.order_choice, draws.order_places)
+        random = draws.order_choice, draws.order_places
+        order = permutation.draw_orders(random_share, *random, self._order())
         tokens = permutation.gather(shuffle(bits, self.token_grid, self.patch_size), order)
         z = self.trunk(tokens, labels, order)
         flat = lambda x: x.reshape(-1, *x.shape[2:])
@@ -101,17 +114,57 @@ class MaskedBitGenerator(nn.Module):
 
     @nn.nowrap
     def _check_shapes(self, bits: jax.Array, labels: jax.Array) -> None:
-        rows, columns = self.token_grid
-        k = self.trunk.bits // self.patch_size**2
-        chex.assert_shape(bits, (labels.shape[0], rows * columns, k))
+        chex.assert_shape(bits, (labels.shape[0], *self.token_shape))
         chex.assert_rank(labels, 1)
+
+    @nn.nowrap
+    def _order(self) -> np.ndarray:
+        """[L] the fixed order; of RAR, raster, to which it is annealed."""
+        return self.basis.order(self.trunk.grid, np.arange(self.trunk.num_tokens, dtype=np.int32))
+
+    @nn.nowrap
+    def sample(
+        self,
+        params: dict,
+        labels: jax.Array,
+        keys: jax.Array,
+        settings: Settings,
+        guidance_scale: jax.Array | float,
+        temperature: jax.Array | float,
+        kept: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array:
+        """Draws an image's bits [B, N, k] for each label; image i depends on keys[i] alone.
+
+        Args:
+          params: of the generator.
+          guidance_scale: S; not used where `settings.guided` is False.
+          kept: tokens that are given, see `sample_tokens`.
+        """
+        length = self.trunk.num_tokens
+        # Tokens use the folds 0 to L - 1 of an image's key; its order uses L.
+        draw = lambda key: jax.random.uniform(jax.random.fold_in(key, length), (length,))
+        share = float(settings.order == "random")
+        order = permutation.draw_orders(
+            share, jnp.zeros(labels.shape), jax.vmap(draw)(keys), self._order()
+        )
+        return sample_tokens(
+            self,
+            params,
+            labels,
+            schedule=settings.unmasking_schedule,
+            guidance_scale=guidance_scale if settings.guided else None,
+            temperature=temperature,
+            noise=token_noise(self.head, keys, settings.unmasking_schedule),
+            order=order,
+            kept=kept,
+        )
 
     def initialize(self, bits: jax.Array, labels: jax.Array, keys: jax.Array) -> Sums:
         """Touches every parameter, for `init`: arguments as in `loss`."""
         return self.loss(bits, labels, self.draw(keys), 0.0, deterministic=True)
 
 
-def sample(
+def sample_tokens(
     generator: MaskedBitGenerator,
     params: dict,
     labels: jax.Array,
@@ -178,7 +231,7 @@ def sample(
 def token_noise(
     head: nn.Module, keys: jax.Array, schedule: tuple[int, ...]
 ) -> Callable[[jax.Array], jax.Array]:
-    """Noise for `sample` from one key per example [B]: each gets what its own key gives."""
+    """Noise for `sample_tokens` from one key per example [B]: each gets what its own key gives."""
 
     def noise(i):
         draw = lambda key: jax.random.uniform(

@@ -4,6 +4,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bar_jax import mesh
+from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.jobs import (
     benchmark,
@@ -60,6 +61,8 @@ def check_devices(config: ConfigDict) -> None:
         names = [cut[part] for part in config.benchmark.parts if part in cut]
     else:
         names = BATCHES.get(config.job, ())
+        if real_valued(config):  # whose tokenizers are not trained
+            names = [name for name in names if name != "train_tokenizer"]
     for name in names:
         section = config[name]
         pieces = section.get("accumulate", 1)

@@ -1,7 +1,8 @@
 """Images (and their mirror images) to cached tokens, `cache/train` and `cache/validation`.
 
-With `data.source=tokens` the tokens are there already, a file per image as the published code wrote
-them, and are packed into the same kind of cache; no tokenizer is needed.
+With `data.source=tokens` the tokens (bits of BAR-FSQ, moments of KL-16) are there already, a file
+per image as the published code wrote them, and are packed into the same kind of cache; no tokenizer
+is needed.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from bar_jax import data, models
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import token_grid
 from bar_jax.errors import InputError
+from bar_jax.tokenizers import cached_as
 from bar_jax.training import preemption
 from bar_jax.training.progress import progress
 from bar_jax.training.writer import update_summary
@@ -92,19 +94,22 @@ def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
 
 
 def _encode_batch(mesh, tokenizer, batch, mirrored):
-    """Labels, indices, bits and mirrored bits of the images that the mask keeps."""
+    """Labels, indices, tokens and mirrored tokens of the images that the mask keeps."""
     keep = batch["mask"]
     rows = [batch["label"][keep], batch["index"][keep]]
     for name in ("image", "image_mirrored") if mirrored else ("image",):
         images = mesh_lib.put_batch(mesh, {"image": batch[name]})["image"]
-        bits = tokens(tokenizer.module, tokenizer.params, images)
-        rows.append(mesh_lib.local_rows(bits)[keep])
+        codes = tokens(tokenizer.module, tokenizer.params, images)
+        rows.append(mesh_lib.local_rows(codes)[keep])
     return rows
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def tokens(tokenizer: nn.Module, params: dict, images: jax.Array) -> jax.Array:
-    """Images uint8 [B, H, W, 3] -> bits {0, 1} [B, N, k] uint8."""
+    """Images uint8 [B, H, W, 3] -> what is cached of them, [B, N, K].
+
+    Bits {0, 1} uint8 of BAR-FSQ, moments float32 of KL-16, values uint8 of pixels.
+    """
     return tokenizer.apply({"params": params}, data.to_float(images), method=tokenizer.encode)
 
 
@@ -159,7 +164,7 @@ def _pack(config, fingerprint, split) -> tuple[int, bool]:
         section.train_split,
         section.validation_split,
         validation=split == "validation",
-        shape=(grid[0] * grid[1], config.model.tokenizer.bits),
+        token_format=data.TokenFormat(*cached_as(config), grid),
         mirrored=_mirrored(config, split),
     )
     data.check_labels(source, section.num_classes)
@@ -168,8 +173,8 @@ def _pack(config, fingerprint, split) -> tuple[int, bool]:
         batches = data.published_batches(source, start, stop, on_damaged=section.on_damaged)
         with contextlib.closing(batches):
             for count, batch in batches:
-                bits = [batch[n] for n in ("bits", "bits_mirrored")[: 1 + source.mirrored]]
-                yield count, [batch["label"], batch["index"], *bits]
+                names = ("label", "index", "tokens", "tokens_mirrored")
+                yield count, [batch[name] for name in names[: 3 + source.mirrored]]
 
     preprocessing = {"source": "tokens", "files": data.files_digest(source)}
     return _write_cache(config, split, fingerprint, preprocessing, len(source), rows)
@@ -187,16 +192,18 @@ def _write_cache(config, split, fingerprint, preprocessing, examples, rows) -> t
 
     Args:
       examples: length of the source.
-      rows: (start, stop) -> generator of (examples read, [labels, indices, bits] of the good ones,
-        with their mirrored bits if mirrored).
+      rows: (start, stop) -> generator of (examples read, [labels, indices, tokens] of the good
+        ones, with their mirrored tokens if mirrored).
 
     Returns:
       The images in the cache, and whether anything was written.
     """
+    dtype, width = cached_as(config)
     plan = data.plan_cache(
         cache_path(config, split),
         fingerprint=fingerprint,
-        bits=config.model.tokenizer.bits,
+        dtype=dtype,
+        width=width,
         grid=token_grid(config),
         num_classes=config.data.num_classes,
         mirrored=_mirrored(config, split),

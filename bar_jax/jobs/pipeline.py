@@ -1,12 +1,15 @@
 """The stages in order: tokenizer, token cache, generator, samples, evaluation.
 
-A stage that is finished is skipped, one that was cut off goes on.
+A stage that is finished is skipped, one that was cut off goes on. Tokenizers of real-valued tokens
+are not trained: pixels need no tokenizer, and kl_vae one that job=import_weights put there.
 """
 
 import logging
 
 from ml_collections import ConfigDict
 
+from bar_jax import data, workdir
+from bar_jax.config import real_valued
 from bar_jax.jobs import encode, evaluate, sample, train_generator, train_tokenizer
 from bar_jax.training import preemption
 from bar_jax.training.writer import update_summary
@@ -16,7 +19,14 @@ logger = logging.getLogger(__name__)
 
 def run(config: ConfigDict) -> dict[str, object]:
     """Runs what is not finished yet; returns the summary."""
-    for job in (train_tokenizer, encode, train_generator, sample):
+    stages = [train_tokenizer, encode, train_generator, sample]
+    if real_valued(config):
+        stages.remove(train_tokenizer)
+        if config.model.tokenizer.kind != "pixels":
+            workdir.trained(config, "tokenizer")  # missed now, not when there is all to be drawn
+        if config.data.source == "tokens" and config.evaluate.metrics:
+            data.open_images(config)  # which there are none of: the same
+    for job in stages:
         job.run(config)
         preemption.check(f"pipeline: {job.__name__.rpartition('.')[2]} is finished")
     summary = evaluate.run(config)

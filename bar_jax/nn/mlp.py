@@ -1,4 +1,4 @@
-"""The two feed-forward networks: SwiGLU and GELU."""
+"""The feed-forward networks: gated by SiLU, gated by GELU, and plain GELU."""
 
 import functools
 
@@ -29,6 +29,26 @@ class SwiGLU(nn.Module):
         x = nn.silu(gate_value[..., 0, :]) * gate_value[..., 1, :]
         x = nn.Dropout(self.dropout)(x, deterministic=not self.has_rng("dropout"))
         return linear(width, ("mlp", "embed"), dtype=self.dtype, name="down")(x)
+
+
+class GatedGeluMLP(nn.Module):
+    """Linear(GELU(gate) * value) with the exact GELU; the hidden units of a SwiGLU."""
+
+    dropout: float = 0.0
+    kernel_init: Init = NORMAL_02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]; with a dropout rng, dropout acts on the hidden units."""
+        dense = functools.partial(linear, kernel_init=self.kernel_init, dtype=self.dtype)
+        width = x.shape[-1]
+        hidden = swiglu_width(width)
+        # Two layers, and not one product, so that each starts in its own Xavier range.
+        gate = nn.gelu(dense(hidden, ("embed", "mlp"), name="gate")(x), approximate=False)
+        x = gate * dense(hidden, ("embed", "mlp"), name="value")(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not self.has_rng("dropout"))
+        return dense(width, ("mlp", "embed"), name="down")(x)
 
 
 class GeluMLP(nn.Module):

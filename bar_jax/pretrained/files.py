@@ -1,4 +1,4 @@
-"""State dicts in files: `.safetensors`, `.npz`, and PyTorch's `.bin`, `.pth` and `.pt`.
+"""State dicts in files: `.safetensors`, `.npz`, and PyTorch's `.bin`, `.pth`, `.pt`, `.ckpt`.
 
 Nothing in a file is ever executed: pickles are read by torch's weights-only loader alone.
 """
@@ -168,6 +168,7 @@ READERS = {
     ".bin": _read_torch,
     ".pth": _read_torch,
     ".pt": _read_torch,
+    ".ckpt": _read_torch,
 }
 SAFETENSORS_DTYPES = {
     "F64": np.float64,

@@ -41,6 +41,14 @@ def linear(ours: str, theirs: str, outputs: str = "o", inputs: str = "i") -> Lay
     }
 
 
+def conv(ours: str, theirs: str) -> Layout:
+    """A convolution over an image: published [out, in, h, w], ours [h, w, in, out]."""
+    return {
+        f"{ours}/kernel": (f"{theirs}.weight", "o i kh kw -> kh kw i o"),
+        **same(f"{ours}/bias", f"{theirs}.bias"),
+    }
+
+
 def layer_norm(ours: str, theirs: str) -> Layout:
     """Scale and bias of a LayerNorm."""
     return same(f"{ours}/scale", f"{theirs}.weight") | same(f"{ours}/bias", f"{theirs}.bias")

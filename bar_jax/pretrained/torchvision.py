@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from bar_jax.nn.vgg import CONVOLUTIONS, conv_name
-from bar_jax.pretrained.layout import Layout, layer_norm, linear, same, to_ours
+from bar_jax.pretrained.layout import Layout, conv, layer_norm, linear, same, to_ours
 
 
 def vgg16_params(tensors: Mapping[str, np.ndarray], prefix: str = "features.") -> dict:
@@ -19,7 +19,7 @@ def vgg16_params(tensors: Mapping[str, np.ndarray], prefix: str = "features.") -
     number = 0  # of a layer: ReLUs and poolings count too
     for stage, depth in enumerate(CONVOLUTIONS):
         for layer in range(depth):
-            layout |= _conv(conv_name(stage, layer), f"{prefix}{number}")
+            layout |= conv(conv_name(stage, layer), f"{prefix}{number}")
             number += 2
         number += 1
     return to_ours(tensors, layout, {})
@@ -32,7 +32,7 @@ def convnext_params(tensors: Mapping[str, np.ndarray]) -> dict:
       InputError: naming a tensor that is missing.
     """
     layout: Layout = {
-        **_conv("stem", "features.0.0"),
+        **conv("stem", "features.0.0"),
         **layer_norm("stem_norm", "features.0.1"),
         **layer_norm("norm", "classifier.0"),
         **linear("logits", "classifier.2"),
@@ -41,7 +41,7 @@ def convnext_params(tensors: Mapping[str, np.ndarray]) -> dict:
     for stage, depth in enumerate(convnext_depths(tensors)):
         if stage:
             layout |= layer_norm(f"down{stage}_norm", f"features.{2 * stage}.0")
-            layout |= _conv(f"down{stage}", f"features.{2 * stage}.1")
+            layout |= conv(f"down{stage}", f"features.{2 * stage}.1")
         # Each stage has a depth of its own, so its layers are a field of its own.
         fields[f"layer{stage}"] = range(depth)
         ours, theirs = f"stage{stage}", f"features.{2 * stage + 1}.{{layer{stage}}}"
@@ -65,10 +65,3 @@ def convnext_depths(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     blocks = [(int(match[1]) // 2, int(match[2])) for match in found if match]
     stages = 1 + max((stage for stage, _ in blocks), default=-1)
     return tuple(sum(stage == s for stage, _ in blocks) for s in range(stages))
-
-
-def _conv(ours: str, theirs: str) -> Layout:
-    return {
-        f"{ours}/kernel": (f"{theirs}.weight", "o i kh kw -> kh kw i o"),
-        **same(f"{ours}/bias", f"{theirs}.bias"),
-    }

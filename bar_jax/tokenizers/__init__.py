@@ -5,7 +5,10 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
+from bar_jax.config import token_channels
 from bar_jax.tokenizers.bar_fsq import BarFSQ
+from bar_jax.tokenizers.kl_vae import KLVAE, attention_levels
+from bar_jax.tokenizers.pixels import Pixels
 
 SIZES = ("width", "depth", "heads", "mlp_width")  # of a ViT
 
@@ -28,9 +31,39 @@ def _bar_fsq(config: ConfigDict, remat: bool) -> BarFSQ:
     )
 
 
-KINDS = {"bar_fsq": _bar_fsq}
+def _kl_vae(config: ConfigDict, remat: bool) -> KLVAE:
+    del remat  # it is not trained here
+    sizes = config.model.tokenizer.kl
+    return KLVAE(
+        image_size=config.data.image_size,
+        width=sizes.width,
+        multipliers=tuple(sizes.multipliers),
+        blocks=sizes.blocks,
+        channels=sizes.channels,
+        attention_levels=attention_levels(sizes.multipliers, sizes.attention),
+        scale=sizes.scale,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def _pixels(config: ConfigDict, remat: bool) -> Pixels:
+    del remat  # there is nothing to train
+    return Pixels(config.data.image_size, config.model.tokenizer.patch_size)
+
+
+KINDS = {"bar_fsq": _bar_fsq, "kl_vae": _kl_vae, "pixels": _pixels}
 
 
 def make_tokenizer(config: ConfigDict, remat: bool = False) -> nn.Module:
     """The tokenizer that a config describes; `remat` saves activation memory in training."""
     return KINDS[config.model.tokenizer.kind](config, remat)
+
+
+def cached_as(config: ConfigDict) -> tuple[str, int]:
+    """How a token is cached: `bits`, `uint8` or `float32`, and how many of them."""
+    kind, channels = config.model.tokenizer.kind, token_channels(config)
+    return {
+        "bar_fsq": ("bits", channels),
+        "kl_vae": ("float32", 2 * channels),  # mean and log-variance
+        "pixels": ("uint8", channels),
+    }[kind]

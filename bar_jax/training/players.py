@@ -89,6 +89,10 @@ def one_player(
     steps: int,
     warmup: int,
     constant: int = 0,
+    *,
+    trained: Callable[[Path], bool] = everything,
+    last: optax.GradientTransformation | None = None,
+    pretrained: dict | None = None,
 ) -> Program:
     """A network that minimises a loss.
 
@@ -97,9 +101,21 @@ def one_player(
       loss_fn: see `training.step`.
       section: the stage's: `optimizer`, `ema_decay`, `accumulate`.
       steps, warmup, constant: of the learning rate's schedule, see `optimizer.warmup_cosine`.
+      trained, last, pretrained: see `two_players`.
     """
     without_frozen = lambda *args: loss_fn(*args[:-1])
-    return two_players(init_params, without_frozen, section, steps, warmup, constant, opponent=None)
+    return two_players(
+        init_params,
+        without_frozen,
+        section,
+        steps,
+        warmup,
+        constant,
+        opponent=None,
+        trained=trained,
+        last=last,
+        pretrained=pretrained,
+    )
 
 
 def two_players(
@@ -113,6 +129,7 @@ def two_players(
     opponent: Opponent | None,
     trained: Callable[[Path], bool] = everything,
     share: Callable[[Path], float] | None = None,
+    last: optax.GradientTransformation | None = None,
     pretrained: dict | None = None,
     frozen: dict | None = None,
 ) -> Program:
@@ -131,9 +148,11 @@ def two_players(
       opponent: None if there is none.
       trained: which parameters of the network change.
       share: path of a parameter -> what its learning rate is of the schedule's; None: all of it.
+      last: of the optimiser's chain, see `optimizer.adamw`.
       pretrained, frozen: see `Program`.
     """
-    tx, schedule = optimizer.from_section(section.optimizer, warmup, steps, share, constant)
+    rates = warmup, steps, share, constant
+    tx, schedule = optimizer.from_section(section.optimizer, *rates, last)
     start = opponent.start if opponent else steps
     options = {
         "accumulate": section.accumulate,

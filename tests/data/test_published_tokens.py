@@ -17,6 +17,7 @@ from bar_jax import models
 from bar_jax.config_file import load_config
 from bar_jax.data import (
     DamagedImage,
+    TokenFormat,
     open_cache,
     open_published_tokens,
     published_batches,
@@ -29,6 +30,7 @@ from bar_jax.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (16, 16)  # tokens and bits of the tiny configs
+FORMAT = TokenFormat("bits", 16, (4, 4))
 CLASSES = ("n01440764", "n01443537", "n02102040")
 
 
@@ -58,8 +60,8 @@ def root(tmp_path):
 
 def opened(root, validation=False, train_split="", validation_split="", mirrored=True):
     return open_published_tokens(
-        str(root), train_split, validation_split, validation=validation, shape=SHAPE,
-        mirrored=mirrored,
+        str(root), train_split, validation_split, validation=validation,
+        token_format=FORMAT, mirrored=mirrored,
     )  # fmt: skip
 
 
@@ -82,18 +84,18 @@ def test_bits_of_a_file(tmp_path, dtype):
     """Token after token, the bits of each side by side."""
     flat = np.array([1, 0, 0, 1, 1, 1], dtype)
     np.savez(tmp_path / "a.npz", tokens=flat, tokens_flip=flat[::-1])
-    read = read_tokens(str(tmp_path / "a.npz"), (3, 2), mirrored=True)
+    read = read_tokens(str(tmp_path / "a.npz"), TokenFormat("bits", 2, (1, 3)), mirrored=True)
     assert {name: bits.tolist() for name, bits in read.items()} == {
-        "bits": [[1, 0], [0, 1], [1, 1]],
-        "bits_mirrored": [[1, 1], [1, 0], [0, 1]],
+        "tokens": [[1, 0], [0, 1], [1, 1]],
+        "tokens_mirrored": [[1, 1], [1, 0], [0, 1]],
     }
-    assert read["bits"].dtype == np.uint8
+    assert read["tokens"].dtype == np.uint8
 
 
 def test_a_compressed_file(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", tokens=tokens_of(0).reshape(-1))
-    read = read_tokens(str(tmp_path / "a.npz"), SHAPE, mirrored=False)
-    np.testing.assert_array_equal(read["bits"], tokens_of(0))
+    read = read_tokens(str(tmp_path / "a.npz"), FORMAT, mirrored=False)
+    np.testing.assert_array_equal(read["tokens"], tokens_of(0))
 
 
 def _npz(**arrays) -> bytes:
@@ -151,7 +153,7 @@ def test_a_damaged_file(tmp_path, monkeypatch, content, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(DamagedImage) as error:
-        read_tokens(str(tmp_path / "a.npz"), SHAPE, mirrored=True)
+        read_tokens(str(tmp_path / "a.npz"), FORMAT, mirrored=True)
     assert error.value.name == str(tmp_path / "a.npz")
     assert reason in error.value.reason
     assert os.listdir() == ["a.npz"]
@@ -159,12 +161,12 @@ def test_a_damaged_file(tmp_path, monkeypatch, content, reason):
 
 def test_a_file_that_is_gone(tmp_path):
     with pytest.raises(DamagedImage, match="No such file"):
-        read_tokens(str(tmp_path / "a.npz"), SHAPE, mirrored=True)
+        read_tokens(str(tmp_path / "a.npz"), FORMAT, mirrored=True)
 
 
 def test_mirror_images_are_not_needed_where_they_are_not_used(tmp_path):
     np.savez(tmp_path / "a.npz", tokens=tokens_of(0).reshape(-1))
-    assert read_tokens(str(tmp_path / "a.npz"), SHAPE, mirrored=False).keys() == {"bits"}
+    assert read_tokens(str(tmp_path / "a.npz"), FORMAT, mirrored=False).keys() == {"tokens"}
 
 
 # --- the folder ----------------------------------------------------------------------------------
@@ -176,8 +178,8 @@ def test_classes_and_files_are_sorted(root):
     assert (source.class_names, source.num_classes) == (CLASSES, 3)
     np.testing.assert_array_equal(source.labels, [0] * 20 + [1] * 10 + [2] * 15)
     for i in (0, 19, 20, 44):
-        np.testing.assert_array_equal(source[i]["bits"], tokens_of(i))
-        np.testing.assert_array_equal(source[i]["bits_mirrored"], tokens_of(i, True))
+        np.testing.assert_array_equal(source[i]["tokens"], tokens_of(i))
+        np.testing.assert_array_equal(source[i]["tokens_mirrored"], tokens_of(i, True))
 
 
 def test_other_files_are_ignored(root):
@@ -197,7 +199,7 @@ def test_validation_without_a_directory_of_its_own(root, validation_split, train
         source = opened(root, validation, validation_split=validation_split)
         assert len(source) == len(source.labels) == len(expected)
         for row, i in enumerate(expected):
-            np.testing.assert_array_equal(source[row]["bits"], tokens_of(i))
+            np.testing.assert_array_equal(source[row]["tokens"], tokens_of(i))
 
 
 def test_splits_in_directories(tmp_path):
@@ -252,7 +254,7 @@ def test_damaged_files_are_named_and_left_out(root, caplog):
         [(count, batch)] = published_batches(source, 1, 45, on_damaged="skip")
     kept = [i for i in range(1, 45) if i not in (3, 41)]
     assert (count, batch["index"].tolist()) == (44, kept)
-    np.testing.assert_array_equal(batch["bits"], [tokens_of(i) for i in kept])
+    np.testing.assert_array_equal(batch["tokens"], [tokens_of(i) for i in kept])
     assert [name in line for name, line in zip(names, caplog.messages, strict=True)] == [True, True]
 
 
@@ -265,8 +267,9 @@ def test_a_damaged_file_is_refused(root):
 def test_tokens_of_another_tokenizer_end_the_run_at_once(tmp_path, caplog):
     """Not a warning for each of a million files."""
     root = write_tokens(tmp_path, (100, 0, 0))
+    other = TokenFormat("bits", 14, (4, 4))
     source = open_published_tokens(
-        str(root), "", "x", validation=False, shape=(16, 14), mirrored=True
+        str(root), "", "x", validation=False, token_format=other, mirrored=True
     )
     with pytest.raises(InputError, match="no readable file in 100, such as .*bool.256.*14 bits"):
         list(published_batches(source, 0, 100, on_damaged="skip"))
@@ -286,10 +289,10 @@ def test_the_packed_cache_holds_what_the_files_do(root, tmp_path):
     kept = [i for i in range(45) if i != 20]
     np.testing.assert_array_equal(examples["index"], kept)
     np.testing.assert_array_equal(examples["label"], np.repeat([0, 1, 2], (20, 9, 15)))
-    np.testing.assert_array_equal(examples["bits"], [tokens_of(i) for i in kept])
-    np.testing.assert_array_equal(examples["bits_mirrored"], [tokens_of(i, True) for i in kept])
+    np.testing.assert_array_equal(examples["tokens"], [tokens_of(i) for i in kept])
+    np.testing.assert_array_equal(examples["tokens_mirrored"], [tokens_of(i, True) for i in kept])
     validation = open_cache(tmp_path / "run/cache/validation")
-    np.testing.assert_array_equal(validation.read([0, 1])["bits"], [tokens_of(0), tokens_of(40)])
+    np.testing.assert_array_equal(validation.read([0, 1])["tokens"], [tokens_of(0), tokens_of(40)])
     assert not validation.mirrored
 
 
@@ -376,7 +379,7 @@ def test_the_validation_loss_is_of_the_held_out_tokens(run):
     mesh = mesh_lib.make_mesh(**config.mesh)
     generator = models.load_generator(config, mesh)
     cache = open_cache(encode.cache_path(config, "validation"))
-    np.testing.assert_array_equal(cache.read([0, 1])["bits"], [tokens_of(19), tokens_of(39)])
+    np.testing.assert_array_equal(cache.read([0, 1])["tokens"], [tokens_of(19), tokens_of(39)])
     with jax.set_mesh(mesh):
         again = train_generator.validation_loss(
             generator.module, generator.params, cache, mesh, config.seed, 16, 16

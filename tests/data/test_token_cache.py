@@ -19,7 +19,8 @@ from bar_jax.errors import InputError
 
 FIELDS = dict(
     fingerprint="bar_fsq-1234",
-    bits=4,
+    dtype="bits",
+    width=4,
     grid=(2, 3),
     num_classes=10,
     mirrored=True,
@@ -39,7 +40,7 @@ def write_shard(plan, shard, skip=()):
     fields = plan.fields
     indices = [i for i in range(shard.start, shard.stop) if i not in skip]
     stacks = [
-        np.stack([tokens_of(i, fields["bits"], fields["grid"], mirrored) for i in indices])
+        np.stack([tokens_of(i, fields["width"], fields["grid"], mirrored) for i in indices])
         for mirrored in (False, True)
     ]
     with shard_writer(plan, shard) as write:
@@ -72,10 +73,10 @@ def path(tmp_path):
 @pytest.mark.parametrize("bits", [1, 10, 16, 64])
 def test_tokens_come_back(tmp_path, bits):
     grid = (1, 5) if bits < 16 else (2, 3)  # 5 and 50 bits do not fill their bytes
-    cache = open_cache(make_cache(tmp_path, bits=bits, grid=grid))
+    cache = open_cache(make_cache(tmp_path, width=bits, grid=grid))
     for i in (0, 7, 20):
-        np.testing.assert_array_equal(cache[i]["bits"], tokens_of(i, bits, grid))
-        np.testing.assert_array_equal(cache[i]["bits_mirrored"], tokens_of(i, bits, grid, True))
+        np.testing.assert_array_equal(cache[i]["tokens"], tokens_of(i, bits, grid))
+        np.testing.assert_array_equal(cache[i]["tokens_mirrored"], tokens_of(i, bits, grid, True))
 
 
 def test_labels_and_indices_come_back_without_the_damaged(tmp_path):
@@ -87,7 +88,7 @@ def test_labels_and_indices_come_back_without_the_damaged(tmp_path):
 
 
 def test_a_cache_without_mirror_images(tmp_path):
-    assert set(open_cache(make_cache(tmp_path, mirrored=False))[0]) == {"bits", "label", "index"}
+    assert set(open_cache(make_cache(tmp_path, mirrored=False))[0]) == {"tokens", "label", "index"}
 
 
 def test_a_cache_that_is_too_large_is_read_from_disk(path, monkeypatch):
@@ -100,7 +101,7 @@ def test_a_cache_that_is_too_large_is_read_from_disk(path, monkeypatch):
 
 def test_a_cache_can_be_pickled(path):
     cache = pickle.loads(pickle.dumps(open_cache(path)))
-    np.testing.assert_array_equal(cache[9]["bits"], tokens_of(9))
+    np.testing.assert_array_equal(cache[9]["tokens"], tokens_of(9))
 
 
 def test_an_index_past_the_end(path):
@@ -187,8 +188,8 @@ def try_to_write(tmp_path, **changes):
     arrays = dict(
         labels=[0, 9],
         indices=[0, 4],
-        bits=np.zeros((2, 6, 4), np.uint8),
-        bits_mirrored=np.zeros((2, 6, 4), np.uint8),
+        tokens=np.zeros((2, 6, 4), np.uint8),
+        tokens_mirrored=np.zeros((2, 6, 4), np.uint8),
     )
     with shard_writer(plan, missing_shards(plan)[0]) as write:
         write(**arrays | changes)
@@ -209,10 +210,10 @@ def test_a_label_out_of_range_is_refused(tmp_path, label):
     "change",
     [
         dict(indices=[0, 5]),
-        dict(bits=np.zeros((2, 6, 5), np.uint8)),
-        dict(bits=np.zeros((2, 6, 4), np.float32)),
-        dict(bits=np.full((2, 6, 4), 2, np.uint8)),
-        dict(bits_mirrored=None),
+        dict(tokens=np.zeros((2, 6, 5), np.uint8)),
+        dict(tokens=np.zeros((2, 6, 4), np.float32)),
+        dict(tokens=np.full((2, 6, 4), 2, np.uint8)),
+        dict(tokens_mirrored=None),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, change):
@@ -224,15 +225,16 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, change):
 
 
 def test_the_expected_cache_opens(path):
-    cache = open_cache(path, fingerprint="bar_fsq-1234", bits=4, grid=(2, 3), num_classes=10)
-    assert (cache.bits, cache.num_tokens) == (4, 6)
+    cache = open_cache(path, fingerprint="bar_fsq-1234", dtype="bits", width=4, num_classes=10)
+    assert (cache.dtype, cache.width, cache.num_tokens) == ("bits", 4, 6)
 
 
 @pytest.mark.parametrize(
     "needed, told",
     [
         (dict(fingerprint="other"), "fingerprint 'bar_fsq-1234', expected 'other'"),
-        (dict(bits=16), "bits 4, expected 16"),
+        (dict(width=16), "width 4, expected 16"),
+        (dict(dtype="float32"), "dtype 'bits', expected 'float32'"),
         (dict(grid=(3, 2)), r"grid \[2, 3\], expected \[3, 2\]"),
         (dict(num_classes=1000), "num_classes 10, expected 1000"),
     ],
@@ -280,8 +282,8 @@ def test_damaged_records_are_refused(path, monkeypatch, in_memory):
 
 def test_a_cache_of_a_later_format_is_refused(path):
     header = json.loads((path / "header.json").read_text())
-    (path / "header.json").write_text(json.dumps(header | dict(version=2)))
-    with pytest.raises(InputError, match="with version 2, expected 1"):
+    (path / "header.json").write_text(json.dumps(header | dict(version=3)))
+    with pytest.raises(InputError, match="with version 3, expected 2"):
         open_cache(path)
 
 
@@ -309,35 +311,37 @@ def index_and_mirror(bits):
 
 def test_token_batches_are_epochs_of_all_examples(path):
     batches = take(7, open_cache(path))  # 42 examples: two epochs
-    found = [index_and_mirror(bits)[0] for bits in batches["bits"].reshape(42, 6, 4)]
+    found = [index_and_mirror(bits)[0] for bits in batches["tokens"].reshape(42, 6, 4)]
     assert sorted(found[:21]) == sorted(found[21:]) == list(range(21))
     np.testing.assert_array_equal(batches["label"].ravel(), np.array(found) % 10)
 
 
 def test_half_of_the_tokens_are_mirrored(path):
     batches = take(50, open_cache(path))
-    mirrored = [index_and_mirror(bits)[1] for bits in batches["bits"].reshape(300, 6, 4)]
+    mirrored = [index_and_mirror(bits)[1] for bits in batches["tokens"].reshape(300, 6, 4)]
     assert 110 < sum(mirrored) < 190  # 150, give or take 4.6 standard deviations
 
 
 def test_without_mirror_no_tokens_are_mirrored(path):
     batches = take(7, open_cache(path), mirror=False)
-    assert not any(index_and_mirror(bits)[1] for bits in batches["bits"].reshape(42, 6, 4))
+    assert not any(index_and_mirror(bits)[1] for bits in batches["tokens"].reshape(42, 6, 4))
 
 
 def test_token_batches_start_at_any_step(path):
     cache = open_cache(path)
-    np.testing.assert_array_equal(take(3, cache, start_step=4)["bits"], take(7, cache)["bits"][4:])
+    np.testing.assert_array_equal(
+        take(3, cache, start_step=4)["tokens"], take(7, cache)["tokens"][4:]
+    )
 
 
 @pytest.mark.parametrize("process_count", [2, 3])
 def test_processes_make_up_the_same_token_batch(path, process_count):
     cache = open_cache(path)
     parts = [
-        take(5, cache, process_index=i, process_count=process_count)["bits"]
+        take(5, cache, process_index=i, process_count=process_count)["tokens"]
         for i in range(process_count)
     ]
-    whole = take(5, cache)["bits"]
+    whole = take(5, cache)["tokens"]
     np.testing.assert_array_equal(np.stack(parts, axis=1).reshape(whole.shape), whole)
 
 
@@ -352,6 +356,6 @@ def test_token_eval_batches_are_in_order_and_padded(path):
     whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     np.testing.assert_array_equal(whole["index"], [*range(21), -1, -1, -1])
     np.testing.assert_array_equal(whole["mask"], [True] * 21 + [False] * 3)
-    np.testing.assert_array_equal(whole["bits"][:21], [tokens_of(i) for i in range(21)])
-    np.testing.assert_array_equal(whole["bits"][21:], 0)
-    np.testing.assert_array_equal(whole["bits_mirrored"][20], tokens_of(20, mirrored=True))
+    np.testing.assert_array_equal(whole["tokens"][:21], [tokens_of(i) for i in range(21)])
+    np.testing.assert_array_equal(whole["tokens"][21:], 0)
+    np.testing.assert_array_equal(whole["tokens_mirrored"][20], tokens_of(20, mirrored=True))

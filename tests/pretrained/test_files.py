@@ -14,7 +14,7 @@ import safetensors.numpy
 from bar_jax.errors import InputError
 from bar_jax.pretrained.files import read_tensors, write_safetensors
 
-SUFFIXES = (".safetensors", ".npz", ".bin", ".pth")
+SUFFIXES = (".safetensors", ".npz", ".bin", ".pth", ".ckpt")
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_no_such_file(tmp_path, name):
     assert "did you mean" not in refused(tmp_path / name, "found no such file")
 
 
-@pytest.mark.parametrize("name", ["file.ckpt", "file"])
+@pytest.mark.parametrize("name", ["file.h5", "file"])
 def test_unknown_suffix(tmp_path, name):
     (tmp_path / name).touch()
     refused(tmp_path / name, r"found the suffix '.*', expected one of \.safetensors, \.npz, \.bin")
@@ -196,7 +196,7 @@ def test_truncated_in_the_format_before_pytorch_1_6(tmp_path, tensors):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_something_else(tmp_path, suffix):
-    if suffix in (".bin", ".pth"):
+    if suffix in (".bin", ".pth", ".ckpt"):
         pytest.importorskip("torch")
     path = tmp_path / f"file{suffix}"
     path.write_bytes(b"<html>404: not found</html>" * 100)
