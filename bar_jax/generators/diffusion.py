@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.bases import permutation
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.denoising import predict_tokens
 from bar_jax.generators.prediction import Prediction
@@ -34,6 +33,8 @@ class CausalDiffusion(nn.Module):
     trunk: CausalTransformer
     head: diffusion.DiffusionHead
     shared_time: bool = False
+
+    told_orders = True  # `predict` and `sample` take the places of tokens
 
     @property
     def length(self) -> int:
@@ -66,18 +67,17 @@ class CausalDiffusion(nn.Module):
         """One training forward; with a dropout rng there is dropout.
 
         Args:
-          y: [B, N, d] tokens at their places.
+          y: [B, N, d] tokens, in the order in which they are written.
           labels: [B] in 0..num_classes.
-          draws: as `draw` makes them, for tokens at their places.
-          order: [B, N], the place of the first, second, ... token to be written; None: 0..N - 1.
+          draws: as `draw` makes them.
+          order: [B, N], the place in the grid of each of them; None: 0..N - 1.
 
         Returns:
-          See `predict_tokens`; at the places of the tokens.
+          See `predict_tokens`.
         """
         chex.assert_shape(y, (labels.shape[0], self.length, self.channels))
-        order = self._order(labels, order)
-        z = self.trunk(permutation.gather(y, order), labels, order)
-        return predict_tokens(self.head, permutation.scatter(z, order), y, draws)
+        z = self.trunk(y, labels, self._order(labels, order))
+        return predict_tokens(self.head, z, y, draws)
 
     def initialize(self, y: jax.Array, labels: jax.Array, keys: jax.Array) -> Prediction:
         """Touches every parameter, for `init`: arguments as in `predict`, keys [B]."""
@@ -105,7 +105,7 @@ class CausalDiffusion(nn.Module):
           order: as for `predict`.
 
         Returns:
-          [B, N, d] float32, at their places.
+          [B, N, d] float32, in the order in which they are written.
         """
 
         def noise(i):
@@ -158,7 +158,7 @@ def sample_tokens(
       noise: index of a token in the order -> [B, d] where it starts, [T, B, d] noise of the steps.
 
     Returns:
-      [B, N, d] float32, at their places.
+      [B, N, d] float32, in the order in which they are written.
     """
     trunk, guided = host.trunk, guidance_scale is not None
     head_params = decoding_params(params["head"], trunk.dtype)
@@ -179,4 +179,4 @@ def sample_tokens(
 
     labels = jnp.asarray(labels)
     tokens, _ = write_tokens(trunk, params["trunk"], labels, order, draw, guided)
-    return permutation.scatter(tokens, order)
+    return tokens
