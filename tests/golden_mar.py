@@ -298,7 +298,4 @@ def schedules(config, given, tensors):
         }
 
 
-KINDS = {
-    function.__name__: function
-    for function in (mar_forward, mar_diffloss_net, mar_diffusion_tables, mar_sample, schedules)
-}
+KINDS = (mar_forward, mar_diffloss_net, mar_diffusion_tables, mar_sample, schedules)

@@ -16,15 +16,14 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from bar_jax.bases import permutation
 from bar_jax.generators import mar_sampler, mask_ratio
 from bar_jax.generators.bidirectional import NORM_EPS, Transformer
+from bar_jax.generators.denoising import predict_tokens
 from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
 from bar_jax.heads import diffusion
-from bar_jax.heads.gaussian_diffusion import signal_to_noise
 from bar_jax.mesh import gathered
 from bar_jax.nn.linear import NORMAL_02, XAVIER, linear, named
 
@@ -118,30 +117,11 @@ class MAR(nn.Module):
           draws: as `draw` makes them.
 
         Returns:
-          See `Prediction`; the loss is the head's over hidden tokens. `snr` is the mean over the
-          tokens, which is each one's if they share their time.
+          See `predict_tokens`; the loss is over hidden tokens.
         """
         chex.assert_shape(y, (labels.shape[0], self.length, self.channels))
         z, hidden = self.context(y, labels, draws)
-        # [B, R, N, ...], with copies of tokens and vectors for every noise level.
-        copies = lambda x: jnp.broadcast_to(x[:, None], (*draws.head.times.shape, x.shape[-1]))
-        flat = lambda x: x.reshape(-1, *x.shape[3:])
-        rows = self.head.denoise(
-            flat(copies(z)),
-            flat(copies(y.astype(jnp.float32))),
-            jax.tree.map(flat, draws.head),
-        )
-        rows = jax.tree.map(lambda x: x.reshape(*draws.head.times.shape, *x.shape[1:]), rows)
-        total = lambda x: jnp.sum(jnp.where(hidden[:, None], x, 0), axis=(1, 2))
-        clean = jnp.where(hidden[:, None, :, None], rows.clean, y[:, None])
-        levels = self.head.timesteps_per_token
-        return Prediction(
-            loss=total(rows.loss),
-            weight=levels * jnp.sum(hidden, axis=1, dtype=jnp.float32),
-            beside=total(rows.variational),
-            clean=rearrange(clean, "b r n d -> r b n d"),
-            snr=jnp.mean(signal_to_noise(draws.head.times), axis=2).T,
-        )
+        return predict_tokens(self.head, z, y, draws.head, hidden)
 
     def initialize(self, y: jax.Array, labels: jax.Array, keys: jax.Array) -> Prediction:
         """Touches every parameter, for `init`: arguments as in `predict`, keys [B]."""

@@ -14,13 +14,9 @@ from bar_jax.bases import RANDOM, Basis, permutation
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import shuffle, unshuffle
+from bar_jax.generators.writing import token_guidance, write_tokens
 from bar_jax.losses import Sums
 from bar_jax.nn.decoding import decoding_params
-
-# adaLN vectors depend on class and position only. Up to this size they are made for all positions
-# ahead of the loop, so that the loop need not read their weights; a batch that needs more makes
-# good use of the weights anyhow.
-AHEAD_BYTES = 4 * 2**30
 
 
 class Draws(flax.struct.PyTreeNode):
@@ -202,52 +198,20 @@ def sample_tokens(
       bits [B, N, k] uint8 in raster order; with `record` also {`z`: [L, B or 2 B, W],
       `logits`: of the head's `sample`, [L, ...]}.
     """
-    chex.assert_shape(order, (*labels.shape, generator.trunk.num_tokens))
     trunk, head = generator.trunk, generator.head
-    length, guided = trunk.num_tokens, guidance_scale is not None
-    labels, batch = jnp.asarray(labels), labels.shape[0]
-    trunk_params = decoding_params(params["trunk"], trunk.dtype)
+    guided = guidance_scale is not None
     head_params = decoding_params(params["head"], trunk.dtype)
-
-    def apply_trunk(method, *args):
-        return trunk.apply({"params": trunk_params}, *args, method=method)
 
     def in_order(tokens):
         return permutation.gather(
             shuffle(tokens, generator.token_grid, generator.patch_size), order
         )
 
-    def both(x):
-        """The conditional and the unconditional branch, one after the other in the batch."""
-        return jnp.concatenate([x, x]) if guided else x
-
     if kept is not None:
         given, keep = in_order(kept[0]), jnp.all(in_order(kept[1][..., None]), axis=-1)
 
-    # "No class" stands once for all of the unconditional branch.
-    classes, rows = labels, jnp.arange(batch)
-    if guided:
-        classes = jnp.append(labels, trunk.num_classes)
-        rows = jnp.concatenate([rows, jnp.full_like(rows, batch)])
-    all_labels, all_orders = classes[rows], both(order)
-
-    positions = trunk.class_repeats + length
-    ahead = None
-    if _modulation_bytes(trunk, classes.size, positions) <= AHEAD_BYTES:
-        ahead = apply_trunk(trunk.modulations, classes, 0, positions)
-
-    def modulations(start, size):
-        if ahead is None:
-            of_classes = apply_trunk(trunk.modulations, classes, start, size)
-        else:
-            of_classes = [jax.lax.dynamic_slice_in_dim(m, start, size, axis=1) for m in ahead]
-        return tuple(m[rows] for m in of_classes)
-
-    def write_token(carry, i):
-        x, cache = carry
-        here = modulations(trunk.class_repeats + i, 1)
-        z, cache = apply_trunk(trunk.decode, x, all_orders, here, cache, i)
-        guidance = 1 + (guidance_scale - 1) * i / length if guided else None
+    def draw(z, i):
+        guidance = token_guidance(guidance_scale, i, trunk.num_tokens) if guided else None
         bits, logits = head.apply(
             {"params": head_params},
             *(z, guidance, temperature, schedule, noise(i)),
@@ -255,21 +219,13 @@ def sample_tokens(
         )
         if kept is not None:
             bits = jnp.where(keep[:, i, None], given[:, i], bits)
-        x = both(apply_trunk(trunk.embed_tokens, bits[:, None])[:, 0])
-        return (x, cache), (bits, {"z": z, "logits": logits} if record else None)
+        return bits, {"z": z, "logits": logits} if record else None
 
-    prefix = modulations(0, trunk.class_repeats)
-    cache = apply_trunk(trunk.prefill, all_labels, all_orders, prefix)
-    x = apply_trunk(trunk.embed_class, all_labels).astype(trunk.dtype)
-    _, (bits, recorded) = jax.lax.scan(write_token, (x, cache), jnp.arange(length))
-    bits = permutation.scatter(jnp.moveaxis(bits, 0, 1), order)
+    labels = jnp.asarray(labels)
+    bits, recorded = write_tokens(trunk, params["trunk"], labels, order, draw, guided)
+    bits = permutation.scatter(bits, order)
     bits = unshuffle(bits, generator.token_grid, generator.patch_size)
     return (bits, recorded) if record else bits
-
-
-def _modulation_bytes(trunk: CausalTransformer, classes: int, positions: int) -> int:
-    """Size of all layers' adaLN vectors of some classes at some positions."""
-    return trunk.depth * classes * positions * 6 * trunk.width * jnp.dtype(trunk.dtype).itemsize
 
 
 def token_noise(

@@ -6,7 +6,6 @@ published weights need.
 """
 
 import functools
-import math
 
 import flax.linen as nn
 import flax.struct
@@ -16,9 +15,9 @@ import jax.numpy as jnp
 from bar_jax.heads import gaussian_diffusion as diffusion
 from bar_jax.mesh import constrain_batch
 from bar_jax.nn.decoding import unstacked
-from bar_jax.nn.linear import NORMAL_02, XAVIER, linear
+from bar_jax.nn.linear import XAVIER, linear
+from bar_jax.nn.time import TimeEmbedding
 
-FREQUENCIES = 128  # of the time embedding, for cosine and sine each
 # Rows that one product modulates, see `sample`: enough that its weights are read from memory for
 # a reason, few enough that the vectors stay in the cache.
 ROWS_AHEAD = 128
@@ -99,9 +98,7 @@ class DiffusionHead(nn.Module):
     def setup(self):
         dense = functools.partial(linear, kernel_init=XAVIER, dtype=self.dtype)
         zeros = nn.initializers.zeros
-        time = functools.partial(dense, self.width, kernel_init=NORMAL_02)
-        self.time_embed_in = time((None, "embed"))
-        self.time_embed_out = time(("embed", None))
+        self.time_embedding = TimeEmbedding(self.width, dtype=self.dtype)
         self.condition_proj = dense(self.width, (None, "embed"))
         self.in_proj = dense(self.width, (None, "embed"))
         if unstacked(self):
@@ -130,16 +127,13 @@ class DiffusionHead(nn.Module):
         Returns:
           [M, 2, d] float32: the noise, and the fraction of the log-variance (-1 to 1, not clamped).
         """
-        condition = nn.silu(self.embed_time(times) + self.embed_condition(z))
+        condition = nn.silu(self.time_embedding(times) + self.embed_condition(z))
         x, _ = self.blocks(self.in_proj(x.astype(self.dtype)), condition)
         return self._output(x, self.out_adaln(condition))
 
     def embed_time(self, times: jax.Array) -> jax.Array:
-        """[...] -> [..., W]: cosines and sines, then a two-layer MLP."""
-        frequencies = jnp.exp(-math.log(10_000) * jnp.arange(FREQUENCIES) / FREQUENCIES)
-        angles = times[..., None] * frequencies.reshape((1,) * times.ndim + (-1,))
-        features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-        return self.time_embed_out(nn.silu(self.time_embed_in(features)))
+        """[...] -> [..., W]."""
+        return self.time_embedding(times)
 
     def embed_condition(self, z: jax.Array) -> jax.Array:
         """[..., D] -> [..., W]."""

@@ -40,8 +40,8 @@ def head_layout(prefix: str = "") -> Layout:
     """The diffusion head, whose published names start with `prefix`."""
     block = f"{prefix}res_blocks.{{layer}}"
     return {
-        **linear("time_embed_in", f"{prefix}time_embed.mlp.0"),
-        **linear("time_embed_out", f"{prefix}time_embed.mlp.2"),
+        **linear("time_embedding/first", f"{prefix}time_embed.mlp.0"),
+        **linear("time_embedding/second", f"{prefix}time_embed.mlp.2"),
         **linear("condition_proj", f"{prefix}cond_embed"),
         **linear("in_proj", f"{prefix}input_proj"),
         **layer_norm("blocks/norm", f"{block}.in_ln"),
