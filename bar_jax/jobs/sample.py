@@ -164,7 +164,7 @@ def _sample(
 
 @functools.partial(jax.jit, static_argnums=0)
 def pixels(tokenizer: nn.Module, params: dict, bits: jax.Array) -> jax.Array:
-    """Bits {0, 1} [B, N, k] -> images uint8 [B, H, W, 3]."""
+    """Bits {0, 1} [B, N, k], or real-valued tokens [B, N, d] -> images uint8 [B, H, W, 3]."""
     images = tokenizer.apply({"params": params}, bits, method=tokenizer.decode)
     return data.to_uint8(images)
 
