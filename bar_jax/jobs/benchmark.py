@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import frozen, models
-from bar_jax.config import bits_per_token, token_grid
+from bar_jax.config import bits_per_token, real_valued, token_channels, token_grid
 from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
@@ -226,18 +226,21 @@ def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, o
 
 
 def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
-    """From images to bits, and from bits to pixels, a batch of the encode job at a time."""
+    """From images to tokens, and from tokens to pixels, a batch of the encode job at a time."""
     tokenizer, batch = make_tokenizer(config), config.encode.batch_size
     rng, size = np.random.default_rng(config.seed), config.data.image_size
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    bits = (batch, token_grid(config)[0] ** 2, config.model.tokenizer.bits)
-    bits = rng.integers(0, 2, bits, np.uint8)
+    x = (batch, token_grid(config)[0] ** 2, token_channels(config))
+    if real_valued(config):
+        x = rng.standard_normal(x, np.float32)
+    else:
+        x = rng.integers(0, 2, x, np.uint8)
     params = models.fresh_params(
         lambda key: models.init_tokenizer(tokenizer, key), mesh, config.seed
     )
     told = {"batch_size": batch}
     with jax.set_mesh(mesh):
-        for name, function, inputs in (("encode", tokens, images), ("decode", pixels, bits)):
+        for name, function, inputs in (("encode", tokens, images), ("decode", pixels, x)):
             function = functools.partial(function, tokenizer)
             compile_seconds, seconds, memory = _timed(
                 jax.jit(function),

@@ -148,7 +148,7 @@ def _sample(
 
 @functools.partial(jax.jit, static_argnums=0)
 def pixels(tokenizer: nn.Module, params: dict, tokens: jax.Array) -> jax.Array:
-    """Tokens [B, N, k], bits or real numbers -> images uint8 [B, H, W, 3]."""
+    """Tokens [B, N, k], bits {0, 1} or real numbers -> images uint8 [B, H, W, 3]."""
     images = tokenizer.apply({"params": params}, tokens, method=tokenizer.decode)
     return data.to_uint8(images)
 
