@@ -138,7 +138,10 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
 
 def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """One step of the generator on a batch of tokens."""
-    section, generator = config.train_generator, make_generator(config, config.train_generator.remat)
+    section, generator = (
+        config.train_generator,
+        make_generator(config, config.train_generator.remat),
+    )
     program = generator_program(config, mesh, generator)
     rng, (kind, width) = np.random.default_rng(config.seed), cached_as(config)
     shape = (section.batch_size, generator.token_shape[0], width)

@@ -58,9 +58,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     }
 
 
-def generator_program(
-    config: ConfigDict, mesh: jax.sharding.Mesh, generator: nn.Module
-) -> Program:
+def generator_program(config: ConfigDict, mesh: jax.sharding.Mesh, generator: nn.Module) -> Program:
     """What `train_generator` trains, without data: in raster order from the first step on."""
     return one_player(
         lambda key: models.init_generator(generator, key),
