@@ -1,8 +1,8 @@
 """How well a tokenizer reconstructs the validation images.
 
 Writes `reconstructions.png` (originals above their reconstructions, a pair of rows per class) and
-into `summary.json` the numbers, named `reconstruction_...`. KL-16 decodes the mean of its posterior,
-not a sample of it; where tokens are no bits, nothing is told of bits.
+into `summary.json` the numbers, named `reconstruction_...`. Of KL-16 the mean of the posterior is
+decoded, not a sample of it; where tokens are no bits, nothing is told of bits.
 """
 
 import functools
