@@ -250,7 +250,8 @@ def test_imported_weights_do_not_end_a_pipeline(folder, imported, monkeypatch):
 @pytest.mark.parametrize("kind", ["pixels", "kl_vae"])
 def test_benchmark_of_the_tokenizer(kind):
     config = tiny(default_config())
-    config.model.tokenizer.kind = kind
+    config.model.tokenizer.update(dict(kind=kind, patch_size=2))
+    config.model.tokenizer.kl.multipliers = (1, 1)
     config.encode.batch_size = 4
     config.benchmark.update(dict(parts=("tokenizer",), repeats=1))
     told = benchmark.run(config)["tokenizer"]
