@@ -144,7 +144,7 @@ def default_config() -> ConfigDict:
     c.train_generator = train = _training(batch_size=2048, epochs=400.0, warmup_epochs=100.0)
     train.optimizer.learning_rate = 4e-4
     train.optimizer.b2 = 0.96
-    train.optimizer.weight_decay = 0.03  # not of norms, biases, embeddings and adaLN
+    train.optimizer.weight_decay = 0.03
     train.ema_decay = 0.0
 
     c.encode = ConfigDict()
@@ -222,6 +222,9 @@ def _optimizer(warmup_epochs: float) -> ConfigDict:
     optimizer.b1 = 0.9
     optimizer.b2 = 0.999
     optimizer.weight_decay = 0.0
+    # Of parameters whose path holds one of these there is no decay. These are those of published
+    # masked-bit code: 1-D parameters, and names with norm, ln (so adaLN too), bias or embed.
+    optimizer.no_decay = ("norm", "bias", "embed", "adaln", "basis")
     optimizer.clip_norm = 1.0  # of the gradient over all parameters
     return optimizer
 

@@ -39,10 +39,9 @@ def init_tokenizer(tokenizer: nn.Module, key: jax.Array) -> dict:
     return tokenizer.init(key, images).get("params", {})
 
 
-def init_generator(generator: nn.Module, bits: int, key: jax.Array) -> dict:
-    """Fresh parameters of a generator of tokens of `bits` bits, with logical axis names."""
-    rows, columns = generator.token_grid
-    tokens = jnp.zeros((1, rows * columns, bits), jnp.uint8)
+def init_generator(generator: nn.Module, key: jax.Array) -> dict:
+    """Fresh parameters of a generator, with logical axis names."""
+    tokens = jnp.zeros((1, *generator.token_shape), generator.token_dtype)
     labels = jnp.zeros((1,), jnp.int32)
     keys = jax.random.split(key, 1)
     return generator.init(key, tokens, labels, keys, method=generator.initialize)["params"]
@@ -72,7 +71,7 @@ def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
       InputError: if there is none, or it is not the one the config describes.
     """
     generator = make_generator(config)
-    init = lambda k: init_generator(generator, config.model.tokenizer.bits, k)
+    init = lambda k: init_generator(generator, k)
     return _load(workdir.trained(config, "generator"), generator, init, mesh)
 
 

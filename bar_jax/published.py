@@ -192,8 +192,7 @@ def _init(config, part):
     """key -> fresh parameters, with logical axis names."""
     if part == "tokenizer":
         return lambda key: models.init_tokenizer(make_tokenizer(config), key)
-    bits = config.model.tokenizer.bits
-    return lambda key: models.init_generator(make_generator(config), bits, key)
+    return lambda key: models.init_generator(make_generator(config), key)
 
 
 def _params(config, part):

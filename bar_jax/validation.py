@@ -23,13 +23,19 @@ CHOICES = {
     "model.tokenizer.kind": ("bar_fsq", "kl_vae", "pixels"),
     "model.tokenizer.encoder.kind": ("siglip2", "vit"),
     "train_tokenizer.stage": ("full", "decoder_finetune"),
-    "model.generator.kind": ("causal",),
-    "model.head.kind": ("masked_bit", "bit", "linear"),
+    "model.basis.projection": ("none", "hard", "soft"),
+    "model.basis.objective": ("bar", "residual"),
+    "model.basis.inverse": ("inverse", "transpose"),
+    "model.generator.kind": ("causal", "xar", "mar"),
+    "model.generator.time": ("logit_normal", "uniform"),
+    "model.head.kind": ("masked_bit", "bit", "linear", "diffusion", "flow"),
     "model.head.mask_ratio": ("logit_normal", "uniform", "arccos"),
     "sample.order": ("basis", "random"),
+    "sample.sampler": ("euler_maruyama", "euler"),
     "sample.keep": ("none", "upper", "lower", "left", "right"),
 }
 SAMPLING_JOBS = ("pipeline", "train_generator", "sample", "benchmark")  # jobs that draw images
+DIFFUSION_STEPS = 1000  # noise levels of the diffusion head
 NORM_GROUPS = 32  # of kl_vae
 LINEAR_HEAD_BITS = 18  # the paper stops there too: 262,144 codes
 
@@ -55,21 +61,25 @@ def validate(config: ConfigDict) -> None:
                 "images_per_class",
                 "keep_checkpoints",
                 "evaluate_images",
+                "sample.steps",
+                "sample.iterations",
             )
         )
         may_be_0 = ("position_grid", "predictor_layer", "predictor_width", "basis.rows")
         least = 0 if name.endswith(may_be_0) else 1
         if counts and type(value) is int and "anneal" not in name and value < least:
             raise InputError(name, str(value), f"at least {least}")
-        if name.endswith(("dropout", "ema_decay", ".b1", ".b2")) and not 0 <= value < 1:
+        share = ("dropout", "ema_decay", ".b1", ".b2", "basis.delta", "mask_ratio_min")
+        if name.endswith(share) and not 0 <= value < 1:
             raise InputError(name, str(value), "a number in [0, 1)")
         amount = name.startswith("train_tokenizer.loss.") or name.endswith(
-            ("learning_rate", "weight_decay", "num_workers")
+            ("learning_rate", "weight_decay", "num_workers", "regularizer", "snr_clip")
         )
         if amount and not 0 <= value < math.inf:
             raise InputError(name, str(value), "a number of at least 0")
     check_seed(config.seed)
     _validate_model(config)
+    _validate_basis(config)
     _validate_training(config)
     if real_valued(config):
         _validate_real_tokenizer(config)
@@ -129,6 +139,64 @@ def _validate_model(config: ConfigDict) -> None:
             f"at most {LINEAR_HEAD_BITS} bits: its {head.width} x 2^{bits} weights would take "
             f"{_amount(weights)}, in training {_amount(4 * weights)}; masked_bit takes any bits",
         )
+
+
+def _validate_basis(config: ConfigDict) -> None:
+    """Checks that tokens, basis, generator and head go together."""
+    from bar_jax import bases  # imports JAX, which no other check needs
+
+    basis, kind = config.model.basis, config.model.generator.kind
+    if real_valued(config):
+        kinds = (*bases.PERMUTATIONS, *bases.MATRICES, bases.LEARNED)
+        heads = {"xar": ("flow",)}.get(kind, ("diffusion",))
+    else:
+        if kind != "causal":
+            expected = "causal: model.tokenizer.kind=bar_fsq makes bits; or kl_vae, pixels"
+            raise InputError("model.generator.kind", repr(kind), expected)
+        kinds, heads = (*bases.ORDERS, bases.RANDOM), ("masked_bit", "bit", "linear")
+    tokens = config.model.tokenizer.kind
+    for name, found, choices in (
+        ("model.basis.kind", basis.kind, kinds),
+        ("model.basis.init", basis.init, bases.MATRICES),
+        ("model.head.kind", config.model.head.kind, heads),
+    ):
+        if found not in choices:
+            given = f"{found!r} for {kind} and the tokens of {tokens}"
+            raise InputError(name, given, " | ".join(dict.fromkeys(choices)))
+    rows = token_grid(config)[0] // config.model.generator.patch_size
+    length = bases.Basis(basis.kind, basis.init, basis.block, basis.rows).length((rows, rows))
+    if real_valued(config):
+        _validate_host(config, rows, length, bases.LEARNED, bases.RANDOM)
+
+
+def _validate_host(config: ConfigDict, rows: int, length: int, learned: str, random: str) -> None:
+    """Checks a generator of real-valued tokens, `rows` x `rows` of them in `length` rows of A."""
+    basis, generator = config.model.basis, config.model.generator
+    kind = generator.kind
+    if basis.kind == random and kind != "causal":
+        expected = f"another: {kind} is not told where a token belongs; causal is"
+        raise InputError("model.basis.kind", repr(random), expected)
+    if kind == "xar":
+        if length != rows**2:
+            fixed = basis.init if basis.kind == learned else basis.kind
+            found = f"{fixed!r} with {length} rows for {rows**2} tokens"
+            expected = "as many rows as tokens for xar; mar and causal take any number"
+            raise InputError("model.basis.kind", found, expected)
+        if rows % generator.cell_size:
+            found = f"{generator.cell_size}"
+            expected = f"a divisor of the grid, {rows} x {rows}"
+            raise InputError("model.generator.cell_size", found, expected)
+    residual = basis.kind == learned and basis.objective == "residual"
+    if residual and not generator.shared_time:
+        found = "False with model.basis.objective=residual"
+        expected = "True, one time for all tokens of an image; or objective=bar"
+        raise InputError("model.generator.shared_time", found, expected)
+    if kind == "mar" and config.sample.iterations > length:
+        expected = f"1 to {length}, the tokens to be revealed"
+        raise InputError("sample.iterations", f"{config.sample.iterations}", expected)
+    if kind != "xar" and config.sample.steps > DIFFUSION_STEPS:
+        expected = f"1 to {DIFFUSION_STEPS}, the noise levels of training"
+        raise InputError("sample.steps", f"{config.sample.steps}", expected)
 
 
 def _amount(size: int) -> str:
@@ -250,7 +318,7 @@ def check_sampling(config: ConfigDict) -> None:
     schedule = section.unmasking_schedule
     whole = all(type(count) is int and count > 0 for count in schedule)
     fits = whole and sum(schedule) == bits and sorted(schedule) == list(schedule)
-    if config.model.head.kind == "masked_bit" and not fits:
+    if not real_valued(config) and config.model.head.kind == "masked_bit" and not fits:
         total = f", which sums to {sum(schedule)}" if whole else ""
         raise InputError(
             "sample.unmasking_schedule",

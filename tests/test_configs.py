@@ -49,10 +49,9 @@ def path(request):
 def _shapes(config):
     """Shapes of the parameters of both parts, nothing allocated."""
     tokenizer, generator = make_tokenizer(config), make_generator(config)
-    bits = config.model.tokenizer.bits
     return (
         jax.eval_shape(lambda k: models.init_tokenizer(tokenizer, k), jax.random.key(0)),
-        jax.eval_shape(lambda k: models.init_generator(generator, bits, k), jax.random.key(0)),
+        jax.eval_shape(lambda k: models.init_generator(generator, k), jax.random.key(0)),
     )
 
 

@@ -2,8 +2,9 @@
 
 `<BAR_JAX_GOLDEN>/basis_hosts/cases.json` lists the cases and describes every array; a case of a
 known kind may have any sizes. A kind is a function (config, given, weights) -> {name: array}: it
-takes a case's config, its arrays of the roles `input` and `randomness`, and its weights under
-their published names, and returns arrays under the names of the others.
+takes a case's config (with the names of all `arrays`), its arrays of the roles `input` and
+`randomness`, and its weights under their published names, and returns arrays under the names of
+the others.
 """
 
 import json
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.golden_kl_vae import kl16_vae
+from tests import golden_kl_vae, golden_mar, golden_xar
 
 FOLDER = Path(os.environ["BAR_JAX_GOLDEN"]) / "basis_hosts"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.is_dir() else {}
-KINDS = {function.__name__: function for function in (kl16_vae,)}
+FUNCTIONS = (golden_kl_vae.kl16_vae, *golden_xar.KINDS, *golden_mar.KINDS)
+KINDS = {function.__name__: function for function in FUNCTIONS}
 GIVEN = ("input", "randomness")  # roles
 
 
@@ -30,7 +32,8 @@ def test_case(name):
     roles = {array: case["arrays"][array]["role"] for array in arrays}
     given = {array: arrays[array] for array, role in roles.items() if role in GIVEN}
 
-    got = KINDS[case["kind"]](case["config"], given, _weights(case))
+    config = case["config"] | {"arrays": tuple(arrays)}
+    got = KINDS[case["kind"]](config, given, _weights(case))
 
     # Of intermediate arrays and tables, whatever the kind's function returns is compared as well.
     needed = case["tolerances"].keys() | {n for n, role in roles.items() if role == "output"}

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from bar_jax.bases import permutation
 from bar_jax.generators.causal import CausalBlock, CausalTransformer
-from bar_jax.generators.masked_bit import Draws, MaskedBitGenerator, sample
+from bar_jax.generators.masked_bit import Draws, MaskedBitGenerator, sample_tokens
 from bar_jax.generators.shuffle import unshuffle
 from bar_jax.heads.logits import bit_cross_entropy
 from bar_jax.heads.masked_bit import (
@@ -245,7 +245,9 @@ def bar_generate(config, given, tensors):
         "order": order,
     }
     if config.get("kv_cache", True):
-        run = jax.jit(lambda p: sample(generator, p, given["labels"], record=True, **settings))
+        run = jax.jit(
+            lambda p: sample_tokens(generator, p, given["labels"], record=True, **settings)
+        )
     else:
         run = jax.jit(lambda p: _sample_uncached(generator, p, given["labels"], **settings))
     bits, recorded = run(params)

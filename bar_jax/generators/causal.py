@@ -155,10 +155,12 @@ class CausalBlock(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """Tokens of n bits in, one vector for the head per token to be predicted out.
+    """Tokens in, one vector for the head per token to be predicted out.
+
+    Tokens have n bits or d real numbers.
 
     Attributes:
-      bits: n, bits of a token (after token shuffling).
+      bits: n, bits of a token (after token shuffling); not used where there are channels.
       grid: rows and columns of tokens (after token shuffling).
       num_classes: classes 0..num_classes - 1; num_classes itself means "no class".
       class_repeats: R, copies of the class embedding in front.
@@ -166,6 +168,7 @@ class CausalTransformer(nn.Module):
       dropout: after the attention's projection and on the MLP's hidden units.
       attention_dropout: on the attention weights (published code declares but never applies it).
       remat: recompute a block's activations in the backward pass instead of keeping them.
+      channels: d, numbers of a real-valued token; 0: tokens are bits.
     """
 
     bits: int
@@ -180,6 +183,7 @@ class CausalTransformer(nn.Module):
     attention_dropout: float = 0.0
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
+    channels: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -199,8 +203,9 @@ class CausalTransformer(nn.Module):
 
         self.start = self.param("start", named(NORMAL_02, "embed"), (self.width,))
         self.class_embedding = table("class_embedding", self.num_classes + FIRST_CLASS + 1)
-        bit_width = math.ceil(self.width / self.bits)
-        self.bit_embedding = table("bit_embedding", 3, (None, None), bit_width)
+        if not self.channels:
+            bit_width = math.ceil(self.width / self.bits)
+            self.bit_embedding = table("bit_embedding", 3, (None, None), bit_width)
         self.token_proj = linear(self.width, (None, "embed"), dtype=self.dtype)
         self.own_embedding = table("own_place_embedding", length + SPARE_PLACES)
         self.target_embedding = table("target_place_embedding", length + SPARE_PLACES)
@@ -220,13 +225,13 @@ class CausalTransformer(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(*sizes)
 
-    def __call__(self, bits: jax.Array, labels: jax.Array, order: jax.Array) -> jax.Array:
+    def __call__(self, tokens: jax.Array, labels: jax.Array, order: jax.Array) -> jax.Array:
         """Vectors for the head, with every token given (training, or checking a sampler).
 
         With a dropout rng there is dropout.
 
         Args:
-          bits: [B, L, n] in {0, 1}, in the order written.
+          tokens: [B, L, n] in {0, 1}, or [B, L, d]; in the order written.
           labels: [B] integers in 0..num_classes.
           order: [B, L] integers, the place of each written token.
 
@@ -234,7 +239,7 @@ class CausalTransformer(nn.Module):
           [B, L, W]: row i serves the prediction of token i of the order.
         """
         places = self.places(order, 0, self.prefix + self.num_tokens)
-        x = jnp.concatenate([self._prefix(labels), self.embed_tokens(bits)], axis=1)
+        x = jnp.concatenate([self._prefix(labels), self.embed_tokens(tokens)], axis=1)
         condition = constrain_batch(self._condition(labels, 0, x.shape[1]))
         x, _ = self.blocks(self._positioned(x, places), condition, self._rotary(places))
         return self._output(x)[:, self.class_repeats : -1]
@@ -255,9 +260,11 @@ class CausalTransformer(nn.Module):
         """[B] -> [B, D] float32."""
         return gathered(self.class_embedding)[labels + FIRST_CLASS]
 
-    def embed_tokens(self, bits: jax.Array) -> jax.Array:
-        """[B, S, n] -> [B, S, D]: each bit looked up, all of them concatenated and projected."""
-        x = self.bit_embedding.astype(self.dtype)[bits.astype(jnp.int32)]
+    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+        """[B, S, n or d] -> [B, S, D]: a projection, of bits after each of them is looked up."""
+        if self.channels:
+            return self.token_proj(tokens.astype(self.dtype))
+        x = self.bit_embedding.astype(self.dtype)[tokens.astype(jnp.int32)]
         return self.token_proj(rearrange(x, "b s n c -> b s (n c)"))
 
     def _prefix(self, labels: jax.Array) -> jax.Array:

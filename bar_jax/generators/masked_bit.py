@@ -8,17 +8,15 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bar_jax.bases import permutation
+from bar_jax.bases import RANDOM, Basis, permutation
 from bar_jax.generators.causal import CausalTransformer
+from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import shuffle, unshuffle
+from bar_jax.generators.writing import token_guidance, write_tokens
 from bar_jax.losses import Sums
 from bar_jax.nn.decoding import decoding_params
-
-# adaLN vectors depend on class and position only. Up to this size they are made for all positions
-# ahead of the loop, so that the loop need not read their weights; a batch that needs more makes
-# good use of the weights anyhow.
-AHEAD_BYTES = 4 * 2**30
 
 
 class Draws(flax.struct.PyTreeNode):
@@ -48,6 +46,7 @@ class MaskedBitGenerator(nn.Module):
       token_grid: rows and columns of the tokenizer's tokens.
       patch_size: p of token shuffling.
       label_dropout: share of examples trained without their class.
+      basis: which order tokens are written in.
     """
 
     trunk: CausalTransformer
@@ -55,6 +54,15 @@ class MaskedBitGenerator(nn.Module):
     token_grid: tuple[int, int]
     patch_size: int = 1
     label_dropout: float = 0.1
+    basis: Basis = Basis(RANDOM)
+
+    token_dtype = jnp.uint8
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """N, k."""
+        bits = self.trunk.bits // self.patch_size**2
+        return self.token_grid[0] * self.token_grid[1], bits
 
     def draw(self, keys: jax.Array) -> Draws:
         """Draws for a training step, each example's from its own key [B]."""
@@ -84,7 +92,7 @@ class MaskedBitGenerator(nn.Module):
         Args:
           bits: [B, N, k] in {0, 1}.
           labels: [B] in 0..num_classes - 1.
-          random_share: probability of a random order (RAR).
+          random_share: probability of a random order (RAR); the rest is the basis's.
           deterministic: evaluation: every label kept. (Dropout needs a dropout rng.)
           counted: [B] bool, False where an example is padding; None: all count.
 
@@ -95,7 +103,8 @@ class MaskedBitGenerator(nn.Module):
         if not deterministic:
             dropped = draws.label < self.label_dropout
             labels = jnp.where(dropped, self.trunk.num_classes, labels)
-        order = permutation.draw_orders(random_share, draws.order_choice, draws.order_places)
+        random = draws.order_choice, draws.order_places
+        order = permutation.draw_orders(random_share, *random, self._order())
         tokens = permutation.gather(shuffle(bits, self.token_grid, self.patch_size), order)
         z = self.trunk(tokens, labels, order)
         flat = lambda x: x.reshape(-1, *x.shape[2:])
@@ -105,17 +114,57 @@ class MaskedBitGenerator(nn.Module):
 
     @nn.nowrap
     def _check_shapes(self, bits: jax.Array, labels: jax.Array) -> None:
-        rows, columns = self.token_grid
-        k = self.trunk.bits // self.patch_size**2
-        chex.assert_shape(bits, (labels.shape[0], rows * columns, k))
+        chex.assert_shape(bits, (labels.shape[0], *self.token_shape))
         chex.assert_rank(labels, 1)
+
+    @nn.nowrap
+    def _order(self) -> np.ndarray:
+        """[L] the fixed order; of RAR, raster, to which it is annealed."""
+        return self.basis.order(self.trunk.grid, np.arange(self.trunk.num_tokens, dtype=np.int32))
+
+    @nn.nowrap
+    def sample(
+        self,
+        params: dict,
+        labels: jax.Array,
+        keys: jax.Array,
+        settings: Settings,
+        guidance_scale: jax.Array | float,
+        temperature: jax.Array | float,
+        kept: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array:
+        """Draws an image's bits [B, N, k] for each label; image i depends on keys[i] alone.
+
+        Args:
+          params: of the generator.
+          guidance_scale: S; not used where `settings.guided` is False.
+          kept: tokens that are given, see `sample_tokens`.
+        """
+        length = self.trunk.num_tokens
+        # Tokens use the folds 0 to L - 1 of an image's key; its order uses L.
+        draw = lambda key: jax.random.uniform(jax.random.fold_in(key, length), (length,))
+        share = float(settings.order == "random")
+        order = permutation.draw_orders(
+            share, jnp.zeros(labels.shape), jax.vmap(draw)(keys), self._order()
+        )
+        return sample_tokens(
+            self,
+            params,
+            labels,
+            schedule=settings.unmasking_schedule,
+            guidance_scale=guidance_scale if settings.guided else None,
+            temperature=temperature,
+            noise=token_noise(self.head, keys, settings.unmasking_schedule),
+            order=order,
+            kept=kept,
+        )
 
     def initialize(self, bits: jax.Array, labels: jax.Array, keys: jax.Array) -> Sums:
         """Touches every parameter, for `init`: arguments as in `loss`."""
         return self.loss(bits, labels, self.draw(keys), 0.0, deterministic=True)
 
 
-def sample(
+def sample_tokens(
     generator: MaskedBitGenerator,
     params: dict,
     labels: jax.Array,
@@ -149,52 +198,20 @@ def sample(
       bits [B, N, k] uint8 in raster order; with `record` also {`z`: [L, B or 2 B, W],
       `logits`: of the head's `sample`, [L, ...]}.
     """
-    chex.assert_shape(order, (*labels.shape, generator.trunk.num_tokens))
     trunk, head = generator.trunk, generator.head
-    length, guided = trunk.num_tokens, guidance_scale is not None
-    labels, batch = jnp.asarray(labels), labels.shape[0]
-    trunk_params = decoding_params(params["trunk"], trunk.dtype)
+    guided = guidance_scale is not None
     head_params = decoding_params(params["head"], trunk.dtype)
-
-    def apply_trunk(method, *args):
-        return trunk.apply({"params": trunk_params}, *args, method=method)
 
     def in_order(tokens):
         return permutation.gather(
             shuffle(tokens, generator.token_grid, generator.patch_size), order
         )
 
-    def both(x):
-        """The conditional and the unconditional branch, one after the other in the batch."""
-        return jnp.concatenate([x, x]) if guided else x
-
     if kept is not None:
         given, keep = in_order(kept[0]), jnp.all(in_order(kept[1][..., None]), axis=-1)
 
-    # "No class" stands once for all of the unconditional branch.
-    classes, rows = labels, jnp.arange(batch)
-    if guided:
-        classes = jnp.append(labels, trunk.num_classes)
-        rows = jnp.concatenate([rows, jnp.full_like(rows, batch)])
-    all_labels, all_orders = classes[rows], both(order)
-
-    positions = trunk.class_repeats + length
-    ahead = None
-    if _modulation_bytes(trunk, classes.size, positions) <= AHEAD_BYTES:
-        ahead = apply_trunk(trunk.modulations, classes, 0, positions)
-
-    def modulations(start, size):
-        if ahead is None:
-            of_classes = apply_trunk(trunk.modulations, classes, start, size)
-        else:
-            of_classes = [jax.lax.dynamic_slice_in_dim(m, start, size, axis=1) for m in ahead]
-        return tuple(m[rows] for m in of_classes)
-
-    def write_token(carry, i):
-        x, cache = carry
-        here = modulations(trunk.class_repeats + i, 1)
-        z, cache = apply_trunk(trunk.decode, x, all_orders, here, cache, i)
-        guidance = 1 + (guidance_scale - 1) * i / length if guided else None
+    def draw(z, i):
+        guidance = token_guidance(guidance_scale, i, trunk.num_tokens) if guided else None
         bits, logits = head.apply(
             {"params": head_params},
             *(z, guidance, temperature, schedule, noise(i)),
@@ -202,27 +219,19 @@ def sample(
         )
         if kept is not None:
             bits = jnp.where(keep[:, i, None], given[:, i], bits)
-        x = both(apply_trunk(trunk.embed_tokens, bits[:, None])[:, 0])
-        return (x, cache), (bits, {"z": z, "logits": logits} if record else None)
+        return bits, {"z": z, "logits": logits} if record else None
 
-    prefix = modulations(0, trunk.class_repeats)
-    cache = apply_trunk(trunk.prefill, all_labels, all_orders, prefix)
-    x = apply_trunk(trunk.embed_class, all_labels).astype(trunk.dtype)
-    _, (bits, recorded) = jax.lax.scan(write_token, (x, cache), jnp.arange(length))
-    bits = permutation.scatter(jnp.moveaxis(bits, 0, 1), order)
+    labels = jnp.asarray(labels)
+    bits, recorded = write_tokens(trunk, params["trunk"], labels, order, draw, guided)
+    bits = permutation.scatter(bits, order)
     bits = unshuffle(bits, generator.token_grid, generator.patch_size)
     return (bits, recorded) if record else bits
-
-
-def _modulation_bytes(trunk: CausalTransformer, classes: int, positions: int) -> int:
-    """Size of all layers' adaLN vectors of some classes at some positions."""
-    return trunk.depth * classes * positions * 6 * trunk.width * jnp.dtype(trunk.dtype).itemsize
 
 
 def token_noise(
     head: nn.Module, keys: jax.Array, schedule: tuple[int, ...]
 ) -> Callable[[jax.Array], jax.Array]:
-    """Noise for `sample` from one key per example [B]: each gets what its own key gives."""
+    """Noise for `sample_tokens` from one key per example [B]: each gets what its own key gives."""
 
     def noise(i):
         draw = lambda key: jax.random.uniform(

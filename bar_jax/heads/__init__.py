@@ -1,6 +1,7 @@
-"""From the transformer's output to one token. A new head is one file here and a line in KINDS.
+"""From the transformer's output to one token. A new head of bits is one file here, a line in KINDS.
 
-What the generators know of a head:
+Real-valued tokens are written by `DiffusionHead`. What the masked-bit generator knows of a head of
+bits:
 
     uniforms_per_token                  uniform draws that a token needs in training
     draws(uniform [..., U])             what `loss` needs of them
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bar_jax.heads.bit import BitHead
+from bar_jax.heads.diffusion import DiffusionHead
 from bar_jax.heads.linear import LinearHead
 from bar_jax.heads.masked_bit import MaskedBitHead
 
@@ -46,3 +48,16 @@ KINDS = {"masked_bit": _masked_bit, "bit": _bit, "linear": _linear}
 def make_head(config: ConfigDict, bits: int, remat: bool = False) -> nn.Module:
     """The head that a config describes, for tokens of `bits` bits; `remat` saves memory."""
     return KINDS[config.model.head.kind](config, bits, remat)
+
+
+def make_diffusion_head(config: ConfigDict, channels: int, remat: bool = False) -> DiffusionHead:
+    """The head that a config describes for real-valued tokens of `channels` numbers."""
+    head = config.model.head
+    return DiffusionHead(
+        channels=channels,
+        width=head.width,
+        depth=head.depth,
+        timesteps_per_token=head.timesteps_per_token,
+        remat=remat,
+        dtype=jnp.dtype(config.dtype),
+    )

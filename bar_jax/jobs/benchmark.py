@@ -22,16 +22,14 @@ from bar_jax import frozen, models
 from bar_jax.config import bits_per_token, real_valued, token_channels, token_grid
 from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
-from bar_jax.generators.masked_bit import sample, token_noise
+from bar_jax.generators.settings import sampling_settings
 from bar_jax.heads import make_head
-from bar_jax.jobs.describe import count, sampling_flops, training_flops
+from bar_jax.jobs.describe import count, generator_program, sampling_flops, training_flops
 from bar_jax.jobs.encode import tokens
-from bar_jax.jobs.sample import pixels
-from bar_jax.jobs.train_generator import make_loss_fn
+from bar_jax.jobs.sample import pixels, schedule
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
-from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training.players import one_player
+from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training.step import init_state, jit_once
 
 logger = logging.getLogger(__name__)
@@ -93,34 +91,24 @@ def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
 def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """Tokens of a batch of images, and from tokens to pixels."""
     section, generator, tokenizer = config.sample, make_generator(config), make_tokenizer(config)
-    bits, schedule = config.model.tokenizer.bits, tuple(section.unmasking_schedule)
-    init = lambda key: models.init_generator(generator, bits, key)
+    settings = sampling_settings(config)
+    init = lambda key: models.init_generator(generator, key)
     params = models.fresh_params(init, mesh, config.seed)
     batch = section.batch_size
     flops = sum(sampling_flops(config, params, batch).values()) / batch
-    order = jnp.tile(jnp.arange(generator.trunk.num_tokens), (batch, 1))
 
-    def draw(params, labels, guidance_scale, temperature, keys):
-        return sample(
-            generator,
-            params,
-            labels,
-            schedule=schedule,
-            guidance_scale=guidance_scale if section.guidance_scale > 1 else None,
-            temperature=temperature,
-            noise=token_noise(generator.head, keys, schedule),
-            order=order,
-        )
+    def draw(params, labels, keys, guidance_scale, temperature):
+        return generator.sample(params, labels, keys, settings, guidance_scale, temperature)
 
     labels = np.arange(batch, dtype=np.int32) % config.data.num_classes
-    tokens = np.zeros((batch, token_grid(config)[0] ** 2, bits), np.uint8)
+    tokens = np.zeros((batch, *generator.token_shape), generator.token_dtype)
     labels, tokens = jax.device_put((labels, tokens), batch_sharding(mesh))
     keys = jax.random.split(jax.random.key(config.seed), batch)
     numbers = jnp.float32(section.guidance_scale), jnp.float32(section.temperature)
     repeats = config.benchmark.repeats
     with jax.set_mesh(mesh):
         compile_seconds, seconds, memory = _timed(
-            jax.jit(draw), (params, labels, *numbers, keys), repeats
+            jax.jit(draw), (params, labels, keys, *numbers), repeats
         )
         del params
         init = lambda key: models.init_tokenizer(tokenizer, key)
@@ -133,8 +121,8 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
     return {
         "batch_size": batch,
         "guidance_scale": section.guidance_scale,
-        "unmasking_schedule": list(schedule),
-        "tokens": generator.trunk.num_tokens,
+        **schedule(config),
+        "tokens": generator.token_shape[0] // config.model.generator.patch_size**2,
         "compile_seconds": compile_seconds,
         "seconds": seconds,
         "images_per_second": _rounded(batch / median),
@@ -150,19 +138,16 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
 
 def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """One step of the generator on a batch of tokens."""
-    section, bits = config.train_generator, config.model.tokenizer.bits
-    generator = make_generator(config, remat=section.remat)
-    program = one_player(
-        lambda key: models.init_generator(generator, bits, key),
-        make_loss_fn(generator, 0, 0),  # in raster order
-        section,
-        steps=2,
-        warmup=1,
+    section, generator = (
+        config.train_generator,
+        make_generator(config, config.train_generator.remat),
     )
-    rng = np.random.default_rng(config.seed)
-    tokens = (section.batch_size, token_grid(config)[0] ** 2, bits)
+    program = generator_program(config, mesh, generator)
+    rng, (kind, width) = np.random.default_rng(config.seed), cached_as(config)
+    shape = (section.batch_size, generator.token_shape[0], width)
+    tokens = rng.integers(0, 2 if kind == "bits" else 256, shape, np.uint8)
     batch = {
-        "tokens": rng.integers(0, 2, tokens, np.uint8),
+        "tokens": rng.normal(size=shape).astype(kind) if kind == "float32" else tokens,
         "label": rng.integers(0, config.data.num_classes, section.batch_size, np.int32),
     }
     told, params = _time_step(config, mesh, section, program, batch, step=0)

@@ -6,12 +6,18 @@ the bytes of training state on each device of the mesh.
 
 import math
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bar_jax import frozen, models
 from bar_jax.config import bits_per_token, real_valued, token_channels, token_grid
+from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
+from bar_jax.generators.basis import BasisGenerator
+from bar_jax.generators.settings import sampling_settings
+from bar_jax.jobs import basis
 from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import make_mesh
@@ -28,10 +34,9 @@ def run(config: ConfigDict) -> dict[str, object]:
     """Describes the configured model on the configured mesh."""
     mesh = make_mesh(**config.mesh)
     tokenizer, generator = make_tokenizer(config), make_generator(config)
-    bits = config.model.tokenizer.bits
     shapes = {
         "tokenizer": models.param_shapes(lambda k: models.init_tokenizer(tokenizer, k), mesh),
-        "generator": models.param_shapes(lambda k: models.init_generator(generator, bits, k), mesh),
+        "generator": models.param_shapes(lambda k: models.init_generator(generator, k), mesh),
     }
     flops = sampling_flops(config, shapes["generator"])
     return {
@@ -41,27 +46,28 @@ def run(config: ConfigDict) -> dict[str, object]:
             "generator_total": count(shapes["generator"]),
         },
         **tokens(config),
-        "generator_tokens": generator.trunk.num_tokens,
-        "sequence_length": generator.trunk.prefix + generator.trunk.num_tokens,
+        "generator_tokens": _tokens(config),
+        "sequence_length": sequence_length(generator),
         "sampling_flops_per_image": flops | {"total": sum(flops.values())},
         "training_flops_per_image": training_flops(config, shapes["generator"]),
         "mesh": dict(mesh.shape),
         "state_bytes_per_device": {
             **tokenizer_bytes(config, shapes["tokenizer"], mesh),
-            "generator": _bytes(
-                _state(
-                    one_player(
-                        lambda k: models.init_generator(generator, bits, k),
-                        make_loss_fn(generator, 0, 0),
-                        config.train_generator,
-                        steps=2,
-                        warmup=1,
-                    ),
-                    mesh,
-                )
-            ),
+            "generator": _bytes(_state(generator_program(config, mesh, generator), mesh)),
         },
     }
+
+
+def generator_program(config: ConfigDict, mesh: jax.sharding.Mesh, generator: nn.Module) -> Program:
+    """What `train_generator` trains, without data: in raster order from the first step on."""
+    return one_player(
+        lambda key: models.init_generator(generator, key),
+        make_loss_fn(generator, make_tokenizer(config), 0, 0),
+        config.train_generator,
+        steps=2,
+        warmup=1,
+        **basis.training(config, mesh, generator),
+    )
 
 
 def tokens(config: ConfigDict) -> dict[str, object]:
@@ -151,6 +157,8 @@ def sampling_flops(config: ConfigDict, params: dict, batch: int = 1) -> dict[str
     over the whole preallocated cache, every step of the unmasking schedule, both branches of
     guidance where they differ, once what all images of a batch share.
     """
+    if real_valued(config):
+        return {"generator": _traced_sampling(config, batch)}
     generator, head = config.model.generator, params["head"]
     guided = config.sample.guidance_scale > 1
     rows = 2 * batch if guided else batch
@@ -184,6 +192,8 @@ def training_flops(config: ConfigDict, params: dict) -> int:
     Counts matrix products, with attention over the whole sequence and without what
     rematerialisation computes again.
     """
+    if real_valued(config):
+        return 3 * _traced_forward(config)
     generator = config.model.generator
     tokens, prefix = _sequence(config)
     sequence = prefix + tokens
@@ -194,6 +204,40 @@ def training_flops(config: ConfigDict, params: dict) -> int:
         trunk["token_proj"] + _kernel_flops(params["head"])
     )
     return 3 * forward
+
+
+def _traced_sampling(config: ConfigDict, batch: int) -> int:
+    """Products of sampling a batch of real-valued tokens, counted in the traced program."""
+    generator, settings = make_generator(config), sampling_settings(config)
+    key = jax.random.key(0)
+    params = nn.unbox(jax.eval_shape(lambda k: models.init_generator(generator, k), key))
+    draw = lambda params, labels, keys: generator.sample(params, labels, keys, settings, 1.5, 1.0)
+    return product_flops(draw, params, jnp.zeros(batch, jnp.int32), jax.random.split(key, batch))
+
+
+def _traced_forward(config: ConfigDict) -> int:
+    """Products of the loss of one image, counted in the traced program."""
+    generator, key = make_generator(config), jax.random.key(0)
+    params = nn.unbox(jax.eval_shape(lambda k: models.init_generator(generator, k), key))
+    tokens = jnp.zeros((1, *generator.token_shape))
+    loss = lambda params, tokens, labels, keys: generator.apply(
+        {"params": params}, tokens, labels, keys, method=generator.initialize
+    )
+    return product_flops(loss, params, tokens, jnp.zeros(1, jnp.int32), key[None])
+
+
+def sequence_length(generator: nn.Module) -> int:
+    """Positions that the generator's transformer sees, with those in front of the tokens."""
+    if isinstance(generator, BasisGenerator):
+        return generator.host.length + getattr(generator.host, "prefix", 0)
+    return generator.trunk.prefix + generator.trunk.num_tokens
+
+
+def _tokens(config: ConfigDict) -> int:
+    """Tokens that a generator writes: rows of y, where they are real-valued."""
+    generator = make_generator(config)
+    real = isinstance(generator, BasisGenerator)
+    return generator.host.length if real else generator.trunk.num_tokens
 
 
 def _sequence(config: ConfigDict) -> tuple[int, int]:

@@ -21,13 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, models
+from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
-from bar_jax.bases.permutation import draw_orders
-from bar_jax.config import token_grid
+from bar_jax.config import real_valued, token_grid
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
-from bar_jax.generators.masked_bit import sample, token_noise
+from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import encode
 from bar_jax.training import preemption
 from bar_jax.training.progress import progress
@@ -118,9 +117,7 @@ def sample_images(
             drawn = _sample(
                 generator.module,
                 tokenizer.module,
-                tuple(section.unmasking_schedule),
-                section.guidance_scale > 1,
-                section.order == "random",
+                sampling_settings(config),
                 generator.params,
                 tokenizer.params,
                 mesh_lib.put_batch(mesh, batch),
@@ -133,39 +130,26 @@ def sample_images(
     return np.concatenate(images)[: len(labels)]
 
 
-@functools.partial(jax.jit, static_argnums=range(5))
+@functools.partial(jax.jit, static_argnums=range(3))
 def _sample(
-    generator, tokenizer, schedule, guided, random_order, params, tokenizer_params, batch,
-    guidance_scale, temperature, key,
+    generator, tokenizer, settings, params, tokenizer_params, batch, guidance_scale, temperature,
+    key,
 ):  # fmt: skip
     """Tokens of a batch, decoded: uint8 [B, H, W, 3]."""
-    labels = batch["label"]
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-    length = generator.trunk.num_tokens
-    # Tokens use the folds 0 to L - 1 of an image's key; its order uses L.
-    places = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, length), (length,)))(keys)
-    order = draw_orders(float(random_order), jnp.zeros(labels.shape), places)
-    kept = None
+    given = {}
     if "keep" in batch:
-        kept = encode.tokens(tokenizer, tokenizer_params, batch["image"]), batch["keep"]
-    bits = sample(
-        generator,
-        params,
-        labels,
-        schedule=schedule,
-        guidance_scale=guidance_scale if guided else None,
-        temperature=temperature,
-        noise=token_noise(generator.head, keys, schedule),
-        order=order,
-        kept=kept,
+        given["kept"] = encode.tokens(tokenizer, tokenizer_params, batch["image"]), batch["keep"]
+    drawn = generator.sample(
+        params, batch["label"], keys, settings, guidance_scale, temperature, **given
     )
-    return pixels(tokenizer, tokenizer_params, bits)
+    return pixels(tokenizer, tokenizer_params, drawn)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def pixels(tokenizer: nn.Module, params: dict, bits: jax.Array) -> jax.Array:
-    """Bits {0, 1} [B, N, k], or real-valued tokens [B, N, d] -> images uint8 [B, H, W, 3]."""
-    images = tokenizer.apply({"params": params}, bits, method=tokenizer.decode)
+def pixels(tokenizer: nn.Module, params: dict, tokens: jax.Array) -> jax.Array:
+    """Tokens [B, N, k], bits {0, 1} or real numbers -> images uint8 [B, H, W, 3]."""
+    images = tokenizer.apply({"params": params}, tokens, method=tokenizer.decode)
     return data.to_uint8(images)
 
 
@@ -225,13 +209,22 @@ def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> d
         "sample_seed": config.seed,
         "sample_guidance_scale": section.guidance_scale,
         "sample_temperature": section.temperature,
-        "sample_unmasking_schedule": list(section.unmasking_schedule),
-        "sample_order": section.order,
+        **{f"sample_{name}": value for name, value in schedule(config).items()},
         "sample_keep": section.keep,
         "sample_dtype": config.dtype,
         "generator_step": generator_step,
         "tokenizer_step": tokenizer_step,
     }
+
+
+def schedule(config: ConfigDict) -> dict[str, object]:
+    """The fields of `sample` that say in which steps the configured generator writes an image."""
+    section, kind = config.sample, config.model.generator.kind
+    if not real_valued(config):
+        names = ("unmasking_schedule", "order")
+    else:
+        names = {"xar": ("sampler", "steps"), "mar": ("iterations", "steps")}.get(kind, ("steps",))
+    return {name: workdir.to_json(section)[name] for name in names}
 
 
 def _stored_settings(path: pathlib.Path) -> dict | None:

@@ -1,8 +1,10 @@
 """Stage 2: train the generator on cached tokens.
 
 Writes `generator/` (checkpoints), `samples_during_training.png`, and into `summary.json` the
-validation loss in bits per bit. With `data.source=tokens` the cache is packed first if it is not
-there, and without a tokenizer in the workdir no pictures are drawn.
+validation loss: of bits in bits per bit, of real-valued tokens as the generator's own. Where the
+basis is a matrix it is also kept and drawn at every evaluation, see `jobs/basis.py`. With
+`data.source=tokens` the cache is packed first if it is not there, and without a tokenizer in the
+workdir no pictures are drawn.
 """
 
 import functools
@@ -16,11 +18,13 @@ from ml_collections import ConfigDict
 
 from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
+from bar_jax.bases import RANDOM
 from bar_jax.bases.permutation import random_share
 from bar_jax.config import duration, token_grid
 from bar_jax.generators import make_generator
+from bar_jax.jobs import basis as basis_lib
 from bar_jax.jobs import encode, sample
-from bar_jax.tokenizers import cached_as
+from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training import loop
 from bar_jax.training.players import one_player
 from bar_jax.training.step import LossFn, quotients, stream_key
@@ -29,6 +33,15 @@ from bar_jax.visualize.grid import save_png
 
 logger = logging.getLogger(__name__)
 STAGE = "train_generator"
+LATENT = 2**31  # an example's key, folded with this, draws its latents
+# What an evaluation finds -> its name in summary.json.
+FINAL = {
+    "bits_per_bit": "generator_loss_bits",
+    "bit_accuracy": "generator_bit_accuracy",
+    "host_loss": "generator_loss",
+    "residual_loss": "generator_residual_loss",
+    **{name: name for name in basis_lib.NUMBERS},
+}
 
 
 def run(config: ConfigDict) -> dict[str, object]:
@@ -42,7 +55,9 @@ def run(config: ConfigDict) -> dict[str, object]:
     cache, validation = (_open_cache(config, fingerprint, s) for s in ("train", "validation"))
     folder = workdir.begin_training(config, "generator")
     generator = make_generator(config, remat=section.remat)
+    codec = make_tokenizer(config)
     start, end = (_anneal_step(config, point, len(cache)) for point in ("start", "end"))
+    watched = basis_lib.watch(config, generator, codec, cache, validation)
 
     def batches(start_step):
         return data.token_batches(
@@ -58,16 +73,17 @@ def run(config: ConfigDict) -> dict[str, object]:
     def evaluate(state, writer):
         params = state.params if state.ema is None else state.ema
         step = int(state.step)
+        trained = models.Trained(generator, params, step)
         if tokenizer is not None:
-            trained = models.Trained(generator, params, step)
             picture = _sample_grid(config, mesh, trained, tokenizer)
             if jax.process_index() == 0:
                 save_png(pathlib.Path(config.workdir) / "samples_during_training.png", picture)
             writer.image(step, "samples", picture)
-        return validation_loss(
-            generator, params, validation, mesh, config.seed, section.batch_size,
+        found = validation_loss(
+            generator, codec, params, validation, mesh, config.seed, section.batch_size,
             section.evaluate_images,
         )  # fmt: skip
+        return found | basis_lib.evaluate(config, watched, trained, writer)
 
     steps, results = loop.train(
         STAGE,
@@ -75,11 +91,12 @@ def run(config: ConfigDict) -> dict[str, object]:
         seed=config.seed,
         examples=len(cache),
         mesh=mesh,
-        make_program=functools.partial(
-            one_player,
-            lambda k: models.init_generator(generator, config.model.tokenizer.bits, k),
-            make_loss_fn(generator, start, end),
+        make_program=lambda *durations: one_player(
+            lambda k: models.init_generator(generator, k),
+            make_loss_fn(generator, codec, start, end),
             section,
+            *durations,
+            **basis_lib.training(config, mesh, generator, watched),
         ),
         batches=batches,
         evaluate=evaluate,
@@ -87,15 +104,9 @@ def run(config: ConfigDict) -> dict[str, object]:
         init_from=_init_from(config),
         config=workdir.to_json(config),
     )
-    return update_summary(
-        config.workdir,
-        {
-            "generator_step": steps,
-            "generator_loss_bits": results["bits_per_bit"],
-            "generator_bit_accuracy": results["bit_accuracy"],
-            f"seconds_{STAGE}": round(results["seconds"], 1),
-        },
-    )
+    found = {final: results[name] for name, final in FINAL.items() if name in results}
+    seconds = {f"seconds_{STAGE}": round(results["seconds"], 1)}
+    return update_summary(config.workdir, {"generator_step": steps, **found, **seconds})
 
 
 def _init_from(config) -> pathlib.Path | None:
@@ -109,22 +120,46 @@ def _init_from(config) -> pathlib.Path | None:
     return folder
 
 
-def make_loss_fn(generator: nn.Module, anneal_start: int, anneal_end: int) -> LossFn:
-    """What a training step minimises; random orders give way to raster between the two steps."""
+def make_loss_fn(
+    generator: nn.Module, tokenizer: nn.Module, anneal_start: int, anneal_end: int
+) -> LossFn:
+    """What a training step minimises.
+
+    Args:
+      tokenizer: the module alone; tells what cached tokens are the tokens of.
+      anneal_start, anneal_end: steps between which random orders (RAR) give way to raster.
+    """
 
     def loss_fn(params, batch, keys, dropout_key, step):
         return generator.apply(
             {"params": params},
-            batch["tokens"],
+            latents(tokenizer, batch["tokens"], keys),
             batch["label"],
             generator.draw(keys),
-            random_share(step, anneal_start, anneal_end),
+            random_share(step, anneal_start, anneal_end) if is_random(generator) else 0.0,
             deterministic=False,
             method=generator.loss,
             rngs={"dropout": dropout_key},
         )
 
     return loss_fn
+
+
+def is_random(generator: nn.Module) -> bool:
+    """Whether an example's tokens may be written in any order (RAR)."""
+    return generator.basis.kind == RANDOM
+
+
+def latents(tokenizer: nn.Module, cached: jax.Array, keys: jax.Array) -> jax.Array:
+    """What a cache holds -> what is modelled: bits as they are, real numbers drawn if need be.
+
+    Args:
+      cached: [B, N, ...].
+      keys: [B] a key of each example.
+    """
+    if not hasattr(tokenizer, "latents"):
+        return cached
+    return tokenizer.latents(cached, jax.vmap(jax.random.fold_in, (0, None))(keys, LATENT))
 
 
 def _load_tokenizer(config, mesh) -> models.Trained | None:
@@ -157,14 +192,15 @@ def _open_cache(config, fingerprint, split):
 
 
 def validation_loss(
-    generator, params, cache, mesh, seed: int, batch_size: int, limit: int
+    generator, tokenizer, params, cache, mesh, seed: int, batch_size: int, limit: int
 ) -> dict[str, float]:
-    """The head's loss over (about `limit`) validation images, in raster order.
+    """The loss over (about `limit`) validation images, with every label, in the fixed order.
 
-    The bits to hide are drawn from a fixed stream, so that two checkpoints are asked the same.
+    Random draws come from a fixed stream, so that two checkpoints are asked the same.
 
     Returns:
-      `validation_loss` in nats (hidden bits weigh 1, visible ones 0.1), and over hidden bits alone
+      `validation_loss` and the other means of the generator's `loss`. Of the masked-bit head the
+      loss is in nats (hidden bits weigh 1, visible ones 0.1), and over hidden bits alone are
       `bits_per_bit` (cross-entropy in bits) and `bit_accuracy`.
     """
     key = stream_key(seed, "validation")
@@ -178,7 +214,8 @@ def validation_loss(
         )
     ):
         arrays = mesh_lib.put_batch(mesh, {n: batch[n] for n in ("tokens", "label", "mask")})
-        sums = jax.device_get(_loss(generator, params, arrays, jax.random.fold_in(key, i)))
+        own = jax.random.fold_in(key, i)
+        sums = jax.device_get(_loss(generator, tokenizer, params, arrays, own))
         totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         seen += batch_size
         if seen >= limit:
@@ -187,12 +224,12 @@ def validation_loss(
     return {"validation_loss": means.pop("loss"), **means}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _loss(generator, params, batch, key):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _loss(generator, tokenizer, params, batch, key):
     keys = jax.random.split(key, batch["label"].shape[0])
     return generator.apply(
         {"params": params},
-        batch["tokens"],
+        latents(tokenizer, batch["tokens"], keys),
         batch["label"],
         generator.draw(keys),
         0.0,

@@ -73,8 +73,8 @@ def run(config: ConfigDict) -> dict[str, object]:
         seed=config.seed,
         examples=len(source),
         mesh=mesh,
-        make_program=lambda steps, warmup: make_program(
-            config, frozen.load(config, mesh), len(source), steps, warmup
+        make_program=lambda *durations: make_program(
+            config, frozen.load(config, mesh), len(source), *durations
         ),
         batches=batches,
         evaluate=evaluate,
@@ -102,6 +102,7 @@ def make_program(
     examples: int,
     steps: int,
     warmup: int,
+    constant: int = 0,
     modules: frozen.Modules | None = None,
 ) -> Program:
     """The tokenizer, its frozen networks and its discriminator.
@@ -109,7 +110,7 @@ def make_program(
     Args:
       networks: parameters of the frozen networks, from `frozen.load`.
       examples: images of an epoch.
-      steps, warmup: of the tokenizer's learning rate.
+      steps, warmup, constant: of the tokenizer's learning rate.
       modules: of the losses; None for those of the published sizes.
 
     Raises:
@@ -148,6 +149,7 @@ def make_program(
         section,
         steps,
         warmup,
+        constant,
         opponent=opponent,
         trained=trained,
         share=None if section.encoder_learning_rate == 1 else share,

@@ -21,16 +21,17 @@ def decoding_params(params: dict, dtype: jnp.dtype) -> dict:
     """A module's parameters, laid out for decoding.
 
     Args:
-      params: as trained; under `blocks` every array is stacked, [depth, ...].
+      params: as trained; under `blocks` (or `encoder_blocks`, ...) every array is stacked,
+        [depth, ...].
       dtype: what is computed in; kernels and biases are cast to it.
     """
     out = {}
     for name, value in params.items():
-        if name == "blocks":
+        if name.endswith("blocks"):
             depth = jax.tree.leaves(value)[0].shape[0]
             for i in range(depth):
                 layer = jax.tree.map(lambda stacked, i=i: stacked[i], value)
-                out[f"blocks_{i}"] = decoding_params(layer, dtype)
+                out[f"{name}_{i}"] = decoding_params(layer, dtype)
         elif not isinstance(value, dict):
             out[name] = value
         elif value.keys() == {"kernel", "bias"}:
@@ -40,9 +41,9 @@ def decoding_params(params: dict, dtype: jnp.dtype) -> dict:
     return out
 
 
-def unstacked(module: nn.Module) -> bool:
+def unstacked(module: nn.Module, name: str = "blocks") -> bool:
     """Whether the parameters that a module is applied to are laid out for decoding."""
-    return module.has_variable("params", "blocks_0")
+    return module.has_variable("params", f"{name}_0")
 
 
 def _linear(kernel: jax.Array, bias: jax.Array) -> dict:

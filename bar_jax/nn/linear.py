@@ -11,6 +11,7 @@ from bar_jax.nn.decoding import OUTPUT_FIRST
 Init = Callable[..., jax.Array]
 
 NORMAL_02: Init = nn.initializers.normal(0.02)  # masked-bit paper's published initialisation
+XAVIER: Init = nn.initializers.xavier_uniform()  # of what MAR and xAR publish
 
 
 def named(init: Init, *axes: str | None) -> Init:

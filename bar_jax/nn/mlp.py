@@ -1,4 +1,4 @@
-"""The two feed-forward networks: SwiGLU and GELU."""
+"""The feed-forward networks: gated by SiLU, gated by GELU, and plain GELU."""
 
 import functools
 
@@ -31,11 +31,35 @@ class SwiGLU(nn.Module):
         return linear(width, ("mlp", "embed"), dtype=self.dtype, name="down")(x)
 
 
+class GatedGeluMLP(nn.Module):
+    """Linear(GELU(gate) * value) with the exact GELU; the hidden units of a SwiGLU."""
+
+    dropout: float = 0.0
+    kernel_init: Init = NORMAL_02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]; with a dropout rng, dropout acts on the hidden units."""
+        dense = functools.partial(linear, kernel_init=self.kernel_init, dtype=self.dtype)
+        width = x.shape[-1]
+        hidden = swiglu_width(width)
+        # Two layers, and not one product, so that each starts in its own Xavier range.
+        gate = nn.gelu(dense(hidden, ("embed", "mlp"), name="gate")(x), approximate=False)
+        x = gate * dense(hidden, ("embed", "mlp"), name="value")(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not self.has_rng("dropout"))
+        return dense(width, ("mlp", "embed"), name="down")(x)
+
+
 class GeluMLP(nn.Module):
-    """Linear(GELU(Linear)); the GELU exact or by its tanh approximation."""
+    """Linear(GELU(Linear)); the GELU exact or by its tanh approximation.
+
+    With a dropout rng, dropout acts on the hidden units and on the output.
+    """
 
     hidden: int
     approximate: bool = False
+    dropout: float = 0.0
     kernel_init: Init = NORMAL_02
     dtype: jnp.dtype = jnp.float32
 
@@ -44,5 +68,6 @@ class GeluMLP(nn.Module):
         """[..., D] -> [..., D]."""
         dense = functools.partial(linear, kernel_init=self.kernel_init, dtype=self.dtype)
         width = x.shape[-1]
-        x = nn.gelu(dense(self.hidden, ("embed", "mlp"), name="up")(x), self.approximate)
-        return dense(width, ("mlp", "embed"), name="down")(x)
+        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        x = drop(nn.gelu(dense(self.hidden, ("embed", "mlp"), name="up")(x), self.approximate))
+        return drop(dense(width, ("mlp", "embed"), name="down")(x))

@@ -46,7 +46,7 @@ def train(
     seed: int,
     examples: int,
     mesh: jax.sharding.Mesh,
-    make_program: Callable[[int, int], Program],
+    make_program: Callable[..., Program],
     batches: Callable[[int], Iterator[dict]],
     evaluate: Callable[[TrainState, MetricsWriter], Results],
     folder: str | os.PathLike,
@@ -59,7 +59,8 @@ def train(
       stage: name of the stage and of its section in the config.
       section: that section: batch size, duration, optimiser, intervals.
       examples: images of an epoch.
-      make_program: (steps, steps of warm-up) -> what to train; not called if nothing is left to do.
+      make_program: (steps, steps of warm-up, step up to which the learning rate is constant or 0)
+        -> what to train; not called if nothing is left to do.
       batches: the step to start at -> endless host batches, this process's rows.
       evaluate: final numbers of a state; called every `evaluate_every` steps and at the end.
       folder: of the checkpoints; logs go into its parent.
@@ -76,7 +77,10 @@ def train(
     """
     size = section.batch_size
     steps = duration(section, f"{stage}.", size, examples)
-    warmup = duration(section.optimizer, f"{stage}.optimizer.warmup_", size, examples, False)
+    warmup, constant = (
+        duration(section.optimizer, f"{stage}.optimizer.{name}_", size, examples, False)
+        for name in ("warmup", "constant")
+    )
     with (
         contextlib.closing(checkpoint.open_manager(folder, section.keep_checkpoints)) as manager,
         jax.set_mesh(mesh),
@@ -89,7 +93,7 @@ def train(
             logger.info("%s: finished at step %d, nothing to do", stage, steps)
             return steps, checkpoint.read_meta(folder)["results"]
 
-        program = make_program(steps, warmup)
+        program = make_program(steps, warmup, constant)
         make_state, shapes = init_state(program.init, stream_key(seed, f"{stage}/params"), mesh)
         state, results = _start(manager, make_state, shapes, program.pretrained, init_from, stage)
         layout, frozen = (

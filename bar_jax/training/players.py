@@ -88,6 +88,11 @@ def one_player(
     section: ConfigDict,
     steps: int,
     warmup: int,
+    constant: int = 0,
+    *,
+    trained: Callable[[Path], bool] = everything,
+    last: optax.GradientTransformation | None = None,
+    pretrained: dict | None = None,
 ) -> Program:
     """A network that minimises a loss.
 
@@ -95,10 +100,22 @@ def one_player(
       init_params: key -> parameters with logical axis names.
       loss_fn: see `training.step`.
       section: the stage's: `optimizer`, `ema_decay`, `accumulate`.
-      steps, warmup: of the learning rate's schedule.
+      steps, warmup, constant: of the learning rate's schedule, see `optimizer.warmup_cosine`.
+      trained, last, pretrained: see `two_players`.
     """
     without_frozen = lambda *args: loss_fn(*args[:-1])
-    return two_players(init_params, without_frozen, section, steps, warmup, opponent=None)
+    return two_players(
+        init_params,
+        without_frozen,
+        section,
+        steps,
+        warmup,
+        constant,
+        opponent=None,
+        trained=trained,
+        last=last,
+        pretrained=pretrained,
+    )
 
 
 def two_players(
@@ -107,10 +124,12 @@ def two_players(
     section: ConfigDict,
     steps: int,
     warmup: int,
+    constant: int = 0,
     *,
     opponent: Opponent | None,
     trained: Callable[[Path], bool] = everything,
     share: Callable[[Path], float] | None = None,
+    last: optax.GradientTransformation | None = None,
     pretrained: dict | None = None,
     frozen: dict | None = None,
 ) -> Program:
@@ -123,15 +142,17 @@ def two_players(
     of step.
 
     Args:
-      init_params, section, steps, warmup: as for `one_player`.
+      init_params, section, steps, warmup, constant: as for `one_player`.
       loss_fn: when the opponent plays, `frozen` holds a pair `discriminator`: its parameters, and
         the vectors after the power iteration of this step.
       opponent: None if there is none.
       trained: which parameters of the network change.
       share: path of a parameter -> what its learning rate is of the schedule's; None: all of it.
+      last: of the optimiser's chain, see `optimizer.adamw`.
       pretrained, frozen: see `Program`.
     """
-    tx, schedule = optimizer.from_section(section.optimizer, warmup, steps, share)
+    rates = warmup, steps, share, constant
+    tx, schedule = optimizer.from_section(section.optimizer, *rates, last)
     start = opponent.start if opponent else steps
     options = {
         "accumulate": section.accumulate,

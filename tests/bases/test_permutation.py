@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax.bases.permutation import draw_orders, gather, random_share, scatter
+from bar_jax.bases.permutation import draw_orders, gather, order, random_share, scatter
+from bar_jax.errors import InputError
 
 
 def test_gather_takes_tokens_in_the_order_written():
@@ -51,3 +52,39 @@ def test_each_example_is_random_where_its_draw_is_below_the_share(key):
     orders = draw_orders(0.5, jnp.array([0.4, 0.5, 0.6]), places)
     is_raster = np.all(np.asarray(orders) == np.arange(9), axis=1)
     np.testing.assert_array_equal(is_raster, [False, True, True])
+
+
+def test_fixed_orders_by_hand():
+    """4 x 4 tokens, blocks of 2 x 2."""
+    assert order("raster", (4, 4)).tolist() == list(range(16))
+    assert order("cells", (4, 4), 2).tolist() == [
+        *(0, 1, 4, 5), *(2, 3, 6, 7), *(8, 9, 12, 13), *(10, 11, 14, 15),
+    ]  # fmt: skip
+    assert order("subsample", (4, 4), 2).tolist() == [
+        *(0, 2, 8, 10), *(1, 3, 9, 11), *(4, 6, 12, 14), *(5, 7, 13, 15),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("grid, block", [((4, 6), 2), ((16, 16), 8), ((9, 9), 3), ((3, 5), 1)])
+def test_fixed_orders_by_loops(grid, block):
+    """A token of a cell shares the cell's corner; one of a subsample its offset in the block."""
+    rows, columns = grid
+    places = [(i, j) for i in range(rows) for j in range(columns)]
+    by_cell = sorted(places, key=lambda p: (p[0] // block, p[1] // block, p))
+    by_offset = sorted(places, key=lambda p: (p[0] % block, p[1] % block, p))
+    for kind, expected in (("cells", by_cell), ("subsample", by_offset)):
+        found = order(kind, grid, block)
+        assert found.dtype == np.int32
+        assert found.tolist() == [i * columns + j for i, j in expected]
+
+
+@pytest.mark.parametrize("kind", ["cells", "subsample"])
+@pytest.mark.parametrize("grid, block", [((4, 6), 4), ((6, 4), 4), ((4, 4), 0), ((4, 4), 8)])
+def test_blocks_that_do_not_tile_the_grid(kind, grid, block):
+    with pytest.raises(InputError, match=f"model.basis.block: found {block}"):
+        order(kind, grid, block)
+
+
+def test_unknown_order():
+    with pytest.raises(InputError, match="model.basis.kind: found 'spiral'"):
+        order("spiral", (4, 4))

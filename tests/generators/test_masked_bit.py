@@ -10,9 +10,9 @@ from flax.core import meta
 
 from bar_jax import mesh as mesh_lib
 from bar_jax.bases import permutation
-from bar_jax.generators import masked_bit
+from bar_jax.generators import writing
 from bar_jax.generators.causal import CausalTransformer
-from bar_jax.generators.masked_bit import MaskedBitGenerator, sample, token_noise
+from bar_jax.generators.masked_bit import MaskedBitGenerator, sample_tokens, token_noise
 from bar_jax.generators.shuffle import shuffle
 from bar_jax.heads.bit import BitHead
 from bar_jax.heads.linear import LinearHead, code_to_bits
@@ -62,7 +62,7 @@ def sampler(patch_size, guided, forced=False):
 
     @jax.jit
     def run(params, labels, order, keys, temperature, *kept):
-        return sample(
+        return sample_tokens(
             generator,
             params,
             labels,
@@ -115,7 +115,7 @@ def test_the_cache_changes_nothing(key, patch_size, guided, random_order):
 def test_modulations_ahead_or_in_the_loop_are_the_same(key, monkeypatch):
     labels, order, keys = jnp.array([1, 3]), raster(2, 1), jax.random.split(key, 2)
     _, ahead = sampler(1, True)(labels, order, keys, 1.0)
-    monkeypatch.setattr(masked_bit, "AHEAD_BYTES", 0)
+    monkeypatch.setattr(writing, "AHEAD_BYTES", 0)
     sampler.cache_clear()
     _, in_the_loop = sampler(1, True)(labels, order, keys, 1.0)
     sampler.cache_clear()
@@ -133,7 +133,7 @@ def test_every_head_samples_with_the_trunk(key, kind):
     params["head"] = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
     labels, order, keys = jnp.array([1, 3]), raster(2, 1), jax.random.split(key, 2)
     bits, recorded = jax.jit(
-        lambda params: sample(
+        lambda params: sample_tokens(
             generator,
             params,
             labels,

@@ -11,7 +11,7 @@ from jax.interpreters import partial_eval
 from bar_jax import models
 from bar_jax.config import default_config, tiny
 from bar_jax.generators import make_generator
-from bar_jax.generators.masked_bit import sample
+from bar_jax.generators.masked_bit import sample_tokens
 from bar_jax.jobs import describe
 from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.mesh import make_mesh
@@ -71,11 +71,11 @@ def test_sampling_flops_are_those_of_the_sampler(head, guidance_scale, patch_siz
     )
     generator = make_generator(config)
     mesh = make_mesh(**LAYOUT)
-    params = models.param_shapes(lambda k: models.init_generator(generator, 16, k), mesh)
+    params = models.param_shapes(lambda k: models.init_generator(generator, k), mesh)
     length = generator.trunk.num_tokens
 
     def program(params):
-        return sample(
+        return sample_tokens(
             generator,
             params,
             jnp.zeros(batch, jnp.int32),
@@ -97,9 +97,7 @@ def test_training_flops_are_three_times_those_of_the_loss(head, patch_size):
     """Counted in the program of the loss of one image."""
     config = _config(model__head__kind=head, model__generator__patch_size=patch_size)
     generator = make_generator(config)
-    params = models.param_shapes(
-        lambda k: models.init_generator(generator, 16, k), make_mesh(**LAYOUT)
-    )
+    params = models.param_shapes(lambda k: models.init_generator(generator, k), make_mesh(**LAYOUT))
     loss = make_loss_fn(generator, 0, 0)
     batch = {"tokens": jnp.zeros((1, 16, 16), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
     key = jax.random.key(0)
@@ -114,7 +112,7 @@ def test_parameters_are_those_of_the_models(described):
     key = jax.random.key(0)
     arrays = (
         jax.eval_shape(lambda: models.init_tokenizer(tokenizer, key)),
-        jax.eval_shape(lambda: models.init_generator(generator, 16, key)),
+        jax.eval_shape(lambda: models.init_generator(generator, key)),
     )
     totals = [sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in arrays]
     told = described["parameters"]
@@ -153,7 +151,7 @@ def test_state_bytes_are_those_of_a_real_state(described, part):
     module = {"tokenizer": make_tokenizer, "generator": make_generator}[part](config)
     init = {
         "tokenizer": lambda k: models.init_tokenizer(module, k),
-        "generator": lambda k: models.init_generator(module, 16, k),
+        "generator": lambda k: models.init_generator(module, k),
     }[part]
     tx, _ = from_section(section.optimizer, 1, 2)
     _, shapes = init_state(

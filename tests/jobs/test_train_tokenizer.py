@@ -84,7 +84,7 @@ def batches():
 def trained(**changes):
     """States before and after each step, and what was logged."""
     chosen = config(**changes)
-    program = make_program(chosen, networks(), 100, STEPS, 1, MODULES)
+    program = make_program(chosen, networks(), 100, STEPS, 1, modules=MODULES)
     state, logged = meta.unbox(program.init(jax.random.key(0))), []
     # As the loop starts: pretrained parameters in the places of fresh ones.
     params = state.params | {
@@ -186,7 +186,7 @@ def test_pieces_of_a_batch_have_the_gradient_of_the_whole():
             train_tokenizer__loss__gan=0.0,
             train_tokenizer__loss__convnext=0.0,
         )
-        program = make_program(chosen, networks(), 100, STEPS, 1, MODULES)
+        program = make_program(chosen, networks(), 100, STEPS, 1, modules=MODULES)
         state = meta.unbox(program.init(jax.random.key(0)))
         step = jax.jit(program.step(0))
         _, metrics = step(state, batches()[0], jax.random.key(3), program.frozen)
@@ -208,7 +208,7 @@ def test_a_term_without_weight_is_not_computed():
 def test_a_discriminator_that_would_never_play_is_refused():
     late = config(train_tokenizer__discriminator__start_steps=STEPS)
     with pytest.raises(InputError, match=r"start_steps: found 6 of 6 steps, expected an earlier"):
-        make_program(late, networks(), 100, STEPS, 1, MODULES)
+        make_program(late, networks(), 100, STEPS, 1, modules=MODULES)
 
 
 # --- the job -------------------------------------------------------------------------------------

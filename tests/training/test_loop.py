@@ -52,8 +52,8 @@ class Fake:
         self.folder, self.section, self.calls = folder, section(**changes), []
         self.closed, self.loss_fn = 0, squares
 
-    def make_program(self, steps, warmup):
-        return one_player(init_params, self.loss_fn, self.section, steps, warmup)
+    def make_program(self, *durations):
+        return one_player(init_params, self.loss_fn, self.section, *durations)
 
     def batches(self, start):
         try:

@@ -1,0 +1,216 @@
+"""Basis autoregression: a host that models y = A x in place of the image's tokens x.
+
+Basis paper, section 3. The host knows nothing of A; what is learned of A is learned through y,
+which is input and target, and through the reconstruction of the residual objective.
+"""
+
+import chex
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bar_jax.bases import LEARNED, RANDOM, Basis, objectives, permutation, transform
+from bar_jax.generators.prediction import Prediction
+from bar_jax.generators.settings import Settings
+from bar_jax.generators.shuffle import from_patches, to_patches
+from bar_jax.losses import Sums
+
+MATRIX = "basis"  # name of A among the parameters
+
+
+class Draws(flax.struct.PyTreeNode):
+    """Random draws of one training step.
+
+    Attributes:
+      label: [B] uniform; the label is dropped where below `label_dropout`.
+      order_choice: [B] uniform; the order is random where below the random share (RAR).
+      order_places: [B, N] uniform; their argsort is the random order.
+      host: of the host.
+    """
+
+    label: jax.Array
+    order_choice: jax.Array
+    order_places: jax.Array
+    host: object
+
+
+class BasisGenerator(nn.Module):
+    """p(real-valued tokens of an image | class).
+
+    Tokens enter and leave as the tokenizer knows them: [B, h w, c] in raster order.
+
+    Attributes:
+      host: models the sequence; `generators/xar.py`, `mar.py` or `diffusion.py`.
+      basis: which A. A matrix is the parameter `basis` [N', N]; an order has none.
+      token_grid: h, w, rows and columns of the tokenizer's tokens.
+      patch_size: p; p x p tokens of c channels are one x_i of c p^2 channels, N = h w / p^2.
+      objective: of a learned A, `bar` (the host's own loss) or `residual` (eq. 10).
+      regularizer: weight of the mean of (A A^T - I)^2, while A is learned.
+      snr_clip: largest weight of the residual objective; 0: no limit, as in the paper.
+      label_dropout: share of examples trained without their class.
+    """
+
+    host: nn.Module
+    basis: Basis
+    token_grid: tuple[int, int]
+    patch_size: int = 1
+    objective: str = "bar"
+    regularizer: float = 1.0
+    snr_clip: float = 0.0
+    label_dropout: float = 0.1
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of x."""
+        return tuple(side // self.patch_size for side in self.token_grid)
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """h w, c."""
+        return self.token_grid[0] * self.token_grid[1], self.host.channels // self.patch_size**2
+
+    token_dtype = jnp.float32
+
+    @property
+    def own_order(self) -> np.ndarray:
+        """[N] the host's own order of the tokens: raster, if it names no other."""
+        places = np.arange(self.grid[0] * self.grid[1], dtype=np.int32)
+        return getattr(self.host, "own_order", places)
+
+    @property
+    def told_orders(self) -> bool:
+        """Whether the host is told where each token belongs."""
+        return getattr(self.host, "told_orders", False)
+
+    def setup(self):
+        if self.basis.has_matrix:
+            start = self.basis.matrix(self.grid, self.own_order)
+            self.matrix = self.param(MATRIX, lambda key: jnp.asarray(start, jnp.float32))
+
+    def draw(self, keys: jax.Array) -> Draws:
+        """Draws for a training step, each example's from its own key [B]."""
+        own, host = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        length = self.grid[0] * self.grid[1]
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (2 + length,)))(own)
+        return Draws(
+            label=uniform[:, 0],
+            order_choice=uniform[:, 1],
+            order_places=uniform[:, 2:],
+            host=self.host.draw(host),
+        )
+
+    def loss(
+        self,
+        tokens: jax.Array,
+        labels: jax.Array,
+        draws: Draws,
+        random_share: jax.Array | float,
+        deterministic: bool,
+        counted: jax.Array | None = None,
+    ) -> Sums:
+        """What training minimises, over a batch.
+
+        Args:
+          tokens: [B, h w, c].
+          labels: [B] in 0..num_classes - 1.
+          random_share: probability of a random order (RAR).
+          deterministic: evaluation: every label kept. (Dropout needs a dropout rng.)
+          counted: [B] bool, False where an example is padding; None: all count.
+
+        Returns:
+          Pairs of a sum and its weight: `loss`; `host_loss`, the host's own; and while A is learned
+          `residual_loss` (if that is the objective) and `regularizer`.
+        """
+        chex.assert_shape(tokens, (labels.shape[0], *self.token_shape))
+        if not deterministic:
+            dropped = draws.label < self.label_dropout
+            labels = jnp.where(dropped, self.host.num_classes, labels)
+        x = to_patches(tokens, self.token_grid, self.patch_size)
+        y, order = self._sequence(x, draws, random_share)
+        options = {} if order is None else {"order": order}
+        found = self.host.predict(y, labels, draws.host, **options)
+        weight = jnp.ones(labels.shape) if counted is None else counted.astype(jnp.float32)
+        total, count = lambda rows: jnp.sum(rows * weight), jnp.sum(weight)
+        sums = {"host_loss": total(found.loss / found.weight)}
+        loss = sums["host_loss"]
+        if self.basis.kind == LEARNED:
+            if self.objective == "residual":
+                sums["residual_loss"] = loss = total(self._residual(x, found))
+                if found.beside is not None:
+                    loss += total(found.beside / found.weight)
+            sums["regularizer"] = objectives.regularizer(self.matrix) * count
+            loss += self.regularizer * sums["regularizer"]
+        return {"loss": (loss, count)} | {name: (value, count) for name, value in sums.items()}
+
+    def _residual(self, x: jax.Array, found: Prediction) -> jax.Array:
+        """Eq. 10 for each example, averaged over its draws of time: [B]."""
+        snr = jnp.minimum(found.snr, self.snr_clip) if self.snr_clip else found.snr
+        return jnp.mean(snr * objectives.residual(x, found.clean, self.matrix), axis=0)
+
+    def _sequence(self, x, draws, random_share):
+        """y, and the order that a host is told of."""
+        if self.basis.has_matrix:
+            return transform.forward(self.matrix, x), None
+        order = self._order(x.shape[0])
+        if self.basis.kind == RANDOM:
+            random = draws.order_choice, draws.order_places
+            order = permutation.draw_orders(random_share, *random, order[0])
+        return permutation.gather(x, order), order if self.told_orders else None
+
+    @nn.nowrap
+    def _order(self, batch: int) -> jax.Array:
+        """[B, N] the fixed order."""
+        order = self.basis.order(self.grid, self.own_order)
+        return jnp.broadcast_to(jnp.asarray(order), (batch, order.size))
+
+    def initialize(self, tokens: jax.Array, labels: jax.Array, keys: jax.Array) -> Sums:
+        """Touches every parameter, for `init`: arguments as in `loss`."""
+        return self.loss(tokens, labels, self.draw(keys), 0.0, deterministic=True)
+
+    @nn.nowrap
+    def sample(
+        self,
+        params: dict,
+        labels: jax.Array,
+        keys: jax.Array,
+        settings: Settings,
+        guidance_scale: jax.Array | float,
+        temperature: jax.Array | float,
+    ) -> jax.Array:
+        """Draws an image's tokens for each label; image i depends on keys[i] alone.
+
+        Args:
+          params: of the generator.
+          labels: [B] in 0..num_classes.
+          guidance_scale: S; not used where `settings.guided` is False.
+
+        Returns:
+          [B, h w, c] float32 in raster order.
+        """
+        y = self.sample_sequence(params, labels, keys, settings, guidance_scale, temperature)
+        return self.tokens(params, y)
+
+    @nn.nowrap
+    def sample_sequence(self, params, labels, keys, settings, guidance_scale, temperature):
+        """As `sample`, but y [B, N', d] as the host writes it."""
+        options = {}
+        if self.told_orders and not self.basis.has_matrix:
+            options["order"] = self._order(labels.shape[0])
+        scales = guidance_scale, temperature
+        return self.host.sample(params["host"], labels, keys, settings, *scales, **options)
+
+    @nn.nowrap
+    def tokens(self, params: dict, y: jax.Array) -> jax.Array:
+        """The way back: a sequence y [B, N', d] -> tokens [B, h w, c]."""
+        if self.basis.has_matrix:
+            x = transform.inverse(params[MATRIX], y, self.basis.inverse)
+        else:
+            x = permutation.scatter(y, self._order(y.shape[0]))
+        return from_patches(x, self.token_grid, self.patch_size)
+
+
+def is_basis(path: tuple) -> bool:
+    """Whether a parameter is A, by its path."""
+    return path[0].key == MATRIX

@@ -1,0 +1,446 @@
+"""xAR: block-causal flow matching over cells of tokens, each with its own noise level.
+
+The host that the basis paper builds on (Ren et al. 2025, "Beyond next-token"; basis paper, eq. 2).
+The sequence is a number of cells, squares of neighbouring tokens, in raster order inside a cell. An
+encoder and a decoder transformer see the noisy cells up to their own and predict the flow. With a
+basis the cells are consecutive rows of y, and all else stays.
+"""
+
+import functools
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bar_jax.bases.permutation import order
+from bar_jax.generators.flow import guided, sampling_times, solve
+from bar_jax.generators.prediction import Prediction
+from bar_jax.generators.settings import Settings
+from bar_jax.mesh import constrain_batch, gathered
+from bar_jax.nn.attention import attend, attend_cached
+from bar_jax.nn.decoding import decoding_params, unstacked
+from bar_jax.nn.linear import NORMAL_02, linear, named
+from bar_jax.nn.mlp import GatedGeluMLP
+from bar_jax.nn.rotary import axial_table, rotate
+from bar_jax.nn.time import TimeEmbedding
+
+XAVIER = nn.initializers.xavier_uniform()
+TIME_STEPS = 1000  # times are told to the network in thousandths
+
+
+class Draws(flax.struct.PyTreeNode):
+    """Random draws of one training step.
+
+    Attributes:
+      time: [B, cells] float32 in (0, 1).
+      noise: [B, N, d] standard normal.
+    """
+
+    time: jax.Array
+    noise: jax.Array
+
+
+class XARBlock(nn.Module):
+    """adaLN-modulated attention and gated MLP, each with a gated residual."""
+
+    width: int
+    heads: int
+    dropout: float
+    attention_dropout: float
+    dtype: jnp.dtype
+
+    def setup(self):
+        dense = functools.partial(linear, kernel_init=XAVIER, dtype=self.dtype)
+        norm = functools.partial(nn.RMSNorm, 1e-6, use_scale=False, dtype=self.dtype)
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.adaln = dense((6, self.width), ("embed", None, None))
+        self.qkv = dense((3, self.heads, self.width // self.heads), ("embed", None, "heads", None))
+        self.out = dense(self.width, ("heads", None, "embed"), inputs=2)
+        self.mlp = GatedGeluMLP(self.dropout, XAVIER, self.dtype)
+        self.drop = nn.Dropout(self.dropout)
+
+    def __call__(self, x, condition, rotary, visible) -> tuple[jax.Array, None]:
+        """One block over the whole sequence.
+
+        Args:
+          x: [B, N, D].
+          condition: [B, cells, D], class and time of each cell.
+          rotary: cos, sin [1, N, C].
+          visible: bool [N, N], which keys a query sees.
+
+        Returns:
+          [B, N, D], and what `nn.scan` stacks: nothing.
+        """
+        x, _ = self._modulated(constrain_batch(x), self.modulate(condition), rotary, visible)
+        return x, None
+
+    def modulate(self, condition: jax.Array) -> jax.Array:
+        """[..., D] -> [..., 6, D]: gates, scales and shifts of attention and MLP in turn."""
+        return self.adaln(nn.silu(condition))
+
+    def extend(self, x, modulation, rotary, visible, cache, start):
+        """One block over a cell that follows what the cache holds.
+
+        Args:
+          x: [B, n, D].
+          modulation: [B, 1, 6, D], as `modulate` gives it.
+          visible: bool [n, N], which keys of the cache, this cell's among them, are seen.
+          cache: keys and values [B, H, N, C] of this layer; None: the cell sees itself alone.
+          start: index of the cell's first token.
+
+        Returns:
+          x [B, n, D], and the cache with the cell written into it.
+        """
+        return self._modulated(x, modulation, rotary, visible, cache, start)
+
+    def _modulated(self, x, modulation, rotary, visible, cache=None, start=0):
+        modulation = jnp.repeat(modulation, x.shape[1] // modulation.shape[1], axis=1)
+        gates, scales, shifts = (modulation[:, :, i : i + 2] for i in (0, 2, 4))
+        h = self.attention_norm(x) * (1 + scales[:, :, 0]) + shifts[:, :, 0]
+        h, cache = self._attention(h, rotary, visible, cache, start)
+        training = self.has_rng("dropout")
+        x += gates[:, :, 0] * self.drop(self.out(h), deterministic=not training)
+        h = self.mlp_norm(x) * (1 + scales[:, :, 1]) + shifts[:, :, 1]
+        return x + gates[:, :, 1] * self.mlp(h), cache
+
+    def _attention(self, x, rotary, visible, cache, start):
+        qkv = self.qkv(x)
+        query, key, value = (
+            rotate(qkv[:, :, 0], *rotary),
+            rotate(qkv[:, :, 1], *rotary),
+            qkv[:, :, 2],
+        )
+        if cache is not None:
+            keys, values = (
+                jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), start, axis=2)
+                for old, new in zip(cache, (key, value), strict=True)
+            )
+            return attend_cached(query, keys, values, visible), (keys, values)
+        rate = self.attention_dropout if self.has_rng("dropout") else 0.0
+        dropout_key = self.make_rng("dropout") if rate else None
+        h = attend(query, key, value, visible, dropout_rate=rate, dropout_key=dropout_key)
+        return h, None
+
+
+class XAR(nn.Module):
+    """Noisy tokens of d channels in, their flow eps - y out.
+
+    Attributes:
+      channels: d, numbers of a token.
+      grid: rows and columns of tokens.
+      cell_size: tokens on a side of a cell.
+      num_classes: classes 0..num_classes - 1; num_classes itself means "no class".
+      depth: layers of the encoder, and of the decoder.
+      decoder_depth: layers of the decoder, if not the same.
+      dropout: after the attention's projection and on the MLP's hidden units.
+      attention_dropout: on the attention weights.
+      shared_time: one time for all cells of an image (basis paper, Algorithm 1) or one each.
+      time: distribution of times, `logit_normal` (published) or `uniform` (Algorithm 1).
+      remat: recompute a block's activations in the backward pass instead of keeping them.
+    """
+
+    channels: int
+    grid: tuple[int, int]
+    cell_size: int
+    num_classes: int
+    width: int
+    depth: int
+    heads: int
+    decoder_depth: int | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    shared_time: bool = False
+    time: str = "logit_normal"
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def length(self) -> int:
+        """N, tokens of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def cell(self) -> int:
+        """Tokens of a cell."""
+        return self.cell_size**2
+
+    @property
+    def cells(self) -> int:
+        """Autoregressive steps."""
+        return self.length // self.cell
+
+    @property
+    def own_order(self) -> np.ndarray:
+        """[N] raster index of the first, second, ... token of the sequence."""
+        return order("cells", self.grid, self.cell_size)
+
+    def setup(self):
+        dense = functools.partial(linear, kernel_init=XAVIER, dtype=self.dtype)
+        norm = functools.partial(nn.RMSNorm, 1e-6, dtype=self.dtype)
+        table = lambda name, rows: self.param(
+            name, named(NORMAL_02, None, "embed"), (rows, self.width)
+        )
+        self.class_embedding = table("class_embedding", self.num_classes + 1)
+        self.encoder_positions = table("encoder_positions", self.length)
+        self.decoder_positions = table("decoder_positions", self.length)
+        self.time_embedding = TimeEmbedding(self.width, XAVIER, self.dtype)
+        self.in_proj, self.in_norm = dense(self.width, (None, "embed")), norm()
+        self.encoder_blocks = self._blocks(self.depth, "encoder_blocks")
+        self.encoder_norm, self.decoder_proj = norm(), dense(self.width, ("embed", None))
+        self.decoder_blocks = self._blocks(self.decoder_depth or self.depth, "decoder_blocks")
+        self.decoder_norm, self.out_proj = norm(), dense(self.channels, ("embed", None))
+
+    def _blocks(self, depth, name):
+        sizes = (self.width, self.heads, self.dropout, self.attention_dropout, self.dtype)
+        if unstacked(self, name):
+            return [XARBlock(*sizes) for _ in range(depth)]
+        return nn.scan(
+            nn.remat(XARBlock, prevent_cse=False) if self.remat else XARBlock,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(*sizes)
+
+    def __call__(self, x: jax.Array, labels: jax.Array, time: jax.Array) -> jax.Array:
+        """The flow of every noisy token.
+
+        Args:
+          x: [B, N, d] noisy tokens.
+          labels: [B] integers in 0..num_classes.
+          time: [B, cells] in [0, 1].
+
+        Returns:
+          [B, N, d] float32.
+        """
+        condition = constrain_batch(self.condition(labels, time_index(time)))
+        rotary, visible = self.rotary(), self.block_causal()
+        x = self.embed(x)
+        x, _ = self.encoder_blocks(x, condition, rotary, visible)
+        x, _ = self.decoder_blocks(self.decoder_input(x), condition, rotary, visible)
+        return self.flow(x)
+
+    def condition(self, labels: jax.Array, index: jax.Array) -> jax.Array:
+        """Classes [B] and time indices [B, T] -> [B, T, D]."""
+        of_class = gathered(self.class_embedding)[labels].astype(self.dtype)
+        return of_class[:, None] + self.time_embedding(index)
+
+    def embed(self, x: jax.Array, start: jax.Array | int = 0) -> jax.Array:
+        """Tokens start, start + 1, ...: [B, n, d] -> [B, n, D], what goes into the encoder."""
+        return self.in_norm(self._positioned(self.in_proj(x), self.encoder_positions, start))
+
+    def encoded(self, x: jax.Array) -> jax.Array:
+        """The encoder's last norm."""
+        return self.encoder_norm(x)
+
+    def decoder_input(self, x: jax.Array, start: jax.Array | int = 0) -> jax.Array:
+        """What the encoder's blocks gave -> what goes into the decoder's."""
+        return self._positioned(
+            self.decoder_proj(self.encoder_norm(x)), self.decoder_positions, start
+        )
+
+    def flow(self, x: jax.Array) -> jax.Array:
+        """What the decoder's blocks gave -> [B, n, d] float32."""
+        return self.out_proj(self.decoder_norm(x)).astype(jnp.float32)
+
+    def _positioned(self, x, table, start):
+        rows = jax.lax.dynamic_slice_in_dim(gathered(table), start, x.shape[1])
+        return constrain_batch(x + rows.astype(self.dtype)[None])
+
+    @nn.nowrap
+    def rotary(self) -> tuple[jax.Array, jax.Array]:
+        """cos, sin [1, N, C]: each token turns by its place in the grid, cell after cell."""
+        tables = axial_table(self.grid, self.width // self.heads)
+        return tuple(jnp.asarray(table[self.own_order])[None] for table in tables)
+
+    @nn.nowrap
+    def block_causal(self) -> np.ndarray:
+        """bool [N, N]: a token sees the cells up to its own."""
+        cell = np.arange(self.length) // self.cell
+        return cell[:, None] >= cell[None]
+
+    # Decoding, on parameters that `nn.decoding.decoding_params` has laid out.
+
+    def modulations(self, labels: jax.Array, index: jax.Array) -> tuple[jax.Array, ...]:
+        """adaLN vectors of every layer, encoder's and decoder's: [R] and [T] -> [R, T, 6, D]."""
+        condition = self.condition(labels, jnp.broadcast_to(index, (labels.size, *index.shape)))
+        blocks = (*self.encoder_blocks, *self.decoder_blocks)
+        return tuple(block.modulate(condition) for block in blocks)
+
+    def extend(self, x, modulations, cache, start):
+        """The flow of a cell that follows those in the cache.
+
+        Args:
+          x: [B, n, d] noisy tokens of the cell.
+          modulations: of this time, an array [B, 6, D] for every layer.
+          cache: (keys, values) [B, H, N, C] for every layer; None: this is the first cell, and no
+            cache is written.
+          start: index of the cell's first token.
+
+        Returns:
+          [B, n, d] float32, and the cache with this cell in it.
+        """
+        n, cache_of = x.shape[1], cache or [None] * len(modulations)
+        piece = lambda table: jax.lax.dynamic_slice_in_dim(table, start, n, axis=1)
+        rotary = tuple(piece(table) for table in self.rotary())
+        visible = jnp.broadcast_to(jnp.arange(self.length) < start + n, (n, self.length))
+        x, written = self.embed(x, start), []
+        for i, block in enumerate((*self.encoder_blocks, *self.decoder_blocks)):
+            if i == self.depth:
+                x = self.decoder_input(x, start)
+            here = None if cache is None else visible
+            x, kept = block.extend(x, modulations[i][:, None], rotary, here, cache_of[i], start)
+            written.append(kept)
+        return self.flow(x), cache if cache is None else tuple(written)
+
+    # Training.
+
+    def draw(self, keys: jax.Array) -> Draws:
+        """Draws for a training step, each example's from its own key [B]."""
+        size = (1 if self.shared_time else self.cells) + self.length * self.channels
+        normal = jax.vmap(lambda key: jax.random.normal(key, (size,)))(keys)
+        noise = normal[:, -self.length * self.channels :]
+        z = normal[:, : -self.length * self.channels]
+        # The normal distribution function makes a uniform draw of a normal one.
+        time = jax.nn.sigmoid(z) if self.time == "logit_normal" else jax.scipy.stats.norm.cdf(z)
+        return Draws(
+            time=jnp.broadcast_to(time, (keys.shape[0], self.cells)),
+            noise=noise.reshape(-1, self.length, self.channels),
+        )
+
+    def predict(self, y: jax.Array, labels: jax.Array, draws: Draws) -> Prediction:
+        """Noises a sequence and predicts its flow.
+
+        Args:
+          y: [B, N, d].
+          labels: [B] in 0..num_classes.
+        """
+        noisy = noised(y, draws, self.cell)
+        flow = self(noisy, labels, draws.time)
+        clean = draws.noise - flow
+        squares = jnp.sum((clean - y) ** 2, axis=(1, 2))
+        return Prediction(
+            loss=squares,
+            weight=jnp.full_like(squares, y[0].size),
+            beside=None,
+            clean=clean[None],
+            snr=jnp.ones((1, y.shape[0])),
+        )
+
+    def initialize(self, y: jax.Array, labels: jax.Array, keys: jax.Array) -> Prediction:
+        """Touches every parameter, for `init`: arguments as in `predict`."""
+        return self.predict(y, labels, self.draw(keys))
+
+    @nn.nowrap
+    def sample(self, params, labels, keys, settings: Settings, guidance_scale, temperature):
+        """Draws a sequence [B, N, d] for each label; image i depends on keys[i] alone.
+
+        Args:
+          guidance_scale: S.
+          temperature: scales the noise of each cell's start and of its steps.
+        """
+        shape = (self.cells, settings.steps, self.cell, self.channels)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape), out_axes=2)(keys)
+        return sample_sequence(
+            self,
+            params,
+            labels,
+            settings.sampler,
+            settings.steps,
+            guidance_scale if settings.guided else None,
+            temperature * noise[:, 0],
+            temperature * noise[:, 1:],
+        )
+
+
+def time_index(time: jax.Array) -> jax.Array:
+    """Times in [0, 1] as the network is told them: float32, in thousandths, cut off."""
+    return jnp.trunc(jnp.asarray(time, jnp.float32) * jnp.float32(TIME_STEPS)).astype(jnp.int32)
+
+
+def noised(y: jax.Array, draws: Draws, cell: int) -> jax.Array:
+    """(1 - t) y + t eps, with the time of each token's cell: [B, N, d]."""
+    t = jnp.repeat(draws.time, cell, axis=1)[..., None]
+    return (1 - t) * y + t * draws.noise
+
+
+# --- sampling ------------------------------------------------------------------------------------
+
+
+def sample_sequence(
+    host: XAR,
+    params: dict,
+    labels: jax.Array,
+    sampler: str,
+    steps: int,
+    guidance_scale: jax.Array | float | None,
+    start: jax.Array,
+    noise: jax.Array | None,
+) -> jax.Array:
+    """Writes the cells one after another, each from noise, with the earlier ones in a KV cache.
+
+    Guidance at cell i of n is 1 + (S - 1) i / (n - 1), so the first cell needs no unconditional
+    branch. It acts on the flow; drift is linear in it, so that this is guidance on the drift, as
+    published.
+
+    Args:
+      params: of the host.
+      labels: [B] in 0..num_classes.
+      sampler: `euler_maruyama` (steps - 1 stochastic steps and one without noise) | `euler`.
+      steps: evaluations of each cell.
+      guidance_scale: S; None runs without the unconditional branch.
+      start: [cells, B, n, d] noise that each cell starts as.
+      noise: [cells, steps - 1, B, n, d] of the stochastic steps; `euler` does not use it.
+
+    Returns:
+      [B, N, d] float32.
+    """
+    params = decoding_params(params, host.dtype)
+    apply = lambda method, *args: host.apply({"params": params}, *args, method=method)
+    batch = labels.shape[0]
+    is_guided = guidance_scale is not None and host.cells > 1
+    classes = jnp.append(labels, host.num_classes) if is_guided else labels
+    rows = jnp.arange(batch)
+    if is_guided:  # "no class" stands once for all of the unconditional branch
+        rows = jnp.concatenate([rows, jnp.full_like(rows, batch)])
+    times = sampling_times(sampler, steps)
+    # adaLN depends on class and time alone: made for all steps ahead, and for finished cells.
+    index = time_index(np.append(times[:-1], 0.0))
+    ahead = apply(host.modulations, classes, index)
+    both = lambda x: jnp.concatenate([x, x]) if is_guided else x
+    noise_of = lambda cell: None if noise is None else noise[cell]
+
+    def modulations(i, rows):
+        return tuple(jax.lax.dynamic_index_in_dim(m, i, 1, keepdims=False)[rows] for m in ahead)
+
+    def first_flow(x, i, cache):
+        return apply(host.extend, x, modulations(i, rows[:batch]), cache, 0)
+
+    first, _ = solve(sampler, times, first_flow, start[0], noise_of(0), None)
+    if host.cells == 1:
+        return first
+
+    def write_cell(carry, inputs):
+        previous, cache = carry
+        s, x, cell_noise = inputs
+        done = modulations(steps, rows)
+        _, cache = apply(host.extend, both(previous), done, cache, (s - 1) * host.cell)
+        scale = None if not is_guided else 1 + (guidance_scale - 1) * s / (host.cells - 1)
+
+        def flow_at(x, i, cache):
+            flow, cache = apply(host.extend, both(x), modulations(i, rows), cache, s * host.cell)
+            return guided(flow[:batch], flow[batch:], scale) if is_guided else flow, cache
+
+        x, cache = solve(sampler, times, flow_at, x, cell_noise, cache)
+        return (x, cache), x
+
+    head_dim, layers = host.width // host.heads, len(ahead)
+    empty = jnp.zeros((rows.size, host.heads, host.length, head_dim), host.dtype)
+    cache = tuple((empty, empty) for _ in range(layers))
+    inputs = (jnp.arange(1, host.cells), start[1:], noise_of(slice(1, None)))
+    _, rest = jax.lax.scan(write_cell, (first, cache), inputs)
+    cells = jnp.concatenate([first[None], rest])
+    return jnp.moveaxis(cells, 0, 1).reshape(batch, host.length, host.channels)
