@@ -18,7 +18,7 @@ from bar_jax.visualize.grid import BACKGROUND, CELL, image_grid
 
 COLUMNS = 10
 LABEL = 14  # pixels above a cell, for its index
-CURVE_INCHES = (6.0, 4.0)
+CURVE_INCHES = (7.5, 4.0)
 TRAINING_INCHES = (9.0, 3.6)
 
 # Told apart with any colour vision (Okabe and Ito 2008).
@@ -116,7 +116,8 @@ def draw_orthogonality(
         left.plot(steps, np.median(values, axis=1), color=color, linewidth=1.2)
     for bound in () if delta is None else (1 - delta, 1 + delta):
         left.axhline(bound, color=_BLACK, linestyle=":", linewidth=1.2)
-    left.set_ylabel("singular values (all, 10-90 %, 25-75 %, median)")
+    left.set_title("all, 80 %, half and median", fontsize=10)
+    left.set_ylabel("singular values of A")
     # Exactly orthogonal, as at the start, has no place on a logarithmic axis.
     norms = np.array([norm if norm > 0 else np.nan for _, _, norm in history])
     right.plot(steps, norms, color=color, linewidth=1.2)
@@ -146,10 +147,11 @@ def draw_prefix_energy(curves: Mapping[str, np.ndarray], best: np.ndarray) -> by
         _energy_curve(axes, name, curve, linewidth=1.4, **style)
     _energy_curve(axes, "PCA", best, color=_BLACK, linestyle=":", linewidth=1.4)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("rows k")
     axes.set_ylabel("share of the energy in the first k rows")
-    axes.legend(frameon=False, title="area under the curve")
+    figure.legend(loc="outside right upper", frameon=False, title="area under the curve")
     _plain(axes)
     return png(figure)
 

@@ -163,7 +163,7 @@ def test_prefix_energies_are_in_the_picture():
     two = basis.draw_prefix_energy(
         {"learned": curve, "scales": np.linspace(0.2, 1, 21)}, np.ones(16)
     )
-    assert _pixels(one).shape == (800, 1200, 3)
+    assert _pixels(one).shape == (800, 1500, 3)
     assert _count(one, BLUE) > 100 and _count(one, ORANGE) == 0
     assert _count(two, BLUE) > 100 and _count(two, ORANGE) > 100
     basis.draw_prefix_energy({str(i): curve for i in range(13)}, np.ones(16))
