@@ -1,4 +1,4 @@
-"""A learned basis of pixels: faces at 64 px in patches of 4 x 4 (basis paper, section 4.3, Figure 3).
+"""A learned basis of pixels: faces at 64 px in patches of 4 (basis paper, section 4.3, Figure 3).
 
     python -m bar_jax.main --config=configs/basis/faces.py --workdir=runs/faces \\
         --config.data.path=/path/to/faces

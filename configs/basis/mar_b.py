@@ -2,8 +2,8 @@
 
     python -m bar_jax.main --config=configs/basis/mar_b.py --workdir=runs/mar_b
 
-207.9M parameters, and the 256 x 256 of A. The paper reports FID 2.18, IS 289.6, precision 0.83, recall
-0.60; it does not state the guidance of these runs, which is published MAR's here.
+207.9M parameters, and the 256 x 256 of A. The paper reports FID 2.18, IS 289.6, precision 0.83,
+recall 0.60; it does not state the guidance of these runs, which is published MAR's here.
 """
 
 from bar_jax.config import sized

@@ -2,8 +2,8 @@
 
     python -m bar_jax.main --config=configs/basis/mar_h.py --workdir=runs/mar_h
 
-942.4M parameters, and the 256 x 256 of A. The paper reports FID 1.49, IS 312.8, precision 0.82, recall
-0.64; it does not state the guidance of these runs, which is published MAR's here.
+942.4M parameters, and the 256 x 256 of A. The paper reports FID 1.49, IS 312.8, precision 0.82,
+recall 0.64; it does not state the guidance of these runs, which is published MAR's here.
 """
 
 from bar_jax.config import sized

@@ -2,9 +2,9 @@
 
     python -m bar_jax.main --config=configs/basis/xar_h.py --workdir=runs/xar_h
 
-1.186B parameters, and the 256 x 256 of A. The paper trains it for 800 epochs on 16 A100 and reports FID
-1.15, IS 327.1, precision 0.86, recall 0.68 (IS 324.5, precision 0.85 in Table 2). The files that it needs, and what its
-ablations change, are in configs/README.md.
+1.186B parameters, and the 256 x 256 of A. The paper trains it for 800 epochs on 16 A100 and reports
+FID 1.15, IS 327.1, precision 0.86, recall 0.68 (IS 324.5, precision 0.85 in Table 2). The files
+that it needs, and what its ablations change, are in configs/README.md.
 """
 
 from bar_jax.config import sized
