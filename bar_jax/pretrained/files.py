@@ -3,6 +3,7 @@
 Nothing in a file is ever executed: pickles are read by torch's weights-only loader alone.
 """
 
+import argparse
 import difflib
 import json
 import os
@@ -24,6 +25,10 @@ from bar_jax.files import replacing
 PREFIXES = ("_orig_mod.", "module.")
 # What a training checkpoint holds its state dict under, the one to sample from first.
 WRAPPINGS = ("model_ema", "ema", "state_dict", "model")
+
+# What a pickle may hold beside tensors and plain containers: the options that a training run keeps
+# in its checkpoints, which are nothing but named values.
+ALLOWED = [argparse.Namespace]
 
 EXPECTED = "a whole state dict: names -> tensors"
 
@@ -116,7 +121,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise InputError(path, f"a {path.suffix} file", expected) from error
     try:
         zipped = zipfile.is_zipfile(path)  # only the format since PyTorch 1.6 can be mapped
-        with warnings.catch_warnings(action="ignore"):  # of what ends in an error or is fine
+        with (
+            warnings.catch_warnings(action="ignore"),  # of what ends in an error or is fine
+            torch.serialization.safe_globals(ALLOWED),
+        ):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # RuntimeError, UnpicklingError, EOFError, KeyError, ...
         called = re.search(r"GLOBAL ([\w.]+)", str(error))  # what the pickle asks for

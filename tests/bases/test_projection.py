@@ -74,7 +74,7 @@ def test_hard_projection_is_the_polar_factor(shape, scale):
     assert_allclose(project(A, 0.0), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("spread, times", [(0.02, 0), (0.03, 0), (0.2, 1), (0.7, 1)])
+@pytest.mark.parametrize("spread, times", [(0.001, 0), (0.02, 0), (0.03, 0), (0.2, 1), (0.7, 1)])
 def test_near_an_orthogonal_matrix_the_polar_factor_needs_no_svd(svds, spread, times):
     """||A^T A - I||_F of 64 values 1 +- spread is 16 times spread: 0.5 is between 0.03 and 0.2.
 
@@ -82,7 +82,8 @@ def test_near_an_orthogonal_matrix_the_polar_factor_needs_no_svd(svds, spread, t
     """
     A = _with_singular_values(1 + spread * np.array([1, -1] * 32), 64, 64)
     assert svds(A, 0.0) == times
-    assert_allclose(project(A, 0.0), scipy.linalg.polar(A.astype(np.float64))[0], atol=1e-5)
+    error = project(A, 0.0) - scipy.linalg.polar(A.astype(np.float64))[0]
+    assert np.linalg.norm(error) < 6e-6  # an SVD's in float32; rounding of A alone is 5e-7
 
 
 def test_reflections_stay_reflections():
@@ -106,7 +107,7 @@ def test_one_low_value_is_told_from_an_inside_one(svds, delta, shape):
 
 @pytest.mark.parametrize("delta", [0.01, 0.1, 0.5])
 def test_the_second_certificate_holds_where_the_first_gives_up(svds, delta):
-    """64 values spread evenly over 0.8 of the interval: ||A^T A - I||_F is over 3 times its bound."""
+    """64 values spread evenly over 0.8 of the interval, far beyond the first's bound."""
     A = _with_singular_values(np.linspace(1 - 0.8 * delta, 1 + 0.8 * delta, 64), 64, 64)
     error = np.linalg.norm(A.T.astype(np.float64) @ A - np.eye(64))
     assert error > 3 * (1 - (1 - delta) ** 2)
@@ -168,6 +169,8 @@ def test_updates_end_on_the_projection(kind, delta, shape):
 def test_updates_that_stay_inside_pass_bit_for_bit(spread):
     """By the first certificate, and by the second."""
     A, update = _updates(spread)
+    update = update * np.float32(0.9)  # with bits below those of A
+    assert np.any((A + update) - A != update)
     tx = projected("soft", 0.5)
     new, _ = tx.update(update, tx.init(A), A)
     assert_array_equal(new, update)

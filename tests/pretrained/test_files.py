@@ -1,5 +1,6 @@
 """Tests of bar_jax/pretrained/files.py: what is read, what is written, what is refused."""
 
+import argparse
 import collections
 import os
 import pickle
@@ -145,6 +146,13 @@ def test_the_moving_average_comes_first(tmp_path, tensors):
     assert_same(read_tensors(tmp_path / "file.pth"), tensors)
 
 
+def test_options_beside_the_tensors_may_be_a_namespace(tmp_path, tensors):
+    """MAR's checkpoints hold those of argparse; they are values and call nothing."""
+    options = argparse.Namespace(batch_size=64, output_dir="./out", betas=(0.9, 0.95), seed=None)
+    torch_save({"model_ema": tensors, "args": options, "epoch": 3}, tmp_path / "file.pth")
+    assert_same(read_tensors(tmp_path / "file.pth"), tensors)
+
+
 def test_a_model_may_have_a_tensor_of_a_wrappings_name(tmp_path):
     tensors = {"model": np.ones(2, np.float32), "ema": np.zeros(2, np.float32)}
     torch_save(tensors, tmp_path / "file.pth")
@@ -249,7 +257,7 @@ class Touch:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("kind", ["pickle", "zip", "npz"])
+@pytest.mark.parametrize("kind", ["pickle", "zip", "options", "npz"])
 def test_nothing_in_a_file_is_executed(tmp_path, kind):
     trap, path = tmp_path / "executed", tmp_path / ("file.npz" if kind == "npz" else "file.bin")
     if kind == "pickle":
@@ -258,6 +266,8 @@ def test_nothing_in_a_file_is_executed(tmp_path, kind):
     elif kind == "zip":
         torch_save({"w": np.ones(2), "x": Touch(trap)}, path)
         assert zipfile.is_zipfile(path)
+    elif kind == "options":
+        torch_save({"w": np.ones(2), "args": argparse.Namespace(x=Touch(trap))}, path)
     else:
         np.savez(path, w=np.array([Touch(trap)], object))
     refused(path, "unreadable file" if kind == "npz" else r"a pickle that calls posix\.system")
