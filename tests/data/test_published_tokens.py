@@ -26,6 +26,7 @@ from bar_jax.data import (
 from bar_jax.data.published_tokens import read_tokens
 from bar_jax.errors import InputError
 from bar_jax.jobs import encode, pipeline, sample, train_generator, train_tokenizer
+from bar_jax.tokenizers import make_tokenizer
 from bar_jax.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -349,7 +350,7 @@ def test_moments_are_packed(tmp_path):
         np.savez(tmp_path / "published" / name / "0.npz", moments=own, moments_flip=flipped)
     config = tiny_config(
         tmp_path / "published", tmp_path / "run", data__num_classes=2, data__validation_split=".",
-        model__tokenizer__kind="kl_vae", job="encode",
+        model__tokenizer__kind="kl_vae", model__head__kind="diffusion", job="encode",
     )  # fmt: skip
     assert encode.run(config)["cached_train_images"] == 2
     cache = open_cache(tmp_path / "run/cache/train", dtype="float32", width=32, grid=(4, 4))
@@ -445,8 +446,9 @@ def test_the_validation_loss_is_of_the_held_out_tokens(run):
     np.testing.assert_array_equal(cache.read([0, 1])["tokens"], [tokens_of(19), tokens_of(39)])
     with jax.set_mesh(mesh):
         again = train_generator.validation_loss(
-            generator.module, generator.params, cache, mesh, config.seed, 16, 16
-        )
+            generator.module, make_tokenizer(config), generator.params, cache, mesh, config.seed,
+            16, 16,
+        )  # fmt: skip
     assert again["bits_per_bit"] == pytest.approx(summary["generator_loss_bits"], rel=1e-5)
 
 

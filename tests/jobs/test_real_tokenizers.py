@@ -54,6 +54,8 @@ def configured(folder, kind):
     config.data.update(dict(source="folder", path=str(folder), num_classes=2, image_size=32))
     config.data.update(dict(train_split="train", validation_split="val"))
     config.model.tokenizer.kind = kind
+    config.model.basis.kind = "raster"
+    config.model.head.kind = "diffusion"
     if kind == "kl_vae":
         config.model.tokenizer.patch_size = 16
         sizes = dict(width=32, multipliers=(1, 1, 2, 1, 1), blocks=1, attention=16)
