@@ -126,6 +126,9 @@ class Pipeline:
         check_sampling(config)
         if (images is None) != (keep is None):
             raise InputError("images, keep", "one of them", "both, or neither")
+        if keep is not None and real_valued(config):
+            found = f"some, of {config.model.tokenizer.kind}"
+            raise InputError("keep", found, "none: only bits are kept, of bar_fsq")
         if keep is not None:
             images = self._check_images(images, len(labels))
             keep = self._check_keep(keep, len(labels))
