@@ -278,7 +278,8 @@ def host_tensors(config):
         lambda s: rng.normal(size=s.shape).astype(np.float32),
         published._params(config, "generator"),
     )
-    return published.state_dict(config, "generator", params)
+    found = published.state_dict(config, "generator", params)
+    return {name: np.ascontiguousarray(tensor) for name, tensor in found.items()}
 
 
 @pytest.mark.parametrize("basis", ["identity", "learned"])
