@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from bar_jax import models
+from bar_jax import models, published
 from bar_jax.config import (
     bits_per_token,
     default_config,
@@ -23,6 +24,7 @@ from bar_jax.generators import make_generator
 from bar_jax.jobs import describe
 from bar_jax.jobs.describe import count
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training.optimizer import decays
 from bar_jax.validation import validate
 from bar_jax.visualize import figures
 
@@ -131,6 +133,22 @@ def test_is_the_published_host(name, suffix, more):
     generator = make_generator(config)
     shapes = jax.eval_shape(lambda k: models.init_generator(generator, k), jax.random.key(0))
     assert count(shapes) == HOSTS[name] + more
+
+
+@pytest.mark.parametrize("name", ["xar_b", "mar_b"])
+def test_weight_decay_acts_on_what_published_code_has_it_act_on(name):
+    """Matrices, embeddings and positions; not on MAR's diffusion head, nor on A."""
+    config = load_config(f"{ROOT}/configs/basis/{name}.py:tiny")
+    params = published._params(config, "generator")
+    mask = decays(params, config.train_generator.optimizer.no_decay)
+    told = jax.tree.map(lambda m, p: np.full(p.shape, m, np.float32), mask, params)
+    found = published.state_dict(config, "generator", told)
+    buffers = [n for n in found if ".rope." in n or n == "mask"]
+    assert not found.pop("A_mat").any()
+    for tensor, value in found.items():
+        if tensor not in buffers:
+            decaying = value.ndim > 1 and "diffloss" not in tensor
+            np.testing.assert_array_equal(value, float(decaying), err_msg=tensor)
 
 
 # What the published tokenizers have: trained parameters, all, those that encode, that decode.

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bar_jax
 from bar_jax import main as command
 from bar_jax.bases.matrices import principal_components
 from bar_jax.config_file import load_config
@@ -133,6 +134,22 @@ def test_a_finished_run_stays_as_it_is(finished, tmp_path, caplog):
     assert "train_generator: finished at step 2, nothing to do" in caplog.text
     assert "samples.npz is finished, nothing to do" in caplog.text
     assert {p: p.read_bytes() for p in folder.glob("basis/*")} == before
+
+
+def test_an_image_does_not_depend_on_its_batch(finished):
+    """Three of the ten, from Python; a level more or less where sums are in another order."""
+    pipe = bar_jax.Pipeline.load(finished.folder)
+    with np.load(finished.folder / "samples.npz") as stored:
+        expected = stored["arr_0"][:3].astype(int)
+    drawn = pipe.sample(labels=[0, 1, 2], seed=0).astype(int)
+    assert np.max(np.abs(drawn - expected)) <= 1
+
+
+def test_real_numbers_are_not_kept(xar):
+    """There is no sampler that fills in the rest."""
+    pipe, images = bar_jax.Pipeline.load(xar.folder), np.zeros((1, 16, 16, 3), np.uint8)
+    with pytest.raises(InputError, match=r"^keep: found some, of pixels, expected none"):
+        pipe.sample(labels=[0], images=images, keep=np.ones((4, 4), bool))
 
 
 # --- the job -------------------------------------------------------------------------------------
