@@ -126,6 +126,8 @@ class Pipeline:
         check_sampling(config)
         if (images is None) != (keep is None):
             raise InputError("images, keep", "one of them", "both, or neither")
+        if keep is not None and real_valued(config):
+            raise InputError("keep", "tokens to be kept of real numbers", "None: bits can be kept")
         if keep is not None:
             images = self._check_images(images, len(labels))
             keep = self._check_keep(keep, len(labels))
