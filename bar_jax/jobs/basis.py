@@ -25,8 +25,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from bar_jax import mesh as mesh_lib
 from bar_jax import data, models
+from bar_jax import mesh as mesh_lib
 from bar_jax.bases import LEARNED, Basis, energy, transform
 from bar_jax.bases.matrices import principal_components
 from bar_jax.bases.projection import projected
