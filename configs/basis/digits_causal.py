@@ -18,10 +18,10 @@ def get_config(size=None):
     config.model.generator.update(
         dict(kind="causal", width=64, depth=2, heads=4, class_repeats=2, shared_time=True)
     )
-    config.model.head.update(dict(kind="diffusion", width=128, depth=2))
+    config.model.head.update(dict(kind="diffusion", width=128, depth=2, timesteps_per_token=2))
 
     train = config.train_generator
-    train.update(dict(batch_size=64, steps=1000, epochs=0.0, ema_decay=0.99))
+    train.update(dict(batch_size=32, steps=1500, epochs=0.0, ema_decay=0.99))
     train.update(dict(log_every=100, save_every=500, evaluate_every=500))
     train.optimizer.update(dict(learning_rate=2e-3, warmup_steps=50, warmup_epochs=0.0))
     train.optimizer.weight_decay = 0.02
