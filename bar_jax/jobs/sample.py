@@ -210,6 +210,7 @@ def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> d
         "sample_guidance_scale": section.guidance_scale,
         "sample_temperature": section.temperature,
         **{f"sample_{name}": value for name, value in schedule(config).items()},
+        **({"sample_basis_inverse": config.model.basis.inverse} if real_valued(config) else {}),
         "sample_keep": section.keep,
         "sample_dtype": config.dtype,
         "generator_step": generator_step,
