@@ -21,12 +21,10 @@ from bar_jax.generators.settings import Settings
 from bar_jax.mesh import constrain_batch, gathered
 from bar_jax.nn.attention import attend, attend_cached
 from bar_jax.nn.decoding import unstacked
-from bar_jax.nn.linear import NORMAL_02, linear, named
+from bar_jax.nn.linear import NORMAL_02, XAVIER, linear, named
 from bar_jax.nn.mlp import GatedGeluMLP
 from bar_jax.nn.rotary import axial_table, rotate
 from bar_jax.nn.time import TimeEmbedding, time_index
-
-XAVIER = nn.initializers.xavier_uniform()
 
 
 class Draws(flax.struct.PyTreeNode):
