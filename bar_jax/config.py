@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from bar_jax.errors import InputError
 
 METRICS = ("class_accuracy",)
-BENCHMARKS = ("sampling", "training", "head", "tokenizer", "tokenizer_training")
+BENCHMARKS = ("sampling", "training", "head", "basis", "tokenizer", "tokenizer_training")
 DURATION_UNITS = ("steps", "epochs", "images")
 
 
@@ -176,9 +176,10 @@ def default_config() -> ConfigDict:
     c.published.export = ""
 
     c.benchmark = ConfigDict()
-    # sampling at sample.batch_size; training, and the head alone, at train_generator.batch_size;
+    # sampling at sample.batch_size; training, the head alone, and what a basis costs, at
+    # train_generator.batch_size;
     # tokenizer at encode.batch_size; tokenizer_training at train_tokenizer.batch_size
-    c.benchmark.parts = ("sampling",)  # ... | training | head | tokenizer | tokenizer_training
+    c.benchmark.parts = ("sampling",)  # ... | training | head | basis | tokenizer ...
     c.benchmark.repeats = 3
 
     c.figures = ConfigDict(dict(runs=()))  # workdirs whose numbers are drawn beside the paper's

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import models, published, workdir
-from bar_jax.config import token_grid
+from bar_jax.config import real_valued, token_channels, token_grid
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.jobs import encode, sample
@@ -21,7 +21,7 @@ class Pipeline:
 
         pipe = bar_jax.Pipeline.load("runs/quickstart")
         images = pipe.sample(labels=[3, 7], seed=0)    # uint8 [2, H, W, 3]
-        tokens = pipe.encode(images)                   # bits, uint8 [2, N, k]
+        tokens = pipe.encode(images)                   # bits uint8 or numbers float32 [2, N, k]
         images = pipe.decode(tokens)
 
     Attributes:
@@ -126,6 +126,8 @@ class Pipeline:
         check_sampling(config)
         if (images is None) != (keep is None):
             raise InputError("images, keep", "one of them", "both, or neither")
+        if keep is not None and real_valued(config):
+            raise InputError("keep", "tokens to be kept of real numbers", "None: bits can be kept")
         if keep is not None:
             images = self._check_images(images, len(labels))
             keep = self._check_keep(keep, len(labels))
@@ -138,25 +140,32 @@ class Pipeline:
             )  # fmt: skip
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Images uint8 [B, H, W, 3] -> tokens, bits {0, 1} [B, N, k] uint8 in raster order."""
+        """Images uint8 [B, H, W, 3] -> tokens in raster order.
+
+        Returns:
+          Of bar_fsq, bits {0, 1} [B, N, k] uint8. Else what generators model, [B, N, d] float32: of
+          kl_vae, the mean of each token's posterior times the scale.
+        """
         tokenizer = self._tokenizer
         return np.asarray(
-            encode.tokens(tokenizer.module, tokenizer.params, self._check_images(images))
+            encode.latents(tokenizer.module, tokenizer.params, self._check_images(images))
         )
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens, bits {0, 1} [B, N, k] -> images uint8 [B, H, W, 3]."""
+        """Tokens as `encode` returns them -> images uint8 [B, H, W, 3]."""
         rows, columns = token_grid(self.config)
-        shape = (rows * columns, self.config.model.tokenizer.bits)
-        tokens = np.asarray(tokens)
-        if tokens.shape[1:] != shape or not np.isin(tokens, (0, 1)).all():
+        shape = (rows * columns, token_channels(self.config))
+        tokens, real = np.asarray(tokens), real_valued(self.config)
+        numeric = tokens.dtype.kind in "biuf"
+        good = numeric and (np.isfinite(tokens) if real else np.isin(tokens, (0, 1))).all()
+        if tokens.shape[1:] != shape or not good:
             raise InputError(
                 "tokens",
                 f"{tokens.dtype}{list(tokens.shape)}",
-                f"bits {{0, 1}} [B, {shape[0]}, {shape[1]}]",
+                f"{'numbers' if real else 'bits {0, 1}'} [B, {shape[0]}, {shape[1]}]",
             )
-        tokenizer, bits = self._tokenizer, tokens.astype(np.uint8)
-        return np.asarray(sample.pixels(tokenizer.module, tokenizer.params, bits))
+        tokenizer, tokens = self._tokenizer, tokens.astype(np.float32 if real else np.uint8)
+        return np.asarray(sample.pixels(tokenizer.module, tokenizer.params, tokens))
 
     def _check_images(self, images: np.ndarray, batch: int | None = None) -> np.ndarray:
         images, size = np.asarray(images), self.config.data.image_size

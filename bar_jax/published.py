@@ -17,19 +17,22 @@ from ml_collections import ConfigDict
 
 from bar_jax import mesh as mesh_lib
 from bar_jax import models
+from bar_jax.bases.transform import check_invertible
+from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
-from bar_jax.pretrained import bar_fsq, kl_vae, manifest, masked_bit, siglip2
+from bar_jax.generators.basis import MATRIX, BasisGenerator
+from bar_jax.generators.xar import XAR
+from bar_jax.pretrained import bar_fsq, kl_vae, manifest, mar, masked_bit, siglip2, xar
 from bar_jax.pretrained.files import read_tensors
 from bar_jax.tokenizers import make_tokenizer
 
 logger = logging.getLogger(__name__)
 
 # The kinds of which there are published weights.
-KINDS = {
-    "tokenizer": {"model.tokenizer.kind": ("bar_fsq", "kl_vae")},
-    "generator": {"model.generator.kind": ("causal",), "model.head.kind": ("masked_bit",)},
-}
+TOKENIZERS = ("bar_fsq", "kl_vae")
+MATRIX_TENSOR = "A_mat"  # A in an exported file; its name in the basis paper's Algorithm 1
+HEADS = {"causal": "masked_bit", "xar": "flow", "mar": "diffusion"}  # of each generator
 
 
 def check_kind(config: ConfigDict, part: str) -> None:
@@ -41,12 +44,13 @@ def check_kind(config: ConfigDict, part: str) -> None:
     Raises:
       InputError: naming the field.
     """
-    for field, kinds in KINDS[part].items():
-        _, section, _ = field.split(".")
-        found = config.model[section].kind
-        if found not in kinds:
-            expected = " | ".join(map(repr, kinds))
-            raise InputError(field, repr(found), f"{expected}: no others were published")
+    section, kinds = "tokenizer", TOKENIZERS
+    if part == "generator":
+        section, kinds = "head", (HEADS[config.model.generator.kind],)
+    found = config.model[section].kind
+    if found not in kinds:
+        expected = f"{' | '.join(map(repr, kinds))}: no others were published"
+        raise InputError(f"model.{section}.kind", repr(found), expected)
 
 
 def shapes(config: ConfigDict, part: str) -> tuple[dict[str, manifest.Shape], ...]:
@@ -60,8 +64,12 @@ def shapes(config: ConfigDict, part: str) -> tuple[dict[str, manifest.Shape], ..
     needed = {name: tensor.shape for name, tensor in needed.items()}
     if part == "tokenizer":
         lacking = [name for name in needed if name.startswith(bar_fsq.PREDICTOR_PREFIX)]
-    else:
+    elif not real_valued(config):
         lacking = masked_bit.rotary_tensors(params, **_sequence(config))
+    else:
+        lacking = [MATRIX_TENSOR] if MATRIX_TENSOR in needed else []
+        if config.model.generator.kind == "xar":
+            lacking += xar.buffers(make_generator(config).host)
     return needed, {name: needed.pop(name) for name in lacking}
 
 
@@ -120,12 +128,7 @@ def load(
             params = _tokenizer_params(config, module, tensors)
     else:
         module = make_generator(config)
-        params = masked_bit.generator_params(
-            tensors,
-            depth=module.trunk.depth,
-            heads=module.trunk.heads,
-            head_depth=module.head.depth,
-        )
+        params = _generator_params(module, tensors)
     del tensors  # where they are not mapped but read: no more than two copies are held
     layout = models.param_shapes(_init(config, part), mesh)
     return models.Trained(module, mesh_lib.place(params, layout), step=0)
@@ -133,6 +136,9 @@ def load(
 
 def state_dict(config: ConfigDict, part: str, params: dict) -> dict[str, np.ndarray]:
     """The state dict that the published code loads: the inverse of `load`, with all buffers.
+
+    Of a generator of real-valued tokens it is the host's, with A [N', N] beside it where the basis
+    is a matrix.
 
     BAR-FSQ's lacks what its own files hold besides: the frozen copy of the encoder and the pooling
     head. Published code loads it with `strict=False`.
@@ -145,7 +151,41 @@ def state_dict(config: ConfigDict, part: str, params: dict) -> dict[str, np.ndar
         return kl_vae.tokenizer_tensors(params, make_tokenizer(config))
     if part == "tokenizer":
         return bar_fsq.tokenizer_tensors(params)
-    return masked_bit.generator_tensors(params, **_sequence(config))
+    if not real_valued(config):
+        return masked_bit.generator_tensors(params, **_sequence(config))
+    basis = {MATRIX_TENSOR: params[MATRIX]} if MATRIX in params else {}
+    if config.model.generator.kind == "mar":
+        return mar.generator_tensors(params["host"]) | basis
+    return xar.xar_tensors(make_generator(config).host, params["host"]) | basis
+
+
+def _generator_params(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict:
+    """Parameters of a generator as numpy arrays; a matrix basis is as it starts."""
+    if not isinstance(module, BasisGenerator):
+        trunk = module.trunk
+        return masked_bit.generator_params(
+            tensors, depth=trunk.depth, heads=trunk.heads, head_depth=module.head.depth
+        )
+    host = module.host
+    if isinstance(host, XAR):
+        depth, decoder_depth = host.depth, host.decoder_depth or host.depth
+        params = xar.xar_params(tensors, depth=depth, decoder_depth=decoder_depth, heads=host.heads)
+    else:
+        parts = (host.encoder, host.decoder)
+        params = mar.generator_params(
+            tensors,
+            depths=tuple(part.depth for part in parts),
+            heads=tuple(part.heads for part in parts),
+            head_depth=host.head.depth,
+        )
+    if not module.basis.has_matrix:
+        return {"host": params}
+    matrix = tensors.get(MATRIX_TENSOR)
+    if matrix is not None:
+        check_invertible(matrix, MATRIX_TENSOR)
+    else:  # a host that was published without a basis: one to be learned on top
+        matrix = module.basis.matrix(module.grid, module.own_order)
+    return {"host": params, MATRIX: np.asarray(matrix, np.float32)}
 
 
 def encoder_shapes(

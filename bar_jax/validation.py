@@ -79,11 +79,11 @@ def validate(config: ConfigDict) -> None:
             raise InputError(name, str(value), "a number of at least 0")
     check_seed(config.seed)
     _validate_model(config)
-    _validate_basis(config)
-    _validate_training(config)
     if real_valued(config):
         _validate_real_tokenizer(config)
-    else:
+    _validate_basis(config)
+    _validate_training(config)
+    if not real_valued(config):
         _validate_tokenizer_training(config)
     _validate_sampling(config)
 

@@ -8,6 +8,7 @@ cache/           tokens of the data set
 generator/       checkpoints of stage 2, with the config they were begun with
 tokenizer.safetensors, generator.safetensors  both as published files, by job=export_weights
 samples.npz      generated images and labels
+basis/           A during training, and pictures of it; see jobs/basis.py
 samples.png, samples_during_training.png, reconstructions.png, figure_4.png, figure_6.png, psnr.png
 """
 
@@ -30,7 +31,16 @@ FREE = (
     "keep_checkpoints",
 )  # fmt: skip
 TOKENIZER_FIELDS = ("model.tokenizer.", "data.image_size")
-GENERATOR_FIELDS = ("model.generator.", "model.head.", "data.image_size", "data.num_classes")
+GENERATOR_FIELDS = (
+    *("model.basis.", "model.generator.", "model.head."),
+    *("data.image_size", "data.num_classes"),
+)
+# Fields that say how a model was trained, not what it is.
+HOW_TRAINED = (
+    *("dropout", "basis.objective", "basis.projection", "basis.delta", "basis.regularizer"),
+    *("basis.snr_clip", "basis.inverse", "shared_time", "generator.time", "mask_ratio_min"),
+    "timesteps_per_token",
+)
 TRAINING_FIELDS = {
     "tokenizer": ("seed", "dtype", "data.", "train_tokenizer.", *TOKENIZER_FIELDS),
     "generator": ("seed", "dtype", "data.", "train_generator.", *GENERATOR_FIELDS),
@@ -103,6 +113,8 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     if "kind" not in stored.get("model", {}).get("tokenizer", {}).get("encoder", {}):
         from_scratch(config)  # from before there were others
     _update(config, stored)
+    if config.sample.order == "raster":  # from before there were other bases
+        config.sample.order = "basis"
     config.workdir = str(workdir)
     return config
 
@@ -181,9 +193,8 @@ def _compare_training(path: pathlib.Path, config: ConfigDict, part: str) -> None
 
 
 def _compare_model(path: pathlib.Path, config: ConfigDict, part: str) -> None:
-    # Dropout says how a model was trained, not what it is.
     fields = TOKENIZER_FIELDS if part == "tokenizer" else GENERATOR_FIELDS
-    _compare(path, config, fields, free=("dropout",))
+    _compare(path, config, fields, free=HOW_TRAINED)
 
 
 def _compare(

@@ -10,7 +10,14 @@ import jax
 import pytest
 
 from bar_jax import models
-from bar_jax.config import bits_per_token, default_config, flatten, token_grid
+from bar_jax.config import (
+    bits_per_token,
+    default_config,
+    flatten,
+    real_valued,
+    token_channels,
+    token_grid,
+)
 from bar_jax.config_file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.jobs import describe
@@ -84,7 +91,14 @@ def test_shapes(path):
     rows, columns = token_grid(config)
     shuffled = rows * columns // config.model.generator.patch_size**2
     assert tokenizer.grid == generator.token_grid == (rows, columns)
-    assert (generator.trunk.num_tokens, generator.trunk.bits) == (shuffled, bits_per_token(config))
+    if real_valued(config):
+        assert (generator.host.length, generator.host.channels) == (
+            shuffled,
+            token_channels(config) * config.model.generator.patch_size**2,
+        )
+    else:
+        trunk = generator.trunk
+        assert (trunk.num_tokens, trunk.bits) == (shuffled, bits_per_token(config))
     for part, stated in zip(sizes, STATED.get(path, (None, None)), strict=True):
         if stated:
             assert sizes[part] == pytest.approx(stated * 1e6, rel=0.05), part

@@ -61,4 +61,5 @@ def _difference(got, want, tolerance):
     allowed = tolerance["atol"] + tolerance["rtol"] * np.abs(want)
     if np.all(error <= allowed):
         return None
-    return f"error {np.max(error):.2e}, where {allowed.flat[np.argmax(error)]:.2e} is allowed"
+    worst = np.argmax(error - allowed)
+    return f"error {error.flat[worst]:.2e}, where {allowed.flat[worst]:.2e} is allowed"

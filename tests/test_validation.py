@@ -30,6 +30,64 @@ def test_tiny_is_valid():
 # (changes to the tiny config, field named, what was found, part of what was expected)
 WRONG = [
     ({"dtype": "float16"}, "dtype", "'float16'", "float32 | bfloat16"),
+    (
+        {"model__tokenizer__kind": "pixels", "job": "train_tokenizer"},
+        "model.tokenizer.kind",
+        "'pixels'",
+        "'bar_fsq' to train: patches have nothing to train",
+    ),
+    (
+        {"model__tokenizer__kind": "kl_vae", "job": "train_tokenizer"},
+        "model.tokenizer.kind",
+        "'kl_vae'",
+        "job=import_weights reads them",
+    ),
+    (
+        {
+            "model__tokenizer__kind": "pixels",
+            "job": "benchmark",
+            "benchmark__parts": ("tokenizer_training",),
+        },
+        "model.tokenizer.kind",
+        "'pixels'",
+        "'bar_fsq' to train",
+    ),
+    (
+        {"model__tokenizer__kind": "pixels", "data__source": "tokens"},
+        "model.tokenizer.kind",
+        "'pixels' with data.source=tokens",
+        "bar_fsq | kl_vae",
+    ),
+    (
+        {"model__tokenizer__kind": "kl_vae", "model__tokenizer__kl__width": 48},
+        "model.tokenizer.kl.width",
+        "48",
+        "a multiple of 32",
+    ),
+    (
+        {"model__tokenizer__kind": "kl_vae", "model__tokenizer__patch_size": 2},
+        "model.tokenizer.patch_size",
+        "2",
+        "4: the 3 model.tokenizer.kl.multipliers halve that far",
+    ),
+    (
+        {"model__tokenizer__kind": "kl_vae", "model__tokenizer__kl__multipliers": (1, 0, 2)},
+        "model.tokenizer.kl.multipliers",
+        "(1, 0, 2)",
+        "positive integers",
+    ),
+    (
+        {"model__tokenizer__kind": "kl_vae", "model__tokenizer__kl__scale": 0.0},
+        "model.tokenizer.kl.scale",
+        "0.0",
+        "a positive number",
+    ),
+    (
+        {"model__tokenizer__kind": "kl_vae", "data__image_size": 18},
+        "model.tokenizer.patch_size",
+        "4",
+        "a divisor of data.image_size=18",
+    ),
     ({"data__source": "mnist"}, "data.source", "'mnist'", "digits | folder | tfds"),
     ({"data__crop": "none"}, "data.crop", "'none'", "random | center | adm"),
     ({"data__on_damaged": "ignore"}, "data.on_damaged", "'ignore'", "skip | refuse"),

@@ -68,10 +68,10 @@ def open_images(config: ConfigDict, validation: bool = False):
 __all__ = [
     "CachePlan",
     "DamagedImage",
-    "TokenFormat",
     "Shard",
     "Subset",
     "TokenCache",
+    "TokenFormat",
     "center_crop",
     "center_crop_adm",
     "check_labels",

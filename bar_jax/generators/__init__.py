@@ -27,6 +27,7 @@ from bar_jax.config import bits_per_token, real_valued, token_channels, token_gr
 from bar_jax.generators.basis import BasisGenerator
 from bar_jax.generators.bidirectional import Transformer
 from bar_jax.generators.causal import CausalTransformer
+from bar_jax.generators.diffusion import CausalDiffusion
 from bar_jax.generators.mar import MAR
 from bar_jax.generators.masked_bit import MaskedBitGenerator
 from bar_jax.generators.xar import XAR
@@ -49,11 +50,14 @@ def _channels(config: ConfigDict) -> int:
     return token_channels(config) * config.model.generator.patch_size**2
 
 
-def _masked_bit(config: ConfigDict, remat: bool) -> MaskedBitGenerator:
-    generator, bits = config.model.generator, bits_per_token(config)
-    trunk = CausalTransformer(
+def _trunk(
+    config: ConfigDict, remat: bool, grid: tuple[int, int], *, bits: int = 0, channels: int = 0
+) -> CausalTransformer:
+    """The causal transformer, over bits or real numbers."""
+    generator = config.model.generator
+    return CausalTransformer(
         bits=bits,
-        grid=_grid(config),
+        grid=grid,
         num_classes=config.data.num_classes,
         width=generator.width,
         depth=generator.depth,
@@ -64,9 +68,14 @@ def _masked_bit(config: ConfigDict, remat: bool) -> MaskedBitGenerator:
         attention_dropout=generator.attention_dropout,
         remat=remat,
         dtype=jnp.dtype(config.dtype),
+        channels=channels,
     )
+
+
+def _masked_bit(config: ConfigDict, remat: bool) -> MaskedBitGenerator:
+    generator, bits = config.model.generator, bits_per_token(config)
     return MaskedBitGenerator(
-        trunk=trunk,
+        trunk=_trunk(config, remat, _grid(config), bits=bits),
         head=make_head(config, bits, remat),
         token_grid=token_grid(config),
         patch_size=generator.patch_size,
@@ -119,7 +128,18 @@ def _mar(config: ConfigDict, remat: bool) -> MAR:
     )
 
 
-HOSTS = {"xar": _xar, "mar": _mar}
+def _causal(config: ConfigDict, remat: bool) -> CausalDiffusion:
+    grid, length = _grid(config), make_basis(config).length(_grid(config))
+    if length != grid[0] * grid[1]:
+        grid = (1, length)
+    return CausalDiffusion(
+        trunk=_trunk(config, remat, grid, channels=_channels(config)),
+        head=make_diffusion_head(config, _channels(config), remat),
+        shared_time=config.model.generator.shared_time,
+    )
+
+
+HOSTS = {"causal": _causal, "xar": _xar, "mar": _mar}
 
 
 def make_generator(config: ConfigDict, remat: bool = False) -> nn.Module:

@@ -7,6 +7,7 @@ from bar_jax import mesh
 from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.jobs import (
+    basis,
     benchmark,
     describe,
     encode,
@@ -31,6 +32,7 @@ JOBS = {
     "evaluate": evaluate.run,
     "import_weights": import_weights.run,
     "export_weights": export_weights.run,
+    "basis": basis.run,
     "figures": figures.run,
     "describe": describe.run,
     "benchmark": benchmark.run,

@@ -1,6 +1,14 @@
-"""The basis of a generator: how good it is, how it has changed, what it looks like.
+"""The basis of a trained generator: what it looks like, how good it is, how it has changed.
 
-Training calls this at every evaluation, and writes `basis/STEP.npy`, A [N', N] at that step.
+As a job, and at every evaluation while it is trained, writes into `basis/`
+
+    STEP.npy        A [N', N] of the evaluated parameters at that step
+    rows.png        its rows as images of the token grid (basis paper, Figures 3 and 8)
+    prefixes.png    generated sequences decoded from their first k tokens (Figures 4 and 9)
+    energy.png      energy of the validation images in the first k rows, beside other bases
+    training.png    singular values, and how far A is from orthogonal, over training
+
+The last two need matplotlib (the extra `figures`); training does without them where it is missing.
 """
 
 import functools
@@ -17,20 +25,27 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from bar_jax import data, models
 from bar_jax import mesh as mesh_lib
-from bar_jax import models
-from bar_jax.bases import LEARNED, energy
+from bar_jax.bases import LEARNED, Basis, energy, transform
 from bar_jax.bases.matrices import principal_components
 from bar_jax.bases.projection import projected
+from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 from bar_jax.generators.basis import MATRIX, is_basis
-from bar_jax.generators.shuffle import to_patches
+from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators.shuffle import from_patches, to_patches
+from bar_jax.jobs import encode, sample
 from bar_jax.training.step import stream_key
-from bar_jax.training.writer import MetricsWriter
+from bar_jax.training.writer import MetricsWriter, update_summary
+from bar_jax.visualize import basis as pictures
+from bar_jax.visualize.grid import save_png
 
 logger = logging.getLogger(__name__)
 IMAGES = 50_000  # that second moments are taken over, at most
 BATCH = 256
+OTHERS = ("identity", "frequency")  # bases that energies are drawn beside
+PREFIX_IMAGES = 8  # sequences that are decoded from prefixes
 # What is told of a basis at an evaluation.
 NUMBERS = (
     "basis_energy",
@@ -52,6 +67,23 @@ class Watched(NamedTuple):
     generator: nn.Module
     train: np.ndarray
     validation: np.ndarray
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Measures and draws the basis of the workdir's generator; returns the summary."""
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
+        trained = models.load_generator(config, mesh)
+        if not trained.module.basis.has_matrix:
+            expected = "a matrix, such as learned: an order has nothing to draw"
+            raise InputError("model.basis.kind", repr(config.model.basis.kind), expected)
+        tokenizer = models.load_tokenizer(config, mesh)
+        caches = (data.open_cache(encode.cache_path(config, s)) for s in encode.SPLITS)
+        watched = watch(config, trained.module, tokenizer.module, *caches)
+        keep(config, trained)
+        numbers = measure(mesh_lib.whole(trained.params[MATRIX]), watched)
+        draw(config, watched, trained, tokenizer)
+    return update_summary(config.workdir, {"generator_step": trained.step, **numbers})
 
 
 def watch(config: ConfigDict, generator: nn.Module, tokenizer: nn.Module, train, validation):
@@ -116,15 +148,29 @@ def training(
 
 
 def evaluate(
-    config: ConfigDict, watched: Watched | None, trained: models.Trained, writer: MetricsWriter
+    config: ConfigDict,
+    watched: Watched | None,
+    trained: models.Trained,
+    tokenizer: models.Trained | None,
+    writer: MetricsWriter,
 ) -> dict[str, float]:
-    """Keeps A as it is now, and measures it; nothing where the basis is no matrix.
+    """Keeps, draws and measures A as it is now; nothing where the basis is no matrix.
 
     Returns:
       See `measure`.
     """
     if watched is None:
         return {}
+    keep(config, trained)
+    try:
+        writer.image(trained.step, "basis", draw(config, watched, trained, tokenizer))
+    except InputError as error:  # no matplotlib: training need not have it
+        logger.info("basis: %s", error)
+    return measure(mesh_lib.whole(trained.params[MATRIX]), watched)
+
+
+def keep(config: ConfigDict, trained: models.Trained) -> None:
+    """Writes A of this step."""
     matrix = mesh_lib.whole(trained.params[MATRIX])
     if jax.process_index() == 0:
         folder = pathlib.Path(config.workdir) / "basis"
@@ -132,7 +178,88 @@ def evaluate(
         buffer = io.BytesIO()
         np.save(buffer, matrix)
         write_atomically(folder / f"{trained.step:08d}.npy", buffer.getvalue())
-    return measure(matrix, watched)
+
+
+def draw(
+    config: ConfigDict,
+    watched: Watched,
+    trained: models.Trained,
+    tokenizer: models.Trained | None,
+) -> np.ndarray:
+    """Writes the pictures; without a tokenizer there are no `prefixes.png`.
+
+    Returns:
+      The picture of the rows, uint8 [H, W, 3].
+
+    Raises:
+      InputError: matplotlib is not installed; the pictures that do without it are written.
+    """
+    folder, first = pathlib.Path(config.workdir) / "basis", jax.process_index() == 0
+    generator, matrix = trained.module, mesh_lib.whole(trained.params[MATRIX])
+    rows = pictures.rows_picture(matrix, generator.grid, labels=True)
+    if first:
+        save_png(folder / "rows.png", rows)
+    if tokenizer is not None:
+        decoded = prefixes(config, trained, tokenizer)
+        if first:
+            save_png(folder / "prefixes.png", pictures.progressive_picture(decoded))
+    if not first:
+        return rows
+    curves = {config.model.basis.kind: matrix}
+    for name in OTHERS:
+        curves.setdefault(name, Basis(name).matrix(generator.grid, generator.own_order))
+    curves = {n: energy.prefix_energy(A, watched.validation) for n, A in curves.items()}
+    best = energy.best_energy(watched.validation, len(matrix))
+    write_atomically(folder / "energy.png", pictures.draw_prefix_energy(curves, best))
+    section = config.model.basis
+    bounded = section.kind == LEARNED and section.projection == "soft"
+    drawn = pictures.draw_orthogonality(history(folder), section.delta if bounded else None)
+    write_atomically(folder / "training.png", drawn)
+    return rows
+
+
+def history(folder: pathlib.Path) -> list[tuple[int, np.ndarray, float]]:
+    """Step, singular values and norm of A A^T - I of every A that was kept."""
+    found = []
+    for path in sorted(folder.glob("[0-9]*.npy")):
+        matrix = np.load(path).astype(np.float64)
+        norm = np.linalg.norm(matrix @ matrix.T - np.eye(len(matrix)))
+        found.append((int(path.stem), np.linalg.svd(matrix, compute_uv=False), float(norm)))
+    return found
+
+
+def prefixes(config: ConfigDict, trained: models.Trained, tokenizer: models.Trained) -> np.ndarray:
+    """Generated sequences, one of each of the first classes, decoded from their first tokens.
+
+    Returns:
+      uint8 [K, B, H, W, 3], for the Ks of the paper: 1, 25, 50, ...; eighths of short sequences.
+    """
+    labels = np.arange(min(config.data.num_classes, PREFIX_IMAGES), dtype=np.int32)
+    key = stream_key(config.seed, "basis/prefixes")
+    y, inverse = _sequences(
+        trained.module,
+        sampling_settings(config),
+        trained.params,
+        labels,
+        jax.random.split(key, len(labels)),
+        jnp.float32(config.sample.guidance_scale),
+        jnp.float32(config.sample.temperature),
+    )
+    module = trained.module
+
+    def decode(x):
+        x = from_patches(x, module.token_grid, module.patch_size)
+        return sample.pixels(tokenizer.module, tokenizer.params, x)
+
+    counts = pictures.prefix_counts(y.shape[1], min(25, max(1, y.shape[1] // 8)))
+    return pictures.progressive_decoding(y, inverse, decode, counts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sequences(generator, settings, params, labels, keys, *scales):
+    """Generated y [B, N', d], and the inverse of A [N, N']."""
+    y = generator.sample_sequence(params, labels, keys, settings, *scales)
+    return y, transform.inverse_matrix(params[MATRIX], generator.basis.inverse)
 
 
 def measure(matrix: np.ndarray, watched: Watched) -> dict[str, float]:

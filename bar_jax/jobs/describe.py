@@ -1,7 +1,7 @@
 """What a config amounts to, without allocating it: prints JSON.
 
-Parameters per part, the bit budget, the sequence length, FLOPs per image and the bytes of training
-state on each device of the mesh.
+Parameters per part, the bit budget where tokens are bits, the sequence length, FLOPs per image and
+the bytes of training state on each device of the mesh.
 """
 
 import math
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bar_jax import frozen, models
-from bar_jax.config import bits_per_token, token_grid
+from bar_jax.config import bits_per_token, real_valued, token_channels, token_grid
 from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
 from bar_jax.generators.basis import BasisGenerator
@@ -34,12 +34,10 @@ def run(config: ConfigDict) -> dict[str, object]:
     """Describes the configured model on the configured mesh."""
     mesh = make_mesh(**config.mesh)
     tokenizer, generator = make_tokenizer(config), make_generator(config)
-    bits = config.model.tokenizer.bits
     shapes = {
         "tokenizer": models.param_shapes(lambda k: models.init_tokenizer(tokenizer, k), mesh),
         "generator": models.param_shapes(lambda k: models.init_generator(generator, k), mesh),
     }
-    rows, columns = token_grid(config)
     flops = sampling_flops(config, shapes["generator"])
     return {
         "parameters": {
@@ -47,31 +45,20 @@ def run(config: ConfigDict) -> dict[str, object]:
             "generator": {part: count(tree) for part, tree in shapes["generator"].items()},
             "generator_total": count(shapes["generator"]),
         },
-        "bits_per_token": bits,
-        "tokens": rows * columns,
-        "bit_budget": bit_budget.discrete((rows, columns), 2**bits),
-        "bit_budgets_of_others": bit_budget.of_named_tokenizers(config.data.image_size),
-        "generator_bits_per_token": bits_per_token(config),
+        **tokens(config),
         "generator_tokens": _tokens(config),
         "sequence_length": sequence_length(generator),
         "sampling_flops_per_image": flops | {"total": sum(flops.values())},
         "training_flops_per_image": training_flops(config, shapes["generator"]),
         "mesh": dict(mesh.shape),
         "state_bytes_per_device": {
-            "tokenizer": _bytes(
-                _state(
-                    make_program(with_both_players(config), {}, examples=1, steps=2, warmup=1), mesh
-                )
-            ),
-            "tokenizer_frozen_networks": _bytes(frozen.shapes(config, mesh)),
+            **tokenizer_bytes(config, shapes["tokenizer"], mesh),
             "generator": _bytes(_state(generator_program(config, mesh, generator), mesh)),
         },
     }
 
 
-def generator_program(
-    config: ConfigDict, mesh: jax.sharding.Mesh, generator: nn.Module
-) -> Program:
+def generator_program(config: ConfigDict, mesh: jax.sharding.Mesh, generator: nn.Module) -> Program:
     """What `train_generator` trains, without data: in raster order from the first step on."""
     return one_player(
         lambda key: models.init_generator(generator, key),
@@ -83,6 +70,32 @@ def generator_program(
     )
 
 
+def tokens(config: ConfigDict) -> dict[str, object]:
+    """How many tokens an image has, and how many bits or real numbers a token."""
+    rows, columns = token_grid(config)
+    if real_valued(config):
+        return {"numbers_per_token": token_channels(config), "tokens": rows * columns}
+    bits = config.model.tokenizer.bits
+    return {
+        "bits_per_token": bits,
+        "tokens": rows * columns,
+        "bit_budget": bit_budget.discrete((rows, columns), 2**bits),
+        "bit_budgets_of_others": bit_budget.of_named_tokenizers(config.data.image_size),
+        "generator_bits_per_token": bits_per_token(config),
+    }
+
+
+def tokenizer_bytes(config: ConfigDict, params: dict, mesh: jax.sharding.Mesh) -> dict[str, int]:
+    """Bytes on each device: of its training or, where it is not trained here, of its parameters."""
+    if real_valued(config):
+        return {"tokenizer": _bytes(params)}
+    program = make_program(with_both_players(config), {}, examples=1, steps=2, warmup=1)
+    return {
+        "tokenizer": _bytes(_state(program, mesh)),
+        "tokenizer_frozen_networks": _bytes(frozen.shapes(config, mesh)),
+    }
+
+
 def tokenizer_parameters(config: ConfigDict, params: dict) -> dict[str, object]:
     """How many parameters a tokenizer has, by part, by what happens to them, and by use.
 
@@ -91,6 +104,15 @@ def tokenizer_parameters(config: ConfigDict, params: dict) -> dict[str, object]:
     published files and in their count. The quantizer is counted whole for encoding, as it is there.
     """
     parts = {part: count(tree) for part, tree in params.items()}
+    if real_valued(config):  # kl_vae; pixels have none
+        encoding = sum(parts.get(part, 0) for part in ("encoder", "to_moments"))
+        return {
+            "tokenizer": parts,
+            "tokenizer_trainable": 0,
+            "tokenizer_total": count(params),
+            "tokenizer_encoding": encoding,
+            "tokenizer_decoding": count(params) - encoding,
+        }
     groups = dict.fromkeys(("embeddings", "encoder", "quantizer", "decoder"), 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         groups[parameter_group([key.key for key in path])] += math.prod(leaf.shape)

@@ -105,6 +105,12 @@ def _encode_batch(mesh, tokenizer, batch, mirrored):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def latents(tokenizer: nn.Module, params: dict, images: jax.Array) -> jax.Array:
+    """Images uint8 [B, H, W, 3] -> what generators model, [B, N, d], without noise."""
+    return tokenizer.latents(tokens(tokenizer, params, images))
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def tokens(tokenizer: nn.Module, params: dict, images: jax.Array) -> jax.Array:
     """Images uint8 [B, H, W, 3] -> what is cached of them, [B, N, K].
 

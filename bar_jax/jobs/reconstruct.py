@@ -1,7 +1,8 @@
 """How well a tokenizer reconstructs the validation images.
 
 Writes `reconstructions.png` (originals above their reconstructions, a pair of rows per class) and
-into `summary.json` the numbers, named `reconstruction_...`.
+into `summary.json` the numbers, named `reconstruction_...`. Of KL-16 the mean of the posterior is
+decoded, not a sample of it; where tokens are no bits, nothing is told of bits.
 """
 
 import functools
@@ -32,22 +33,22 @@ def run(config: ConfigDict) -> dict[str, object]:
             config, mesh, tokenizer.module, tokenizer.params, config.encode.batch_size
         )
         save_picture(config, measured)
-    return update_summary(
-        config.workdir,
-        {
-            "tokenizer_step": tokenizer.step,
-            **{f"reconstruction_{name}": value for name, value in measured.numbers.items()},
-            "reconstruction_bit_usages": measured.bit_usages,
-        },
-    )
+    summary = {"tokenizer_step": tokenizer.step}
+    summary |= {f"reconstruction_{name}": value for name, value in measured.numbers.items()}
+    if measured.bit_usages:
+        summary["reconstruction_bit_usages"] = measured.bit_usages
+    if config.model.tokenizer.kind == "kl_vae":
+        summary["reconstruction_of"] = "posterior mean"
+    return update_summary(config.workdir, summary)
 
 
 class Measured(NamedTuple):
     """What was measured of a tokenizer.
 
     Attributes:
-      numbers: `psnr` (dB), `l1`, `l2`, what `bit_statistics` tells, and the number of `images`.
-      bit_usages: how often each bit of a token is one, [k].
+      numbers: `psnr` (dB), `l1`, `l2`, the number of `images` and, of bits, what `bit_statistics`
+        tells.
+      bit_usages: how often each bit of a token is one, [k]; [] if tokens are not made of bits.
       originals, decoded: a few images and their reconstructions by class, uint8 [H, W, 3] each.
     """
 
@@ -93,8 +94,9 @@ def measure(
                 originals[label].append(batch["image"][i])
                 decoded.setdefault(label, []).append(pictures[i])
     means = {name: total / count for name, (total, count) in totals.items()}
-    ones = means.pop("ones")
-    numbers = bit_statistics(ones) | {name: float(mean) for name, mean in means.items()}
+    ones = means.pop("ones", ())
+    numbers = bit_statistics(ones) if len(ones) else {}
+    numbers |= {name: float(mean) for name, mean in means.items()}
     numbers["images"] = float(totals["psnr"][1])
     return Measured(numbers, [round(float(p), 4) for p in ones], originals, decoded)
 
@@ -102,8 +104,10 @@ def measure(
 @functools.partial(jax.jit, static_argnums=0)
 def _reconstruct(tokenizer, params, images, mask):
     images = data.to_float(images)
-    bits = tokenizer.apply({"params": params}, images, method=tokenizer.encode)
-    decoded = tokenizer.apply({"params": params}, bits, method=tokenizer.decode)
+    codes = tokenizer.apply({"params": params}, images, method=tokenizer.encode)
+    x = tokenizer.latents(codes)
+    decoded = tokenizer.apply({"params": params}, x, method=tokenizer.decode)
+    bits = x if x.dtype == np.uint8 else None  # real numbers are float32
     return reconstruction_sums(images, decoded, bits, mask), data.to_uint8(decoded)
 
 

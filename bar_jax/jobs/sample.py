@@ -148,7 +148,7 @@ def _sample(
 
 @functools.partial(jax.jit, static_argnums=0)
 def pixels(tokenizer: nn.Module, params: dict, tokens: jax.Array) -> jax.Array:
-    """Tokens [B, N, k], bits or real numbers -> images uint8 [B, H, W, 3]."""
+    """Tokens [B, N, k], bits {0, 1} or real numbers -> images uint8 [B, H, W, 3]."""
     images = tokenizer.apply({"params": params}, tokens, method=tokenizer.decode)
     return data.to_uint8(images)
 
@@ -210,6 +210,7 @@ def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> d
         "sample_guidance_scale": section.guidance_scale,
         "sample_temperature": section.temperature,
         **{f"sample_{name}": value for name, value in schedule(config).items()},
+        **({"sample_basis_inverse": config.model.basis.inverse} if real_valued(config) else {}),
         "sample_keep": section.keep,
         "sample_dtype": config.dtype,
         "generator_step": generator_step,

@@ -83,7 +83,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             generator, codec, params, validation, mesh, config.seed, section.batch_size,
             section.evaluate_images,
         )  # fmt: skip
-        return found | basis_lib.evaluate(config, watched, trained, writer)
+        return found | basis_lib.evaluate(config, watched, trained, tokenizer, writer)
 
     steps, results = loop.train(
         STAGE,

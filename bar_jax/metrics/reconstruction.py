@@ -24,29 +24,31 @@ def psnr(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
 
 
 def reconstruction_sums(
-    images: jax.Array, reconstructions: jax.Array, bits: jax.Array, mask: jax.Array
+    images: jax.Array, reconstructions: jax.Array, bits: jax.Array | None, mask: jax.Array
 ) -> Sums:
     """Sums for the metrics of a tokenizer over the examples that `mask` [B] marks True.
 
     Args:
       images, reconstructions: [B, H, W, 3] in [-1, 1].
-      bits: [B, N, k] in {0, 1}.
+      bits: [B, N, k] in {0, 1}; None if tokens are not made of bits.
 
     Returns:
       Pairs of a sum and a count: `psnr` (dB), `l1` and `l2` (mean absolute and squared error in
-      [-1, 1]), and `ones` [k]: how often each bit is one.
+      [-1, 1]), and, where there are bits, `ones` [k]: how often each is one.
     """
     weight = mask.astype(jnp.float32)
     count = jnp.sum(weight)
     error = reconstructions - images
     over_pixels = lambda x: jnp.sum(weight * jnp.mean(x, axis=(1, 2, 3)))
-    ones = jnp.einsum("b,bnk->k", weight, bits.astype(jnp.float32)) / bits.shape[1]
-    return {
+    sums = {
         "psnr": (jnp.sum(weight * psnr(images, reconstructions)), count),
         "l1": (over_pixels(jnp.abs(error)), count),
         "l2": (over_pixels(jnp.square(error)), count),
-        "ones": (ones, count),
     }
+    if bits is not None:
+        ones = jnp.einsum("b,bnk->k", weight, bits.astype(jnp.float32)) / bits.shape[1]
+        sums["ones"] = ones, count
+    return sums
 
 
 def bit_entropies(ones: np.ndarray) -> np.ndarray:

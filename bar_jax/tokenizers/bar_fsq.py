@@ -179,6 +179,12 @@ class BarFSQ(nn.Module):
         """Images [B, H, W, 3] in [-1, 1] -> bits {0, 1} [B, N, k] uint8."""
         return codes_to_bits(self.quantized(images))
 
+    @nn.nowrap
+    def latents(self, codes: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """What generators model, for every tokenizer: here the bits [B, N, k] that are cached."""
+        del keys  # nothing is random
+        return codes
+
     def decode(self, bits: jax.Array) -> jax.Array:
         """Bits {0, 1} [B, N, k] -> images [B, H, W, 3] float32, near [-1, 1] but not clipped."""
         rows, columns = self.grid

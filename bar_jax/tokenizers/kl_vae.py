@@ -221,7 +221,7 @@ def _conv(channels, dtype, name, axis="embed", **places) -> nn.Conv:
         channels,
         (3, 3),
         dtype=dtype,
-        kernel_init=named(nn.initializers.lecun_normal(), None, None, None, axis),
+        kernel_init=named(nn.initializers.lecun_uniform(), None, None, None, axis),
         bias_init=named(nn.initializers.zeros, axis),
         name=name,
         **places,

@@ -6,13 +6,11 @@ The paper's numbers are those of its tables and text alone; what only its figure
 tokenizers, BAR-FSQ at 128 bits) is not read off them. matplotlib is the extra `figures`.
 """
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bar_jax.errors import InputError
+from bar_jax.visualize.canvas import new_figure, png
 
-DOTS_PER_INCH = 200
 FIGURE_4_INCHES = (6.0, 4.0)
 FIGURE_6_INCHES = (10.5, 3.6)
 
@@ -64,7 +62,7 @@ class Point(NamedTuple):
 
 def draw_figure_4(points: Sequence[Point]) -> bytes:
     """rFID against the bit budget: the paper's BAR-FSQ, and points of runs. Returns a PNG."""
-    figure = _new_figure(FIGURE_4_INCHES)
+    figure = new_figure(FIGURE_4_INCHES)
     axes = figure.subplots()
     color = _COLORS["masked_bit"]
     axes.plot(*_xy(RFID_AT_BUDGET), color=color, marker="o", label="BAR-FSQ, paper", **_PAPER)
@@ -73,12 +71,12 @@ def draw_figure_4(points: Sequence[Point]) -> bytes:
     _bits_axis(axes, RFID_AT_BUDGET, points, "bit budget (bits per image)")
     _fid_axis(axes, "rFID")
     axes.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def draw_psnr(points: Sequence[Point]) -> bytes:
     """PSNR against the bit budget, of runs. Returns a PNG."""
-    figure = _new_figure(FIGURE_4_INCHES)
+    figure = new_figure(FIGURE_4_INCHES)
     axes = figure.subplots()
     points = sorted(points, key=lambda point: point.x)
     x, y = [point.x for point in points], [point.y for point in points]
@@ -89,12 +87,12 @@ def draw_psnr(points: Sequence[Point]) -> bytes:
     _bits_axis(axes, x, points, "bit budget (bits per image)")
     axes.margins(y=0.15)
     axes.set_ylabel("PSNR of reconstructions (dB)")
-    return _png(figure)
+    return png(figure)
 
 
 def draw_figure_6(points: Sequence[Point]) -> bytes:
     """rFID and gFID (without and with guidance) against bits per token, by head. Returns a PNG."""
-    figure = _new_figure(FIGURE_6_INCHES)
+    figure = new_figure(FIGURE_6_INCHES)
     rfid, *gfid = figure.subplots(1, 3)
     rfid.plot(*_xy(RFID), color=_BLACK, marker="D", **_PAPER)
     chosen = [point for point in points if point.quantity == "reconstruction_fid"]
@@ -118,21 +116,7 @@ def draw_figure_6(points: Sequence[Point]) -> bytes:
     figure.legend(
         handles, names, title=title, loc="outside lower center", ncols=len(names), frameon=False
     )
-    return _png(figure)
-
-
-def _new_figure(inches: tuple[float, float]):
-    """An empty figure, drawn by Agg; pyplot and its global state are not touched."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            "job", "figures, and matplotlib is not installed", 'pip install "bar_jax[figures]"'
-        ) from error
-    figure = Figure(inches, dpi=DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return png(figure)
 
 
 def _xy(numbers: dict[float, float]) -> tuple[list[float], list[float]]:
@@ -176,9 +160,3 @@ def _plain_ticks(axis, ticks) -> None:
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-
-
-def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

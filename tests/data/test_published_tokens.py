@@ -26,6 +26,7 @@ from bar_jax.data import (
 from bar_jax.data.published_tokens import read_tokens
 from bar_jax.errors import InputError
 from bar_jax.jobs import encode, pipeline, sample, train_generator, train_tokenizer
+from bar_jax.tokenizers import make_tokenizer
 from bar_jax.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,6 +170,51 @@ def test_mirror_images_are_not_needed_where_they_are_not_used(tmp_path):
     assert read_tokens(str(tmp_path / "a.npz"), FORMAT, mirrored=False).keys() == {"tokens"}
 
 
+# --- a file of moments ---------------------------------------------------------------------------
+
+MOMENTS = TokenFormat("float32", 4, (2, 3))  # two channels' means, then their log-variances
+
+
+def moments_of(index, mirrored=False):
+    """Published moments of image `index`, [4, 2, 3]."""
+    return np.random.default_rng([index, mirrored]).standard_normal((4, 2, 3), np.float32)
+
+
+def test_moments_of_a_file(tmp_path):
+    """Token after token in raster order, its means before its log-variances."""
+    file = tmp_path / "a.npz"
+    np.savez(file, moments=moments_of(0), moments_flip=moments_of(0, True))
+    read = read_tokens(str(file), MOMENTS, mirrored=True)
+    for name, moments in (("tokens", moments_of(0)), ("tokens_mirrored", moments_of(0, True))):
+        assert (read[name].shape, read[name].dtype) == ((6, 4), np.float32)
+        np.testing.assert_array_equal(read[name][4], moments[:, 1, 1])
+
+
+GOOD_MOMENTS = np.zeros((4, 2, 3), np.float32)
+DAMAGED_MOMENTS = {
+    "bits": (_npz(tokens=BITS, tokens_flip=BITS), "no array 'moments'"),
+    "no mirror image": (_npz(moments=GOOD_MOMENTS), "no array 'moments_flip'"),
+    "another shape": (
+        _npz(moments=np.zeros((32, 16, 16), np.float32), moments_flip=GOOD_MOMENTS),
+        "moments: float32[32, 16, 16], not float32[4, 2, 3], 4 moments of 2 x 3 tokens",
+    ),
+    "half": (
+        _npz(moments=GOOD_MOMENTS, moments_flip=GOOD_MOMENTS.astype(np.float16)),
+        "moments_flip: float16[4, 2, 3], not float32[4, 2, 3]",
+    ),
+    "not finite": (_npz(moments=GOOD_MOMENTS + np.inf), "moments: numbers that are not finite"),
+}
+
+
+@pytest.mark.parametrize("content, reason", DAMAGED_MOMENTS.values(), ids=DAMAGED_MOMENTS)
+def test_a_damaged_file_of_moments(tmp_path, content, reason):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DamagedImage) as error:
+        read_tokens(str(tmp_path / "a.npz"), MOMENTS, mirrored=True)
+    assert error.value.name == str(tmp_path / "a.npz")
+    assert reason in error.value.reason
+
+
 # --- the folder ----------------------------------------------------------------------------------
 
 
@@ -296,6 +342,24 @@ def test_the_packed_cache_holds_what_the_files_do(root, tmp_path):
     assert not validation.mirrored
 
 
+def test_moments_are_packed(tmp_path):
+    """Two images of a class each, as MAR's cache has them, at 4 x 4 tokens of 16 channels."""
+    moments = np.random.default_rng(0).standard_normal((2, 2, 32, 4, 4), np.float32)
+    for name, (own, flipped) in zip(CLASSES, moments, strict=False):
+        (tmp_path / "published" / name).mkdir(parents=True)
+        np.savez(tmp_path / "published" / name / "0.npz", moments=own, moments_flip=flipped)
+    config = tiny_config(
+        tmp_path / "published", tmp_path / "run", data__num_classes=2, data__validation_split=".",
+        model__tokenizer__kind="kl_vae", model__head__kind="diffusion", job="encode",
+    )  # fmt: skip
+    assert encode.run(config)["cached_train_images"] == 2
+    cache = open_cache(tmp_path / "run/cache/train", dtype="float32", width=32, grid=(4, 4))
+    read = cache.read([0, 1])
+    np.testing.assert_array_equal(read["tokens"], moments[:, 0].reshape(2, 32, 16).swapaxes(1, 2))
+    flipped = moments[:, 1].reshape(2, 32, 16).swapaxes(1, 2)
+    np.testing.assert_array_equal(read["tokens_mirrored"], flipped)
+
+
 def test_packing_goes_on(root, tmp_path):
     config = tiny_config(root, tmp_path / "run")
     encode.run(config)
@@ -382,8 +446,9 @@ def test_the_validation_loss_is_of_the_held_out_tokens(run):
     np.testing.assert_array_equal(cache.read([0, 1])["tokens"], [tokens_of(19), tokens_of(39)])
     with jax.set_mesh(mesh):
         again = train_generator.validation_loss(
-            generator.module, generator.params, cache, mesh, config.seed, 16, 16
-        )
+            generator.module, make_tokenizer(config), generator.params, cache, mesh, config.seed,
+            16, 16,
+        )  # fmt: skip
     assert again["bits_per_bit"] == pytest.approx(summary["generator_loss_bits"], rel=1e-5)
 
 

@@ -109,6 +109,106 @@ def test_an_index_past_the_end(path):
         open_cache(path)[21]
 
 
+# --- real-valued tokens --------------------------------------------------------------------------
+
+
+def numbers_of(dtype, count):
+    """Tokens of `count` images and of their mirror images, [count, 6, 4] each."""
+    rng = np.random.default_rng(0)
+    if dtype == "uint8":
+        return rng.integers(0, 256, (2, count, 6, 4), dtype=np.uint8)
+    return rng.standard_normal((2, count, 6, 4), np.float32)
+
+
+@pytest.fixture(params=["uint8", "float32"])
+def numbers(request, tmp_path):
+    """A cache of five images, and their tokens."""
+    fields = FIELDS | dict(dtype=request.param, num_examples=5, num_shards=2)
+    plan, tokens = plan_cache(tmp_path, **fields), numbers_of(request.param, 5)
+    for shard in missing_shards(plan):
+        rows = slice(shard.start, shard.stop)
+        with shard_writer(plan, shard) as write:
+            write([0] * (shard.stop - shard.start), range(*rows.indices(5)), *tokens[:, rows])
+    finish_cache(plan)
+    return tmp_path, tokens
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_numbers_come_back(numbers, monkeypatch, in_memory):
+    monkeypatch.setattr(token_cache, "IN_MEMORY_BYTES", 2**30 * in_memory)
+    folder, (tokens, mirrored) = numbers
+    read = open_cache(folder).read([4, 0, 2])
+    assert read["tokens"].dtype == tokens.dtype
+    np.testing.assert_array_equal(read["tokens"], tokens[[4, 0, 2]])
+    np.testing.assert_array_equal(read["tokens_mirrored"], mirrored[[4, 0, 2]])
+
+
+def test_numbers_are_mirrored_in_training(numbers):
+    """Each row of a batch is an image's or its mirror image's, and both occur."""
+    folder, tokens = numbers
+    rows = take(20, open_cache(folder), batch_size=5)["tokens"].reshape(100, 6, 4)
+    found = [np.flatnonzero((tokens.reshape(10, 6, 4) == row).all((1, 2))) for row in rows]
+    assert set(map(len, found)) == {1} and set(np.concatenate(found)) == set(range(10))
+
+
+def test_padding_of_numbers_is_zero(numbers):
+    folder, (tokens, _) = numbers
+    [batch] = token_eval_batches(open_cache(folder), batch_size=7)
+    np.testing.assert_array_equal(batch["tokens"][:5], tokens)
+    np.testing.assert_array_equal(batch["tokens"][5:], 0)
+
+
+@pytest.mark.parametrize(
+    "dtype, tokens",
+    [
+        ("float32", np.zeros((2, 6, 4), np.float64)),
+        ("float32", np.zeros((2, 4, 6), np.float32)),
+        ("float32", np.full((2, 6, 4), np.nan, np.float32)),
+        ("uint8", np.zeros((2, 6, 4), np.float32)),
+    ],
+    ids=["float64", "shape", "not finite", "floats"],
+)
+def test_numbers_that_do_not_fit_are_refused(tmp_path, dtype, tokens):
+    plan = plan_cache(tmp_path, **FIELDS | dict(dtype=dtype, mirrored=False))
+    with pytest.raises(ValueError), shard_writer(plan, missing_shards(plan)[0]) as write:
+        write([0, 0], [0, 1], tokens)
+
+
+# --- caches of version 1 -------------------------------------------------------------------------
+
+
+def make_version_1(path):
+    """Turns a cache of bits into what version 1 wrote: other fields, the same records."""
+    for file in (path / "plan.json", path / "header.json"):
+        if file.exists():
+            fields = json.loads(file.read_text())
+            assert fields.pop("dtype") == "bits"
+            fields |= {"version": 1, "bits": fields.pop("width")}
+            file.write_text(json.dumps(fields))
+
+
+def test_a_cache_of_version_1_opens(path):
+    make_version_1(path)
+    cache = open_cache(path, fingerprint="bar_fsq-1234", dtype="bits", width=4)
+    np.testing.assert_array_equal(cache[9]["tokens"], tokens_of(9))
+
+
+def test_another_cache_of_version_1_is_refused(path):
+    make_version_1(path)
+    with pytest.raises(InputError, match="width 4, expected 16"):
+        open_cache(path, dtype="bits", width=16)
+
+
+def test_an_unfinished_cache_of_version_1_is_finished(tmp_path):
+    plan = plan_cache(tmp_path, **FIELDS)
+    first, *_ = missing_shards(plan)
+    write_shard(plan, first)
+    make_version_1(tmp_path)
+    cache = open_cache(make_cache(tmp_path))
+    np.testing.assert_array_equal(cache[0]["tokens"], tokens_of(0))
+    np.testing.assert_array_equal(cache[20]["tokens"], tokens_of(20))
+
+
 # --- writing in parts ----------------------------------------------------------------------------
 
 

@@ -98,7 +98,7 @@ def test_training_flops_are_three_times_those_of_the_loss(head, patch_size):
     config = _config(model__head__kind=head, model__generator__patch_size=patch_size)
     generator = make_generator(config)
     params = models.param_shapes(lambda k: models.init_generator(generator, k), make_mesh(**LAYOUT))
-    loss = make_loss_fn(generator, 0, 0)
+    loss = make_loss_fn(generator, make_tokenizer(config), 0, 0)
     batch = {"tokens": jnp.zeros((1, 16, 16), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
     key = jax.random.key(0)
     program = lambda params: loss(params, batch, key[None], key, 0)["loss"]  # noqa: E731

@@ -1,0 +1,15 @@
+"""A causal transformer with a diffusion head on a learned basis, size H: eq. 1 as written.
+
+    python -m bar_jax.main --config=configs/basis/causal_h.py --workdir=runs/causal_h
+
+Next-basis prediction in its plain form, KL-16 latents of ImageNet at 256 px. Nobody has published
+such a model: sizes and training are ours, see bar_jax/config_hosts.py, and there are no numbers.
+"""
+
+from bar_jax.config import sized
+from bar_jax.config_hosts import causal
+
+
+def get_config(size=None):
+    """The config; `size` is what follows the colon in `--config=FILE:size`."""
+    return sized(causal("h"), size)

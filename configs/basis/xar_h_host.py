@@ -1,0 +1,15 @@
+"""xAR-H as published, the baseline of Table 2: ImageNet at 256 px, no basis.
+
+    python -m bar_jax.main --config=configs/basis/xar_h_host.py --workdir=runs/xar_h_host
+
+1.186B parameters; published file xar_huge.pth (third_party/xar). The basis paper reports FID 1.24,
+IS 301.6, precision 0.83, recall 0.64.
+"""
+
+from bar_jax.config import sized
+from bar_jax.config_hosts import published_xar
+
+
+def get_config(size=None):
+    """The config; `size` is what follows the colon in `--config=FILE:size`."""
+    return sized(published_xar("h"), size)

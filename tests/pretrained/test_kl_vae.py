@@ -1,0 +1,39 @@
+"""Tests of bar_jax/pretrained/kl_vae.py; parity of what it fills: tests/golden_kl_vae.py."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.core import meta
+from safetensors.numpy import load_file
+
+from bar_jax import models
+from bar_jax.errors import InputError
+from bar_jax.pretrained.kl_vae import tokenizer_params, tokenizer_tensors
+from bar_jax.tokenizers.kl_vae import KLVAE
+
+FILE = Path(__file__).parents[1] / "golden/basis_hosts/kl16_tiny.safetensors"
+VAE = KLVAE(image_size=64, width=32, multipliers=(1, 1, 2, 1, 1), blocks=1)
+
+
+def test_fills_every_parameter():
+    """Same tree, same shapes, same type as fresh parameters."""
+    kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
+    init = lambda key: models.init_tokenizer(VAE, key)  # noqa: E731
+    fresh = meta.unbox(jax.eval_shape(init, jax.random.key(0)))
+    assert kinds(tokenizer_params(load_file(FILE), VAE)) == kinds(fresh)
+
+
+def test_comes_back_bit_by_bit():
+    tensors = load_file(FILE)
+    found = tokenizer_tensors(tokenizer_params(tensors, VAE), VAE)
+    assert found.keys() == tensors.keys()
+    assert [n for n, tensor in tensors.items() if not np.array_equal(found[n], tensor)] == []
+
+
+def test_a_missing_tensor_is_named():
+    tensors = load_file(FILE)
+    del tensors["encoder.down.4.attn.0.k.bias"]
+    with pytest.raises(InputError, match="no tensor encoder.down.4.attn.0.k.bias"):
+        tokenizer_params(tensors, VAE)
