@@ -161,6 +161,9 @@ def default_config() -> ConfigDict:
     sample.sampler = "euler_maruyama"  # xar: euler_maruyama | euler
     sample.steps = 50  # xar: of each cell; diffusion head: of the 1000 of training
     sample.iterations = 64  # mar: how often tokens are revealed
+    # diffusion head: largest size of a recovered token's numbers; 0: any, as published. A head that
+    # was trained for minutes needs it: at the first steps its error is multiplied by 2e4.
+    sample.clip = 0.0
     sample.batch_size = 64  # global
     sample.keep = "none"  # keep this half of real images and write the rest: upper | lower | ...
 

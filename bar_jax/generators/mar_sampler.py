@@ -83,6 +83,7 @@ def sample(
         order=jax.vmap(lambda key: order(jax.random.fold_in(key, 0)))(keys),
         iterations=settings.iterations,
         steps=settings.steps,
+        clip=settings.clip,
         guidance=guidance,
         temperature=temperature,
         noise=noise,
@@ -100,6 +101,7 @@ def sample_tokens(
     guidance: jax.Array | None,
     temperature: jax.Array | float,
     noise: Noise,
+    clip: float = 0.0,
     record: bool = False,
 ) -> jax.Array | tuple[jax.Array, list[dict[str, jax.Array]]]:
     """Draws tokens, with every random number given.
@@ -114,6 +116,7 @@ def sample_tokens(
       guidance: [I] scale of each iteration; None runs without the unconditional branch.
       temperature: what the noise of the head's steps is multiplied by.
       noise: see `Noise`.
+      clip: of the head, see `heads.diffusion.sample`.
       record: also return what each iteration did, for tests.
 
     Returns:
@@ -157,6 +160,7 @@ def sample_tokens(
             temperature=temperature,
             first=flat(first),
             noise=flat(of_steps),
+            clip=clip,
         )
         drawn = drawn.reshape(first.shape)
         return jnp.pad(drawn, ((0, 0), (0, most - count), (0, 0)))

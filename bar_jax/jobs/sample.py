@@ -224,7 +224,8 @@ def schedule(config: ConfigDict) -> dict[str, object]:
     if not real_valued(config):
         names = ("unmasking_schedule", "order")
     else:
-        names = {"xar": ("sampler", "steps"), "mar": ("iterations", "steps")}.get(kind, ("steps",))
+        names = {"xar": ("sampler", "steps"), "mar": ("iterations", "steps", "clip")}
+        names = names.get(kind, ("steps", "clip"))
     return {name: workdir.to_json(section)[name] for name in names}
 
 
