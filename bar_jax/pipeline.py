@@ -127,7 +127,8 @@ class Pipeline:
         if (images is None) != (keep is None):
             raise InputError("images, keep", "one of them", "both, or neither")
         if keep is not None and real_valued(config):
-            raise InputError("keep", "tokens to be kept of real numbers", "None: bits can be kept")
+            found = f"some, of {config.model.tokenizer.kind}"
+            raise InputError("keep", found, "none: only bits are kept, of bar_fsq")
         if keep is not None:
             images = self._check_images(images, len(labels))
             keep = self._check_keep(keep, len(labels))

@@ -315,6 +315,9 @@ def check_sampling(config: ConfigDict) -> None:
     for name in ("guidance_scale", "temperature"):
         if not (math.isfinite(section[name]) and section[name] >= 0):
             raise InputError(f"sample.{name}", str(section[name]), "a number of at least 0")
+    if real_valued(config) and section.keep != "none":
+        expected = "none: only bits of real images are kept, model.tokenizer.kind=bar_fsq"
+        raise InputError("sample.keep", repr(section.keep), expected)
     schedule = section.unmasking_schedule
     whole = all(type(count) is int and count > 0 for count in schedule)
     fits = whole and sum(schedule) == bits and sorted(schedule) == list(schedule)

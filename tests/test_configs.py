@@ -113,6 +113,26 @@ def test_is_the_published_generator(name):
     assert found == PUBLISHED[name]
 
 
+# Parameters of the published hosts; a config with a basis has its 256 x 256 numbers more.
+HOSTS = {
+    "xar_b": 172_638_224,
+    "xar_l": 608_397_968,
+    "xar_h": 1_186_024_096,
+    "mar_b": 207_924_768,
+    "mar_l": 478_326_304,
+    "mar_h": 942_403_104,
+}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("suffix, more", [("_host", 0), ("", 256 * 256)])
+def test_is_the_published_host(name, suffix, more):
+    config = load_config(f"{ROOT}/configs/basis/{name}{suffix}.py")
+    generator = make_generator(config)
+    shapes = jax.eval_shape(lambda k: models.init_generator(generator, k), jax.random.key(0))
+    assert count(shapes) == HOSTS[name] + more
+
+
 # What the published tokenizers have: trained parameters, all, those that encode, that decode.
 TOKENIZERS = {
     "bar_fsq": (723_525_716, 1_151_413_780, 412_685_568, 303_382_356),

@@ -1,6 +1,8 @@
 """Tests of bar_jax/published.py and of `Pipeline.from_published`; jobs: tests/jobs/."""
 
+import itertools
 import math
+import re
 
 import jax
 import numpy as np
@@ -9,11 +11,13 @@ import safetensors.numpy
 
 import bar_jax
 from bar_jax import models, published
+from bar_jax.config import default_config, tiny
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.mesh import make_mesh
 from bar_jax.pretrained import bar_fsq, manifest, siglip2
 
+HOST_SIZES = list(itertools.product(("xar", "mar"), ("base", "large", "huge")))
 # Published model -> the part it is, and a config of it.
 MODELS = {
     "bar_b": ("generator", "bar_b"),
@@ -24,6 +28,7 @@ MODELS = {
     "bar_fsq_16bits": ("tokenizer", "bar_b"),
     "bar_fsq_10bits_res512": ("tokenizer", "bar_l_512"),
     "kl16": ("kl_vae", "bar_b"),
+    **{f"{host}_{size}": (host, f"{host}_{size[0]}_host") for host, size in HOST_SIZES},
     "siglip2_so400m_patch16_naflex": ("encoder", "bar_b"),
 }
 PARTS = ("generator", "tokenizer")
@@ -39,6 +44,10 @@ def tensors_of(path):
 def test_a_published_config_has_exactly_the_published_tensors(known):
     """Names and shapes that follow from our model are those that third_party/ states."""
     part, name = MODELS[known.model]
+    if part in HOSTS:
+        needed, lacking = published.shapes(load_config(f"configs/basis/{name}.py"), "generator")
+        assert (needed, lacking) == (known.tensors, known.optional)
+        return
     config = load_config(f"configs/masked_bit/{name}.py")
     if part == "kl_vae":
         config.model.tokenizer.kind = "kl_vae"
@@ -231,17 +240,114 @@ def test_the_other_parts_file(published_config, published_files, part, other):
 
 
 @pytest.mark.parametrize(
-    "part, field, kind",
+    "part, field, kind, expected",
     [
-        ("generator", "model.head.kind", "bit"),
-        ("generator", "model.generator.kind", "mar"),
-        ("tokenizer", "model.tokenizer.kind", "pixels"),
+        ("generator", "model.head.kind", "bit", "'masked_bit'"),
+        ("generator", "model.head.kind", "diffusion", "'masked_bit'"),
+        ("tokenizer", "model.tokenizer.kind", "pixels", "'bar_fsq' | 'kl_vae'"),
     ],
 )
-def test_kinds_that_were_not_published(published_config, published_files, part, field, kind):
+def test_kinds_that_were_not_published(
+    published_config, published_files, part, field, kind, expected
+):
     published_config.update_from_flattened_dict({field: kind})
-    with pytest.raises(InputError, match=f"{field}: found '{kind}', expected .* were published"):
+    told = re.escape(f"{field}: found '{kind}', expected {expected}: no others were published")
+    with pytest.raises(InputError, match=told):
         published.read(published_config, part, published_files[part])
+
+
+# --- hosts of real-valued tokens -----------------------------------------------------------------
+
+HOSTS = {"xar": "flow", "mar": "diffusion"}  # and their heads
+
+
+def host_config(kind, basis):
+    """A tiny host on the pixels' 4 x 4 tokens."""
+    config = tiny(default_config())
+    config.model.tokenizer.kind = "pixels"
+    config.model.basis.kind = basis
+    config.model.generator.update(dict(kind=kind, shared_time=True))
+    config.model.head.kind = HOSTS[kind]
+    return config
+
+
+def host_tensors(config):
+    """Random tensors of all names that a published file has, buffers as they are computed."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda s: rng.normal(size=s.shape).astype(np.float32),
+        published._params(config, "generator"),
+    )
+    found = published.state_dict(config, "generator", params)
+    return {name: np.ascontiguousarray(tensor) for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize("basis", ["identity", "learned"])
+@pytest.mark.parametrize("kind", HOSTS)
+def test_a_host_comes_back_bit_for_bit(tmp_path, kind, basis):
+    """From a file on a mesh and back; A among the tensors where there is one."""
+    config, path = host_config(kind, basis), tmp_path / "host.safetensors"
+    tensors = host_tensors(config)
+    assert ("A_mat" in tensors) == (basis == "learned")
+    safetensors.numpy.save_file(tensors, path)
+    trained = published.load(
+        config, "generator", published.read(config, "generator", path), make_mesh(2, 2, 2)
+    )
+    found = published.state_dict(config, "generator", jax.tree.map(np.asarray, trained.params))
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name, strict=True)
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_a_host_without_a_basis_starts_one_to_be_learned(tmp_path, kind):
+    """The identity, in xAR's order of 2 x 2 cells."""
+    path = tmp_path / "host.safetensors"
+    safetensors.numpy.save_file(host_tensors(host_config(kind, "identity")), path)
+    config = host_config(kind, "learned")
+    tensors = published.read(config, "generator", path)
+    matrix = published.load(config, "generator", tensors, make_mesh(2, 2, 2)).params["basis"]
+    cells = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
+    np.testing.assert_array_equal(matrix, np.eye(16)[cells if kind == "xar" else range(16)])
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_a_basis_that_is_not_configured_is_refused(tmp_path, kind):
+    """Its sequence would be read as tokens."""
+    path = tmp_path / "host.safetensors"
+    safetensors.numpy.save_file(host_tensors(host_config(kind, "learned")), path)
+    with pytest.raises(InputError, match="1 unused:\n    A_mat"):
+        published.read(host_config(kind, "identity"), "generator", path)
+
+
+def test_a_basis_of_another_size_is_refused(tmp_path):
+    config, path = host_config("mar", "learned"), tmp_path / "host.safetensors"
+    tensors = host_tensors(config) | {"A_mat": np.eye(9, dtype=np.float32)}
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(InputError, match=r"A_mat: \[9, 9\], expected \[16, 16\]"):
+        published.read(config, "generator", path)
+
+
+def test_buffers_of_xar_may_lack(tmp_path):
+    config, path = host_config("xar", "identity"), tmp_path / "host.safetensors"
+    tensors = host_tensors(config)
+    buffers = [name for name in tensors if ".rope." in name or name == "mask"]
+    assert len(buffers) == 1 + 3 * (2 + 2)
+    rest = {name: tensor for name, tensor in tensors.items() if name not in buffers}
+    safetensors.numpy.save_file(rest, path)
+    assert published.read(config, "generator", path).keys() == rest.keys()
+
+
+@pytest.mark.parametrize("kind, other", [("xar", "mar"), ("mar", "xar")])
+def test_the_other_host_is_named(monkeypatch, kind, other):
+    """Of full size: the published model that the file is of, and the one that is configured."""
+    known = next(m for m in manifest.published() if m.model == f"{other}_base")
+    tensors = {n: np.broadcast_to(np.float32(0), shape) for n, shape in known.tensors.items()}
+    monkeypatch.setattr(published, "read_tensors", lambda path: tensors)
+    config = load_config(f"configs/basis/{kind}_b_host.py")
+    told = f"it: found the tensors of {other}_base .* expected those of {kind}_base, the configured"
+    with pytest.raises(InputError, match=told):
+        published.read(config, "generator", "it")
 
 
 def test_a_head_that_was_not_published_is_not_exported(published_config):

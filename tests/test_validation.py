@@ -19,6 +19,17 @@ def _tiny(**changes):
     return config
 
 
+MAR = {"model__generator__kind": "mar", "model__head__kind": "diffusion"}
+CAUSAL = {"model__generator__kind": "causal", "model__head__kind": "diffusion"}
+
+
+def _xar(**changes):
+    """The same, of xAR on the pixels' learned basis."""
+    kinds = {"tokenizer": "pixels", "basis": "learned", "generator": "xar", "head": "flow"}
+    fields = {f"model__{part}__kind": kind for part, kind in kinds.items()}
+    return _tiny(**fields | {"model__generator__shared_time": True} | changes)
+
+
 def test_defaults_are_valid():
     validate(default_config())
 
@@ -336,6 +347,138 @@ def test_validate_names_the_field(changes, field, found, expected):
     told, _, wanted = rest.partition(", expected ")
     assert (where, told) == (field, found)
     assert expected in wanted
+
+
+# The same, to a tiny config of real-valued tokens: 4 x 4 of 48 numbers, xAR in cells of 2 x 2.
+WRONG_OF_HOSTS = [
+    ({"model__basis__kind": "dct"}, "model.basis.kind", "'dct' for xar", "frequency"),
+    ({"model__basis__init": "learned"}, "model.basis.init", "'learned' for xar", "identity"),
+    ({"model__basis__init": "random"}, "model.basis.init", "'random' for xar", "identity"),
+    ({"model__basis__delta": 1.0}, "model.basis.delta", "1.0", "[0, 1)"),
+    ({"model__basis__delta": -0.1}, "model.basis.delta", "-0.1", "[0, 1)"),
+    ({"model__basis__delta": NAN}, "model.basis.delta", "nan", "[0, 1)"),
+    ({"model__basis__rows": -1}, "model.basis.rows", "-1", "at least 0"),
+    ({"model__basis__snr_clip": -1.0}, "model.basis.snr_clip", "-1.0", "at least 0"),
+    ({"model__basis__regularizer": INF}, "model.basis.regularizer", "inf", "at least 0"),
+    ({"model__basis__projection": "svd"}, "model.basis.projection", "'svd'", "none | hard | soft"),
+    ({"model__basis__objective": "mse"}, "model.basis.objective", "'mse'", "bar | residual"),
+    ({"model__basis__inverse": "lu"}, "model.basis.inverse", "'lu'", "inverse | transpose"),
+    (
+        {"model__basis__kind": "scales"},
+        "model.basis.kind",
+        "'scales' with 21 rows for 16 tokens",
+        "as many rows as tokens for xar; mar and causal take any number",
+    ),
+    (
+        {"model__basis__kind": "compact"},
+        "model.basis.kind",
+        "'compact' with 4 rows for 16 tokens",
+        "as many rows as tokens for xar",
+    ),
+    (
+        {"model__basis__init": "compact"},
+        "model.basis.kind",
+        "'compact' with 4 rows for 16 tokens",
+        "as many rows as tokens for xar",
+    ),
+    (
+        {"model__basis__kind": "scales", "data__image_size": 24},
+        "model.basis.kind",
+        "'scales' on 6 x 6 tokens",
+        "a power of two",
+    ),
+    (
+        {"model__basis__kind": "haar", "data__image_size": 24},
+        "model.basis.kind",
+        "'haar' on 6 x 6 tokens",
+        "a power of two",
+    ),
+    (
+        {"model__basis__kind": "compact", "model__basis__rows": 17},
+        "model.basis.rows",
+        "17",
+        "1 to 16, the number of tokens",
+    ),
+    (
+        {"model__basis__kind": "cells", "model__basis__block": 3},
+        "model.basis.block",
+        "3",
+        "a divisor of both sides of the (4, 4) tokens",
+    ),
+    (
+        {"model__basis__init": "subsample", "model__basis__block": 3},
+        "model.basis.block",
+        "3",
+        "a divisor of both sides",
+    ),
+    (
+        {"model__basis__kind": "random"},
+        "model.basis.kind",
+        "'random'",
+        "xar is not told where a token belongs; causal is",
+    ),
+    (
+        {"model__basis__kind": "random", **MAR},
+        "model.basis.kind",
+        "'random'",
+        "mar is not told where a token belongs",
+    ),
+    (
+        {"model__generator__shared_time": False},
+        "model.generator.shared_time",
+        "False with model.basis.objective=residual",
+        "or objective=bar",
+    ),
+    ({"model__generator__cell_size": 3}, "model.generator.cell_size", "3", "the grid, 4 x 4"),
+    ({"model__generator__cell_size": 0}, "model.generator.cell_size", "0", "at least 1"),
+    ({"model__generator__time": "normal"}, "model.generator.time", "'normal'", "uniform"),
+    ({"sample__sampler": "heun"}, "sample.sampler", "'heun'", "euler_maruyama | euler"),
+    ({"sample__steps": 0}, "sample.steps", "0", "at least 1"),
+    ({"sample__iterations": 0}, "sample.iterations", "0", "at least 1"),
+    ({"sample__iterations": 17, **MAR}, "sample.iterations", "17", "1 to 16, the tokens"),
+    ({"sample__steps": 1001, **MAR}, "sample.steps", "1001", "1 to 1000, the noise levels"),
+    ({"model__head__kind": "diffusion"}, "model.head.kind", "'diffusion' for xar", "flow"),
+    ({**MAR, "model__head__kind": "flow"}, "model.head.kind", "'flow' for mar", "diffusion"),
+    (
+        {"model__tokenizer__kind": "bar_fsq"},
+        "model.generator.kind",
+        "'xar'",
+        "causal: model.tokenizer.kind=bar_fsq makes bits",
+    ),
+    ({"sample__keep": "left"}, "sample.keep", "'left'", "model.tokenizer.kind=bar_fsq"),
+]
+
+
+@pytest.mark.parametrize(
+    "changes, field, found, expected",
+    WRONG_OF_HOSTS,
+    ids=[f"{w[1]}={w[2]}" for w in WRONG_OF_HOSTS],
+)
+def test_validate_names_the_field_of_a_host(changes, field, found, expected):
+    with pytest.raises(InputError) as error:
+        validate(_xar(**changes))
+    where, _, rest = str(error.value).partition(": found ")
+    told, _, wanted = rest.partition(", expected ")
+    assert (where, told.partition(" and the tokens of")[0]) == (field, found)
+    assert expected in wanted
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model__basis__kind": "cells", "model__generator__shared_time": False},
+        {"model__basis__objective": "bar", "model__generator__shared_time": False},
+        {"sample__steps": 1001},  # xAR's own, of no table
+        {"model__basis__kind": "scales", **MAR},
+        {"model__basis__kind": "compact", "model__basis__rows": 7, **CAUSAL},
+        {"model__basis__kind": "random", **CAUSAL},
+        {"model__basis__init": "haar", **CAUSAL},
+    ],
+    ids=str,
+)
+def test_hosts_and_bases_that_go_together(changes):
+    validate(_xar(**changes))
 
 
 @pytest.mark.parametrize("kind, bits", [("bit", 256), ("linear", 18)])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bar_jax.bases.matrices import FROM_TOKENS, MATRICES, matrix
+from bar_jax.bases.matrices import FROM_TOKENS, MATRICES, compact_rows, matrix
 from bar_jax.bases.permutation import ORDERS, order
 
 __all__ = ["FROM_TOKENS", "LEARNED", "MATRICES", "ORDERS", "PERMUTATIONS", "RANDOM", "Basis"]
@@ -78,7 +78,7 @@ class Basis(NamedTuple):
             return np.eye(len(own))[self.order(grid, own)]
         kind, rows = self.fixed, self.rows
         if self.needs_tokens and second_moment is None:
-            count = len(own) if kind == "pca" else rows or max(1, len(own) // 4)
+            count = len(own) if kind == "pca" else compact_rows(rows, len(own))
             return matrix("random_orthogonal", grid, seed=self.seed)[:count]
         return matrix(
             kind, grid, block=self.block, rows=rows, seed=self.seed, second_moment=second_moment
@@ -91,8 +91,10 @@ class Basis(NamedTuple):
           InputError: if the basis does not fit the grid.
         """
         tokens = grid[0] * grid[1]
-        if self.fixed in ("compact", "scales"):
-            return self.matrix(grid, np.arange(tokens)).shape[0]
+        if self.fixed == "compact":
+            return compact_rows(self.rows, tokens)
+        if self.fixed in ("scales", "haar"):  # of some grids alone
+            return len(matrix(self.fixed, grid))
         if self.fixed in ORDERS:
             order(self.fixed, grid, self.block)
         return tokens

@@ -76,10 +76,15 @@ def matrix(
         )
     if kind == "pca":
         return principal_components(second_moment)
+    return principal_components(second_moment)[: compact_rows(rows, tokens)]
+
+
+def compact_rows(rows: int, tokens: int) -> int:
+    """M, rows of `compact`: as many as given; 0: a quarter of the tokens."""
     rows = rows or max(1, tokens // 4)
     if not 1 <= rows <= tokens:
         raise InputError("model.basis.rows", f"{rows}", f"1 to {tokens}, the number of tokens")
-    return principal_components(second_moment)[:rows]
+    return rows
 
 
 def scales(grid: tuple[int, int]) -> np.ndarray:

@@ -32,6 +32,7 @@ from bar_jax.bases.matrices import principal_components
 from bar_jax.bases.projection import projected
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
+from bar_jax.generators import make_basis
 from bar_jax.generators.basis import MATRIX, is_basis
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.generators.shuffle import from_patches, to_patches
@@ -71,12 +72,12 @@ class Watched(NamedTuple):
 
 def run(config: ConfigDict) -> dict[str, object]:
     """Measures and draws the basis of the workdir's generator; returns the summary."""
+    if not make_basis(config).has_matrix:
+        expected = "a matrix, such as learned: an order has nothing to draw"
+        raise InputError("model.basis.kind", repr(config.model.basis.kind), expected)
     mesh = mesh_lib.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         trained = models.load_generator(config, mesh)
-        if not trained.module.basis.has_matrix:
-            expected = "a matrix, such as learned: an order has nothing to draw"
-            raise InputError("model.basis.kind", repr(config.model.basis.kind), expected)
         tokenizer = models.load_tokenizer(config, mesh)
         caches = (data.open_cache(encode.cache_path(config, s)) for s in encode.SPLITS)
         watched = watch(config, trained.module, tokenizer.module, *caches)

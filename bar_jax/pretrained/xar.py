@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from bar_jax.generators.xar import XAR
-from bar_jax.nn.rotary import BASE
+from bar_jax.nn.rotary import BASE, axial_table
 from bar_jax.pretrained.layout import Layout, linear, same, to_ours, to_published
 
 
@@ -68,7 +68,9 @@ def buffers(host: XAR, layers: Mapping[str, range] | None = None) -> dict[str, n
     }
     half = host.width // host.heads // 2
     frequencies = BASE ** (-np.arange(0, half, 2, dtype=np.float64) / half)
-    cos, sin = (np.asarray(table[0]) for table in host.rotary())
+    # In numpy: names and shapes are asked for while parameters are being traced.
+    tables = axial_table(host.grid, host.width // host.heads)
+    cos, sin = (np.asarray(table, np.float32)[host.own_order] for table in tables)
     tables = {"freqs": frequencies.astype(np.float32), "freqs_cos": cos, "freqs_sin": sin}
     mask = np.where(host.block_causal(), np.float32(0), np.float32(-np.inf))
     found = {"mask": mask[None, None]}

@@ -14,7 +14,7 @@ def get_config(size=None):
     config = default_config()
     config.data.update(dict(source="digits", name="", image_size=8, num_classes=10, mirror=False))
     config.model.tokenizer.update(dict(kind="pixels", patch_size=2))
-    config.model.basis.update(dict(kind="learned", block=2, snr_clip=5.0))
+    config.model.basis.update(dict(kind="learned", block=2))
     config.model.generator.update(
         dict(kind="causal", width=64, depth=2, heads=4, class_repeats=2, shared_time=True)
     )

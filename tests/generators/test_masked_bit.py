@@ -9,10 +9,11 @@ import pytest
 from flax.core import meta
 
 from bar_jax import mesh as mesh_lib
-from bar_jax.bases import permutation
+from bar_jax.bases import Basis, permutation
 from bar_jax.generators import writing
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.masked_bit import MaskedBitGenerator, sample_tokens, token_noise
+from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import shuffle
 from bar_jax.heads.bit import BitHead
 from bar_jax.heads.linear import LinearHead, code_to_bits
@@ -41,12 +42,16 @@ def make(patch_size, **changes):
 
 @functools.cache
 def params_of(patch_size):
+    return random_params(make(patch_size))
+
+
+@functools.cache
+def random_params(generator):
     """Random parameters (as initialised, no block does anything) under which tokens differ."""
-    generator = make(patch_size)
-    k, (rows, columns), _ = SETTINGS[patch_size]
     key = jax.random.key(0)
     init = functools.partial(generator.init, method=generator.initialize)
-    arguments = jnp.zeros((1, rows * columns, k), jnp.uint8), jnp.zeros(1, jnp.int32), key[None]
+    bits = jnp.zeros((1, *generator.token_shape), jnp.uint8)
+    arguments = bits, jnp.zeros(1, jnp.int32), key[None]
     shapes = meta.unbox(jax.eval_shape(init, key, *arguments))["params"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 2, jnp.float32), shapes)
@@ -282,3 +287,84 @@ def test_draws_of_an_example_depend_on_its_key_only(key):
     together, alone = draw(keys), draw(keys[1:2])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1:2], b), together, alone)
     assert len(np.unique(together.label)) == 3
+
+
+# Orders
+
+
+@functools.cache
+def ordered_loss(kind):
+    """(bits, draws, random share) -> loss of a basis of this kind; 2 x 4 tokens."""
+    trunk = make(1).trunk.clone(grid=(2, 4))
+    generator = MaskedBitGenerator(
+        trunk, make(1).head, (2, 4), label_dropout=0.0, basis=Basis(kind, block=2)
+    )
+
+    @jax.jit
+    def run(params, bits, draws, share):
+        found = generator.apply(
+            {"params": params}, bits, jnp.array([0, 3]), draws, share, True,
+            method=generator.loss,
+        )  # fmt: skip
+        return found["loss"][0]
+
+    return generator, functools.partial(run, random_params(generator))
+
+
+ORDERS = {
+    "raster": [0, 1, 2, 3, 4, 5, 6, 7],
+    "cells": [0, 1, 4, 5, 2, 3, 6, 7],
+    "subsample": [0, 2, 1, 3, 4, 6, 5, 7],
+}
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """Bits of two images of 2 x 4 tokens."""
+    return jnp.asarray(np.random.default_rng(1).integers(0, 2, (2, 8, 4)), jnp.uint8)
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_trains_in_the_order_of_the_basis(key, eight, kind):
+    """As `random` does whose draws make that order."""
+    generator, run = ordered_loss(kind)
+    draws = generator.draw(jax.random.split(key))
+    places = jnp.tile(jnp.argsort(jnp.array(ORDERS[kind]))[None] / 8, (2, 1))
+    _, random = ordered_loss("random")
+    expected = random(eight, draws.replace(order_places=places), 1.0)
+    np.testing.assert_allclose(run(eight, draws, 0.0), expected, rtol=1e-5)
+    _, raster = ordered_loss("raster")
+    assert (kind == "raster") == np.allclose(expected, raster(eight, draws, 0.0), rtol=1e-5)
+
+
+def test_random_orders_are_annealed_to_raster(key, eight):
+    """Example 0 draws below the share and has its own order; with a share of 0 none has."""
+    generator, run = ordered_loss("random")
+    draws = generator.draw(jax.random.split(key)).replace(order_choice=jnp.array([0.3, 0.6]))
+    losses = {share: float(run(eight, draws, share)) for share in (0.0, 0.5, 1.0)}
+    raster = draws.replace(order_places=jnp.tile(jnp.arange(8)[None] / 8, (2, 1)))
+    assert losses[0.0] == pytest.approx(float(run(eight, raster, 1.0)), rel=1e-5)
+    own = raster.replace(order_places=raster.order_places.at[0].set(draws.order_places[0]))
+    assert losses[0.5] == pytest.approx(float(run(eight, own, 1.0)), rel=1e-5)
+    assert len(set(losses.values())) == 3
+
+
+@pytest.mark.parametrize("kind", ["cells", "subsample"])
+def test_samples_in_the_order_of_the_basis(key, kind):
+    """Each token lands in its place: as `sample_tokens` writes them in that order."""
+    generator, _ = ordered_loss(kind)
+    labels, keys = jnp.array([0, 3]), jax.random.split(key)
+    settings = Settings(guided=False, unmasking_schedule=(1, 3))
+    draw = jax.jit(generator.sample, static_argnums=3)
+    found = draw(random_params(generator), labels, keys, settings, 1.0, 1.0)
+    expected = sample_tokens(
+        generator,
+        random_params(generator),
+        labels,
+        schedule=(1, 3),
+        guidance_scale=None,
+        temperature=1.0,
+        noise=token_noise(generator.head, keys, (1, 3)),
+        order=jnp.tile(jnp.array(ORDERS[kind])[None], (2, 1)),
+    )
+    np.testing.assert_array_equal(found, expected)
