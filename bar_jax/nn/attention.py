@@ -30,11 +30,6 @@ def attend(
     Returns:
       [B, Q, H, C] in the dtype of the query.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    if causal and (dropout_rate or on_cpu):
-        visible = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))
-    if dropout_rate == 0.0 and on_cpu:  # in a quarter less time, of 320 positions
-        return attend_cached(query, key.swapaxes(1, 2), value.swapaxes(1, 2), visible)
     if dropout_rate == 0.0:
         mask = None if visible is None else visible[None, None]
         fused = mask is None and _cudnn_takes(query)
@@ -46,6 +41,8 @@ def attend(
             is_causal=causal,
             implementation="cudnn" if fused else "xla",
         )
+    if causal:
+        visible = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))
     return nn.dot_product_attention(
         query,
         key,

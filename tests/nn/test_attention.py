@@ -82,6 +82,7 @@ def test_dropout_path_agrees_with_the_plain_one(qkv, key):
         ("PJRT C API\ncuda 12090", "9.0", jnp.float32, 64, False, "xla"),
         ("PJRT C API\ncuda 12090", "9.0", jnp.bfloat16, 12, False, "xla"),
         ("PJRT C API\ncuda 12090", "9.0", jnp.bfloat16, 64, True, "xla"),
+        (None, None, jnp.bfloat16, 64, False, "xla"),
     ],
 )
 def test_cudnn_takes_whole_sequences_in_bfloat16(
@@ -94,7 +95,7 @@ def test_cudnn_takes_whole_sequences_in_bfloat16(
     device = types.SimpleNamespace(
         client=types.SimpleNamespace(platform_version=platform), compute_capability=capability
     )
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu" if platform else "cpu")
     monkeypatch.setattr(jax, "devices", lambda: [device])
     attention = lambda *_, implementation, **__: asked.append(implementation)  # noqa: E731
     monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
