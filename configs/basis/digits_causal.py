@@ -21,12 +21,12 @@ def get_config(size=None):
     config.model.head.update(dict(kind="diffusion", width=128, depth=2, timesteps_per_token=2))
 
     train = config.train_generator
-    train.update(dict(batch_size=32, steps=1500, epochs=0.0, ema_decay=0.99))
-    train.update(dict(log_every=100, save_every=500, evaluate_every=500))
+    train.update(dict(batch_size=32, steps=800, epochs=0.0, ema_decay=0.99))
+    train.update(dict(log_every=100, save_every=400, evaluate_every=400))
     train.optimizer.update(dict(learning_rate=2e-3, warmup_steps=50, warmup_epochs=0.0))
     train.optimizer.weight_decay = 0.02
 
     config.encode.update(dict(batch_size=128, shards=1))
     config.sample.update(dict(images_per_class=100, guidance_scale=1.0, temperature=1.0))
-    config.sample.update(dict(steps=50, batch_size=200))
+    config.sample.update(dict(steps=50, clip=4.0, batch_size=200))
     return sized(config, size)
