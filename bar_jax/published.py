@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # The kinds of which there are published weights.
 TOKENIZERS = ("bar_fsq", "kl_vae")
-MATRIX_TENSOR = "A_mat"  # A in an exported file; its name in the basis paper's Algorithm 1
+MATRIX_TENSOR = "basis"  # A of y = A x in an exported file
 HEADS = {"causal": "masked_bit", "xar": "flow", "mar": "diffusion"}  # of each generator
 
 
@@ -183,6 +183,9 @@ def _generator_params(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> d
     matrix = tensors.get(MATRIX_TENSOR)
     if matrix is not None:
         check_invertible(matrix, MATRIX_TENSOR)
+    elif module.basis.needs_tokens:
+        found = f"{module.basis.fixed!r}, which is made of a data set's tokens"
+        raise InputError("model.basis.kind", found, "another to import into: the file has no basis")
     else:  # a host that was published without a basis: one to be learned on top
         matrix = module.basis.matrix(module.grid, module.own_order)
     return {"host": params, MATRIX: np.asarray(matrix, np.float32)}

@@ -42,6 +42,11 @@ class CausalDiffusion(nn.Module):
         return self.trunk.num_tokens
 
     @property
+    def prefix(self) -> int:
+        """Positions in front of the first token."""
+        return self.trunk.prefix
+
+    @property
     def channels(self) -> int:
         """d, numbers of a token."""
         return self.head.channels

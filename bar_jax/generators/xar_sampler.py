@@ -7,7 +7,7 @@ import numpy as np
 
 from bar_jax.generators.flow import guided, sampling_times, solve
 from bar_jax.generators.settings import Settings
-from bar_jax.nn.decoding import decoding_params
+from bar_jax.nn.decoding import AHEAD_BYTES, decoding_params
 from bar_jax.nn.time import time_index
 
 
@@ -72,13 +72,18 @@ def sample_sequence(
     if is_guided:  # "no class" stands once for all of the unconditional branch
         rows = jnp.concatenate([rows, jnp.full_like(rows, batch)])
     times = sampling_times(sampler, steps)
-    # adaLN depends on class and time alone: made for all steps ahead, and for finished cells.
+    # adaLN depends on class and time alone: made for all steps ahead, and for finished cells; a batch
+    # that would need too much memory for it makes good use of the weights at every step.
     index = time_index(np.append(times[:-1], 0.0))
-    ahead = apply(host.modulations, classes, index)
+    ahead = None
+    if _modulation_bytes(host, classes.size * index.size) <= AHEAD_BYTES:
+        ahead = apply(host.modulations, classes, index)
     both = lambda x: jnp.concatenate([x, x]) if is_guided else x
     noise_of = lambda cell: None if noise is None else noise[cell]
 
     def modulations(i, rows):
+        if ahead is None:
+            return tuple(m[rows, 0] for m in apply(host.modulations, classes, index[i][None]))
         return tuple(jax.lax.dynamic_index_in_dim(m, i, 1, keepdims=False)[rows] for m in ahead)
 
     def first_flow(x, i, cache):
@@ -102,10 +107,17 @@ def sample_sequence(
         x, cache = solve(sampler, times, flow_at, x, cell_noise, cache)
         return (x, cache), x
 
-    head_dim, layers = host.width // host.heads, len(ahead)
+    head_dim = host.width // host.heads
+    layers = host.depth + (host.decoder_depth or host.depth)
     empty = jnp.zeros((rows.size, host.heads, host.length, head_dim), host.dtype)
     cache = tuple((empty, empty) for _ in range(layers))
     inputs = (jnp.arange(1, host.cells), start[1:], noise_of(slice(1, None)))
     _, rest = jax.lax.scan(write_cell, (first, cache), inputs)
     cells = jnp.concatenate([first[None], rest])
     return jnp.moveaxis(cells, 0, 1).reshape(batch, host.length, host.channels)
+
+
+def _modulation_bytes(host: nn.Module, vectors: int) -> int:
+    """Size of all layers' adaLN vectors of so many classes and times."""
+    layers = host.depth + (host.decoder_depth or host.depth)
+    return layers * vectors * 6 * host.width * jnp.dtype(host.dtype).itemsize

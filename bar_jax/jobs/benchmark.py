@@ -32,6 +32,7 @@ from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training.step import init_state, jit_once
+from bar_jax.validation import validate
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +186,7 @@ def _basis(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str
     for name, fields in variants.items():
         own = config.copy_and_resolve_references()
         own.model.basis.update(fields)
+        validate(own)
         generator = make_generator(own, own.train_generator.remat)
         program = generator_program(own, mesh, generator)
         step, args[name], _ = _training_step(own, mesh, program, _training_batch(own, generator), 0)

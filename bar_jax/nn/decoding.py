@@ -16,6 +16,11 @@ import jax.numpy as jnp
 
 OUTPUT_FIRST = "kernel_output_first"
 
+# adaLN vectors depend on class and position, or time, only. Up to this size samplers make all of
+# them ahead of their loop, so that it need not read their weights; a batch that needs more makes
+# good use of the weights anyhow.
+AHEAD_BYTES = 4 * 2**30
+
 
 def decoding_params(params: dict, dtype: jnp.dtype, output_first: bool = True) -> dict:
     """A module's parameters, laid out for decoding.
