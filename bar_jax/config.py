@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from bar_jax.errors import InputError
 
 METRICS = ("class_accuracy",)
-BENCHMARKS = ("sampling", "training", "head", "tokenizer", "tokenizer_training")
+BENCHMARKS = ("sampling", "training", "head", "basis", "tokenizer", "tokenizer_training")
 DURATION_UNITS = ("steps", "epochs", "images")
 
 
@@ -82,7 +82,9 @@ def default_config() -> ConfigDict:
     basis.init = "identity"  # learned: the kind that A starts as
     basis.block = 2  # cells, subsample: side of a cell or block, in tokens
     basis.rows = 0  # compact: M, rows of A; 0: a quarter of the tokens
-    basis.projection = "soft"  # none | hard | soft: singular values after every update (Table 6)
+    # none | hard | soft: singular values after every update (Table 6). The EMA's A, from which is
+    # sampled, is a mean of projected ones.
+    basis.projection = "soft"
     basis.delta = 0.5  # soft: they are clamped to 1 +- delta
     basis.objective = "residual"  # bar | residual (Table 7)
     basis.regularizer = 1.0  # weight of the mean of (A A^T - I)^2 while A is learned
@@ -161,6 +163,10 @@ def default_config() -> ConfigDict:
     sample.sampler = "euler_maruyama"  # xar: euler_maruyama | euler
     sample.steps = 50  # xar: of each cell; diffusion head: of the 1000 of training
     sample.iterations = 64  # mar: how often tokens are revealed
+    # diffusion head: largest size of the numbers of a recovered row of y (not of x: early rows of a
+    # basis are larger); 0: any, as published. A head that was trained for minutes needs it: at the
+    # first steps its error is multiplied by 2e4.
+    sample.clip = 0.0
     sample.batch_size = 64  # global
     sample.keep = "none"  # keep this half of real images and write the rest: upper | lower | ...
 
@@ -176,9 +182,10 @@ def default_config() -> ConfigDict:
     c.published.export = ""
 
     c.benchmark = ConfigDict()
-    # sampling at sample.batch_size; training, and the head alone, at train_generator.batch_size;
+    # sampling at sample.batch_size; training, the head alone, and what a basis costs, at
+    # train_generator.batch_size;
     # tokenizer at encode.batch_size; tokenizer_training at train_tokenizer.batch_size
-    c.benchmark.parts = ("sampling",)  # ... | training | head | tokenizer | tokenizer_training
+    c.benchmark.parts = ("sampling",)  # ... | training | head | basis | tokenizer ...
     c.benchmark.repeats = 3
 
     c.figures = ConfigDict(dict(runs=()))  # workdirs whose numbers are drawn beside the paper's

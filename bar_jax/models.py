@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from bar_jax import mesh as mesh_lib
 from bar_jax import workdir
+from bar_jax.bases.transform import check_invertible
 from bar_jax.config import token_grid
 from bar_jax.generators import make_generator
+from bar_jax.generators.basis import MATRIX
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import checkpoint
 from bar_jax.training.step import jit_once
@@ -68,11 +70,16 @@ def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
     """The trained generator of `config.workdir`.
 
     Raises:
-      InputError: if there is none, or it is not the one the config describes.
+      InputError: if there is none, it is not the one the config describes, or its basis cannot be
+        inverted.
     """
     generator = make_generator(config)
     init = lambda k: init_generator(generator, k)
-    return _load(workdir.trained(config, "generator"), generator, init, mesh)
+    folder = workdir.trained(config, "generator")
+    loaded = _load(folder, generator, init, mesh)
+    if generator.basis.has_matrix:
+        check_invertible(mesh_lib.whole(loaded.params[MATRIX]), f"the basis in {folder}")
+    return loaded
 
 
 def _load(folder, module, init, mesh) -> Trained:

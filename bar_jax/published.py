@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import mesh as mesh_lib
 from bar_jax import models
+from bar_jax.bases.transform import check_invertible
 from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # The kinds of which there are published weights.
 TOKENIZERS = ("bar_fsq", "kl_vae")
-MATRIX_TENSOR = "A_mat"  # A in an exported file; its name in the basis paper's Algorithm 1
+MATRIX_TENSOR = "basis"  # A of y = A x in an exported file
 HEADS = {"causal": "masked_bit", "xar": "flow", "mar": "diffusion"}  # of each generator
 
 
@@ -180,7 +181,12 @@ def _generator_params(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> d
     if not module.basis.has_matrix:
         return {"host": params}
     matrix = tensors.get(MATRIX_TENSOR)
-    if matrix is None:  # a host that was published without a basis: one to be learned on top
+    if matrix is not None:
+        check_invertible(matrix, MATRIX_TENSOR)
+    elif module.basis.needs_tokens:
+        found = f"{module.basis.fixed!r}, which is made of a data set's tokens"
+        raise InputError("model.basis.kind", found, "another to import into: the file has no basis")
+    else:  # a host that was published without a basis: one to be learned on top
         matrix = module.basis.matrix(module.grid, module.own_order)
     return {"host": params, MATRIX: np.asarray(matrix, np.float32)}
 

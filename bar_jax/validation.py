@@ -34,7 +34,13 @@ CHOICES = {
     "sample.sampler": ("euler_maruyama", "euler"),
     "sample.keep": ("none", "upper", "lower", "left", "right"),
 }
-SAMPLING_JOBS = ("pipeline", "train_generator", "sample", "benchmark")  # jobs that draw images
+SAMPLING_JOBS = (
+    "pipeline",
+    "train_generator",
+    "sample",
+    "basis",
+    "benchmark",
+)  # jobs that draw images
 DIFFUSION_STEPS = 1000  # noise levels of the diffusion head
 NORM_GROUPS = 32  # of kl_vae
 LINEAR_HEAD_BITS = 18  # the paper stops there too: 262,144 codes
@@ -73,7 +79,7 @@ def validate(config: ConfigDict) -> None:
         if name.endswith(share) and not 0 <= value < 1:
             raise InputError(name, str(value), "a number in [0, 1)")
         amount = name.startswith("train_tokenizer.loss.") or name.endswith(
-            ("learning_rate", "weight_decay", "num_workers", "regularizer", "snr_clip")
+            ("learning_rate", "weight_decay", "num_workers", "regularizer", "clip")
         )
         if amount and not 0 <= value < math.inf:
             raise InputError(name, str(value), "a number of at least 0")
@@ -109,11 +115,14 @@ def _validate_model(config: ConfigDict) -> None:
             f"0 to {decoder.depth - 1}: the decoder has {decoder.depth} layers",
         )
     head_dim = generator.width // generator.heads
-    if generator.heads % 2 or head_dim % 4:
+    causal = generator.kind == "causal"  # half of its heads look from where they will write
+    if (causal and generator.heads % 2) or head_dim % 4:
         raise InputError(
             "model.generator.heads",
             f"{generator.heads} heads of {head_dim} channels",
-            "an even number of heads, each with a multiple of 4 channels",
+            "an even number of heads, each with a multiple of 4 channels"
+            if causal
+            else "heads with a multiple of 4 channels each",
         )
     if data.image_size % tokenizer.patch_size:
         raise InputError(
@@ -300,6 +309,15 @@ def _validate_sampling(config: ConfigDict) -> None:
     if config.job in SAMPLING_JOBS:
         check_sampling(config)
     check_labels(config.sample.labels, config.data.num_classes)
+    parts = config.benchmark.parts if config.job == "benchmark" else ()
+    for part, real in (("head", False), ("basis", True)):
+        if part in parts and real_valued(config) != real:
+            tokens = "real-valued tokens" if real else "bits"
+            found = f"{part!r} with model.tokenizer.kind={config.model.tokenizer.kind}"
+            raise InputError("benchmark.parts", found, f"{part!r} with {tokens} alone")
+    draws = config.job in ("pipeline", "evaluate")
+    if draws and "class_accuracy" in config.evaluate.metrics and config.data.num_classes < 2:
+        raise InputError("evaluate.metrics", "class_accuracy of one class", "() or more classes")
     for name, chosen, choices in (
         ("evaluate.metrics", config.evaluate.metrics, METRICS),
         ("benchmark.parts", config.benchmark.parts, BENCHMARKS),

@@ -26,12 +26,13 @@ from bar_jax.files import write_atomically
 # Fields of a training stage that may change when it goes on: they alter what is seen of the run,
 # or where it runs, but not what it computes.
 FREE = (
-    "data.path", "data.on_damaged", "data.num_workers",
+    "basis.inverse", "data.path", "data.on_damaged", "data.num_workers",
     "accumulate", "remat", "log_every", "save_every", "evaluate_every", "evaluate_images",
     "keep_checkpoints",
 )  # fmt: skip
 TOKENIZER_FIELDS = ("model.tokenizer.", "data.image_size")
 GENERATOR_FIELDS = (
+    *("model.tokenizer.kind", "model.tokenizer.kl.scale"),  # what its real-valued tokens are
     *("model.basis.", "model.generator.", "model.head."),
     *("data.image_size", "data.num_classes"),
 )

@@ -218,7 +218,9 @@ def mar_sample(config, given, tensors):
     length, iterations = config["seq_len"], config["num_iter"]
     steps, order = int(config["num_sampling_steps"]), jnp.asarray(given["orders"])
     guided = config["cfg"] != 1
-    scales = mar_sampler.guidance_scales(config["cfg"], length, iterations)
+    scales = np.full(iterations, config["cfg"])
+    if config["cfg_schedule"] == "linear":
+        scales = mar_sampler.guidance_scales(config["cfg"], length, iterations)
 
     @jax.jit
     def run(params, temperature, first, of_steps):
@@ -239,7 +241,7 @@ def mar_sample(config, given, tensors):
             order=order,
             iterations=iterations,
             steps=steps,
-            guidance=scales if guided else None,
+            guidance=jnp.asarray(scales) if guided else None,
             temperature=temperature,
             noise=noise,
             record=True,
@@ -250,20 +252,31 @@ def mar_sample(config, given, tensors):
     tokens, recorded = run(params, config["temperature"], *noises)
     hot, hot_recorded = run(params, config["temperature_hot"], *noises)
 
+    # An iteration that reveals nothing leaves all as it is.
+    width = recorded[0]["z"].shape[-1]
+    nothing = {"places": np.zeros((order.shape[0], 0), int), "z": np.zeros((0, width))}
+    nothing |= {"tokens": np.zeros(tokens.shape)}
+    done = dict(zip(mar_sampler._plan(length, iterations).iterations, recorded, strict=True))
+    hot_done = dict(zip(done, hot_recorded, strict=True))
     out = {
         "cfg_iter": scales,
         "tokens": _images(config, tokens),
         "tokens_hot": _images(config, hot),
-        "tokens_after": np.stack([step["tokens"] for step in recorded[:-1]]),
-        "tokens_after_hot": np.stack([step["tokens"] for step in hot_recorded[:-1]]),
     }
-    revealed = np.zeros((len(recorded), *order.shape), bool)
-    for i, step in enumerate(recorded):
+    revealed, after = np.zeros((iterations, *order.shape), bool), [[nothing["tokens"]] * 2]
+    for i in range(iterations):
+        step = done.get(i, nothing)
         rows = np.argsort(step["places"], axis=1)
         np.put_along_axis(revealed[i], np.asarray(step["places"]), True, axis=1)
-        z = np.asarray(step["z"]).reshape(-1, *rows.shape, step["z"].shape[-1])
+        z = np.asarray(step["z"]).reshape(1 + guided, *rows.shape, width)
         z = np.take_along_axis(z, rows[None, ..., None], axis=2)
-        out[f"z_iter{i}"] = z.reshape(-1, z.shape[-1])
+        out[f"z_iter{i}"] = z.reshape(-1, width)
+        here = [
+            by[i]["tokens"] if i in by else old
+            for by, old in zip((done, hot_done), after[-1], strict=True)
+        ]
+        after.append(here)
+    out["tokens_after"], out["tokens_after_hot"] = np.stack(after[1:-1]).swapaxes(0, 1)
     out["mask_to_pred"] = revealed
     out["mask_before"] = ~(np.cumsum(revealed, axis=0).astype(bool) ^ revealed)
     return out

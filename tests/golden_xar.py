@@ -8,9 +8,10 @@ import numpy as np
 from einops import rearrange
 
 from bar_jax.generators import flow
-from bar_jax.generators.xar import XAR, Draws, noised, sample_sequence, time_index
+from bar_jax.generators.xar import XAR, Draws, noised
+from bar_jax.generators.xar_sampler import sample_sequence
 from bar_jax.nn.rotary import BASE
-from bar_jax.nn.time import TimeEmbedding, sinusoidal
+from bar_jax.nn.time import TimeEmbedding, sinusoidal, time_index
 from bar_jax.pretrained.xar import buffers, xar_params
 from tests.golden_gradients import published_gradients
 

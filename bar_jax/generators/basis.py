@@ -16,6 +16,7 @@ from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import from_patches, to_patches
 from bar_jax.losses import Sums
+from bar_jax.mesh import whole
 
 MATRIX = "basis"  # name of A among the parameters
 
@@ -86,8 +87,18 @@ class BasisGenerator(nn.Module):
 
     def setup(self):
         if self.basis.has_matrix:
-            start = self.basis.matrix(self.grid, self.own_order)
-            self.matrix = self.param(MATRIX, lambda key: jnp.asarray(start, jnp.float32))
+            start = lambda key: jnp.asarray(self._start(), jnp.float32)
+            self.matrix = self.param(MATRIX, start)
+
+    @nn.nowrap
+    def _start(self) -> np.ndarray:
+        """A as it starts, or as it always is; made of tokens, a random one in their place."""
+        return self.basis.matrix(self.grid, self.own_order)
+
+    @nn.nowrap
+    def matrix_of(self, params: dict) -> np.ndarray:
+        """A [N', N] float32 on the host, also of a basis that is an order (not `random`)."""
+        return whole(params[MATRIX]) if MATRIX in params else self._start().astype(np.float32)
 
     def draw(self, keys: jax.Array) -> Draws:
         """Draws for a training step, each example's from its own key [B]."""
@@ -116,7 +127,8 @@ class BasisGenerator(nn.Module):
           tokens: [B, h w, c].
           labels: [B] in 0..num_classes - 1.
           random_share: probability of a random order (RAR).
-          deterministic: evaluation: every label kept. (Dropout needs a dropout rng.)
+          deterministic: evaluation: every label kept; times and noise are drawn as in training.
+            (Dropout needs a dropout rng.)
           counted: [B] bool, False where an example is padding; None: all count.
 
         Returns:

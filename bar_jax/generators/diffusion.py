@@ -42,6 +42,11 @@ class CausalDiffusion(nn.Module):
         return self.trunk.num_tokens
 
     @property
+    def prefix(self) -> int:
+        """Positions in front of the first token."""
+        return self.trunk.prefix
+
+    @property
     def channels(self) -> int:
         """d, numbers of a token."""
         return self.head.channels
@@ -122,6 +127,7 @@ class CausalDiffusion(nn.Module):
             labels,
             order=self._order(labels, order),
             steps=settings.steps,
+            clip=settings.clip,
             guidance_scale=guidance_scale if settings.guided else None,
             temperature=temperature,
             noise=noise,
@@ -143,6 +149,7 @@ def sample_tokens(
     guidance_scale: jax.Array | float | None,
     temperature: jax.Array | float,
     noise: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    clip: float = 0.0,
 ) -> jax.Array:
     """Draws tokens, with every random number given.
 
@@ -156,6 +163,7 @@ def sample_tokens(
       guidance_scale: S; None runs without the unconditional branch.
       temperature: what the noise of the head's steps is multiplied by.
       noise: index of a token in the order -> [B, d] where it starts, [T, B, d] noise of the steps.
+      clip: of the head, see `heads.diffusion.sample`.
 
     Returns:
       [B, N, d] float32, in the order in which they are written.
@@ -174,6 +182,7 @@ def sample_tokens(
             temperature=temperature,
             first=first,
             noise=of_steps,
+            clip=clip,
         )
         return token, None
 

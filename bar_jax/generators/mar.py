@@ -66,6 +66,11 @@ class MAR(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @property
+    def prefix(self) -> int:
+        """Positions in front of the first token: the copies of the class."""
+        return self.class_repeats
+
+    @property
     def channels(self) -> int:
         """d, numbers of a token."""
         return self.head.channels
@@ -132,7 +137,7 @@ class MAR(nn.Module):
 
         Arguments as in `predict`.
         """
-        least = math.ceil(self.length * self.mask_ratio_min)
+        least = max(1, math.ceil(self.length * self.mask_ratio_min))
         count = jnp.ceil(self.length * draws.mask_ratio[0]).astype(jnp.int32)
         known = self.length - jnp.clip(count, least, self.length)
         places = jnp.flip(draws.order, axis=1)

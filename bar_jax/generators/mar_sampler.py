@@ -6,6 +6,8 @@ Which iterations reveal how many tokens is known before any is drawn, so all sha
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import chex
 import flax.linen as nn
@@ -18,8 +20,8 @@ from bar_jax.generators.settings import Settings
 from bar_jax.heads import diffusion
 from bar_jax.nn.decoding import decoding_params
 
-# The encoder has slots for a multiple of N / SIZES known tokens: iterations that need the same
-# number share a program. More sizes waste less work on empty slots and take longer to compile.
+# At most how many programs of the encoder there are, beside the one for classes alone, each with
+# slots for some number of known tokens. More waste less work on empty slots and compile longer.
 SIZES = 8
 
 # (iteration, places [B, n]) -> [B, n, d] where tokens start, and [T, B, n, d] noise of the steps.
@@ -81,6 +83,7 @@ def sample(
         order=jax.vmap(lambda key: order(jax.random.fold_in(key, 0)))(keys),
         iterations=settings.iterations,
         steps=settings.steps,
+        clip=settings.clip,
         guidance=guidance,
         temperature=temperature,
         noise=noise,
@@ -98,6 +101,7 @@ def sample_tokens(
     guidance: jax.Array | None,
     temperature: jax.Array | float,
     noise: Noise,
+    clip: float = 0.0,
     record: bool = False,
 ) -> jax.Array | tuple[jax.Array, list[dict[str, jax.Array]]]:
     """Draws tokens, with every random number given.
@@ -112,6 +116,7 @@ def sample_tokens(
       guidance: [I] scale of each iteration; None runs without the unconditional branch.
       temperature: what the noise of the head's steps is multiplied by.
       noise: see `Noise`.
+      clip: of the head, see `heads.diffusion.sample`.
       record: also return what each iteration did, for tests.
 
     Returns:
@@ -121,71 +126,100 @@ def sample_tokens(
     """
     labels, places = jnp.asarray(labels), jnp.flip(order, axis=1)
     chex.assert_shape(places, (labels.shape[0], mar.length))
-    params = decoding_params(params, mar.dtype)
+    # Products of hundreds of rows in the transformers, of a few in the head.
+    head_params = decoding_params(params["head"], mar.dtype)
+    params = decoding_params(params, mar.dtype, output_first=False)
     both = (lambda x: x) if guidance is None else (lambda x: jnp.concatenate([x, x]))
     if guidance is not None:
         labels = jnp.concatenate([labels, jnp.full_like(labels, mar.num_classes)])
+    plan = _plan(mar.length, iterations)
+    slots, counts = (sorted(set(column)) for column in (plan.slots, plan.counts))
+    most = counts[-1]
 
     def apply(method, *args):
         return mar.apply({"params": params}, *args, method=method)
 
     classes = apply(mar.embed_class, labels)
-    groups = _groups(mar.length, iterations)
-    longest = max(count for group in groups for _, _, count in group)
-    # Room for what the last iteration draws beyond the tokens there are, see `reveal`.
-    tokens = jnp.zeros((places.shape[0], mar.length + longest, mar.channels), jnp.float32)
-    recorded = []
 
-    for group in groups:
-        slots, most = group[-1][1], max(count for _, _, count in group)
+    def encode(size, tokens, known):
+        """With slots for `size` known tokens; the others are 0, like those not known."""
+        embedded = apply(mar.embed_tokens, tokens[:, :size], places[:, :size])
+        encoded = apply(mar.encode, classes, both(embedded), known)
+        return jnp.pad(encoded, ((0, 0), (0, slots[-1] - size), (0, 0)))
 
-        def reveal(tokens, step, slots=slots, most=most):
-            """One iteration; draws `most` tokens, those too many are drawn anew by the next."""
-            i, known = step
-            wanted = jnp.minimum(known + jnp.arange(most), mar.length - 1)
-            embedded = apply(mar.embed_tokens, tokens[:, :slots], places[:, :slots])
-            z = apply(mar.encode, classes, both(embedded), known)
-            z = apply(mar.decode, z, both(places), known, wanted)
-            first, of_steps = noise(i, places[:, wanted])
-            flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])
-            drawn = diffusion.sample(
-                mar.head,
-                params["head"],
-                flat(z),
-                steps=steps,
-                guidance=None if guidance is None else guidance[i],
-                temperature=temperature,
-                first=flat(first),
-                noise=flat(of_steps),
-            )
-            tokens = jax.lax.dynamic_update_slice_in_dim(
-                tokens, drawn.reshape(first.shape), known, axis=1
-            )
-            return tokens, (z, tokens) if record else None
+    def draw(count, z, i, wanted):
+        """The first `count` of the wanted tokens; the others are 0."""
+        first, of_steps = noise(i, places[:, wanted[:count]])
+        flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])
+        drawn = diffusion.sample(
+            mar.head,
+            head_params,
+            flat(z[:, :count]),
+            steps=steps,
+            guidance=None if guidance is None else guidance[i],
+            temperature=temperature,
+            first=flat(first),
+            noise=flat(of_steps),
+            clip=clip,
+        )
+        drawn = drawn.reshape(first.shape)
+        return jnp.pad(drawn, ((0, 0), (0, most - count), (0, 0)))
 
-        index, known, counts = zip(*group, strict=True)
-        steps_of_group = (jnp.array(index), jnp.array(known))
-        tokens, kept = jax.lax.scan(reveal, tokens, steps_of_group)
-        for row in range(len(group)) if record else ():
-            count, end = counts[row], known[row] + counts[row]
-            after = jnp.where(
-                (jnp.arange(mar.length) < end)[None, :, None], kept[1][row][:, : mar.length], 0
-            )
-            recorded.append(
-                {
-                    "places": places[:, known[row] : end],
-                    "z": kept[0][row][:, :count],
-                    "tokens": permutation.scatter(after, places),
-                }
-            )
-    tokens = permutation.scatter(tokens[:, : mar.length], places)
-    return (tokens, recorded) if record else tokens
+    def reveal(tokens, step):
+        """One iteration. Programs for every size are there, one of each kind runs."""
+        i, known, size, count = step
+        encoded = jax.lax.switch(size, [partial(encode, n) for n in slots], tokens, known)
+        wanted = jnp.minimum(known + jnp.arange(most), mar.length - 1)
+        z = apply(mar.decode, encoded, both(places), known, wanted)
+        drawn = jax.lax.switch(count, [partial(draw, n) for n in counts], z, i, wanted)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn, known, axis=1)
+        return tokens, (z, tokens) if record else None
+
+    # Room for the zeros that stand behind what the last iteration draws.
+    tokens = jnp.zeros((places.shape[0], mar.length + most, mar.channels), jnp.float32)
+    columns = (
+        *(plan.iterations, plan.known),
+        *(np.searchsorted(slots, plan.slots), np.searchsorted(counts, plan.counts)),
+    )
+    tokens, kept = jax.lax.scan(reveal, tokens, tuple(map(jnp.asarray, columns)))
+    at_places = lambda tokens: permutation.scatter(tokens[:, : mar.length], places)
+    if not record:
+        return at_places(tokens)
+    recorded = [
+        {
+            "places": places[:, known : known + count],
+            "z": z[:, :count],
+            "tokens": at_places(after),
+        }
+        for z, after, known, count in zip(*kept, plan.known, plan.counts, strict=True)
+    ]
+    return at_places(tokens), recorded
 
 
-def _groups(length: int, iterations: int) -> list[list[tuple[int, int, int]]]:
-    """Iterations (number, tokens known before, tokens revealed), by how many slots they need."""
+class Plan(NamedTuple):
+    """What each iteration that reveals tokens does, as lists.
+
+    Attributes:
+      iterations: its number.
+      known: tokens known before it.
+      counts: tokens that it reveals.
+      slots: slots for known tokens that its encoder has.
+    """
+
+    iterations: list[int]
+    known: list[int]
+    counts: list[int]
+    slots: list[int]
+
+
+def _plan(length: int, iterations: int) -> Plan:
+    """All iterations that reveal tokens; an iteration has the least slots that suffice."""
     hidden = hidden_after(length, iterations)
     known = [0, *(length - count for count in hidden[:-1]), length]
     steps = [(i, a, b - a) for i, (a, b) in enumerate(itertools.pairwise(known)) if b > a]
-    slots = lambda step: math.ceil(step[1] * SIZES / length)
-    return [list(group) for _, group in itertools.groupby(steps, slots)]
+    # Of those that share a number of slots, the last fills them.
+    size = lambda known: math.ceil(known * SIZES / length)
+    largest = {size(known): known for _, known, _ in steps}
+    return Plan(
+        *map(list, zip(*steps, strict=True)), [largest[size(known)] for _, known, _ in steps]
+    )

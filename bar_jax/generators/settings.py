@@ -14,6 +14,7 @@ class Settings(NamedTuple):
       order: of bit tokens, `basis` | `random`.
       sampler: of xAR, `euler_maruyama` | `euler`.
       steps: of xAR in each cell, or of the diffusion head.
+      clip: of the diffusion head, see `heads.gaussian_diffusion.moments`.
       iterations: of MAR.
     """
 
@@ -23,6 +24,7 @@ class Settings(NamedTuple):
     sampler: str = "euler_maruyama"
     steps: int = 50
     iterations: int = 64
+    clip: float = 0.0
 
 
 def sampling_settings(config: ConfigDict) -> Settings:
@@ -35,4 +37,5 @@ def sampling_settings(config: ConfigDict) -> Settings:
         sampler=section.sampler,
         steps=section.steps,
         iterations=section.iterations,
+        clip=section.clip,
     )

@@ -8,12 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bar_jax.generators.causal import CausalTransformer
-from bar_jax.nn.decoding import decoding_params
-
-# adaLN vectors depend on class and position only. Up to this size they are made for all positions
-# ahead of the loop, so that the loop need not read their weights; a batch that needs more makes
-# good use of the weights anyhow.
-AHEAD_BYTES = 4 * 2**30
+from bar_jax.nn.decoding import AHEAD_BYTES, decoding_params
 
 
 def write_tokens(

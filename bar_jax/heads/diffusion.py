@@ -204,6 +204,7 @@ def sample(
     temperature: jax.Array | float,
     first: jax.Array,
     noise: jax.Array,
+    clip: float = 0.0,
 ) -> jax.Array:
     """Draws tokens: `steps` steps from noise to a token each.
 
@@ -219,6 +220,7 @@ def sample(
       temperature: what the noise of every step is multiplied by.
       first: [B, d] standard normal, where the tokens start.
       noise: [T, B, d] standard normal, in the order in which it is used; the last is not.
+      clip: bound of the numbers of a recovered token, see `gaussian_diffusion.moments`.
 
     Returns:
       [B, d] float32.
@@ -247,7 +249,7 @@ def sample(
         if guidance is not None:
             unconditional = out[x.shape[0] :, 0]
             eps = unconditional + guidance * (eps - unconditional)
-        moments = diffusion.moments(eps, fraction, x, here["rows"])
+        moments = diffusion.moments(eps, fraction, x, here["rows"], clip)
         spread = jnp.exp(0.5 * moments.log_variance) * here["noise"]
         return moments.mean + here["scale"] * spread, None
 

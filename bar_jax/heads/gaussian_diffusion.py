@@ -115,16 +115,22 @@ def signal_to_noise(times: jax.Array) -> jax.Array:
     return at(kept / (1 - kept), times)[..., 0]
 
 
-def moments(eps: jax.Array, fraction: jax.Array, noisy: jax.Array, rows: dict) -> Moments:
+def moments(
+    eps: jax.Array, fraction: jax.Array, noisy: jax.Array, rows: dict, clip: float = 0.0
+) -> Moments:
     """What the step from x_t to x_{t-1} draws from.
 
     Args:
       eps, fraction: [..., d] float32, the network's output. The fraction is not clamped.
       noisy: [..., d] x_t.
       rows: of the tables at t, by name, each broadcasting to [..., d]: see `step_rows`.
+      clip: largest size of x_0; 0: none, as published. At the first steps x_0 is the network's
+        error times up to 2e4, which a head that was trained for long survives alone.
     """
     scale, root = rows["sqrt_recip_alphas_cumprod"], rows["sqrt_recipm1_alphas_cumprod"]
     clean = scale * noisy - root * eps
+    if clip:
+        clean = jnp.clip(clean, -clip, clip)
     mean = rows["posterior_mean_coef1"] * clean + rows["posterior_mean_coef2"] * noisy
     fraction = (fraction + 1) / 2
     least = rows["posterior_log_variance_clipped"]

@@ -58,7 +58,7 @@ def check_devices(config: ConfigDict) -> None:
     data, fsdp, _ = mesh.axis_sizes(**config.mesh, devices=jax.device_count())
     ways = data * fsdp
     if config.job == "benchmark":
-        cut = {"sampling": "sample", "training": "train_generator"}
+        cut = {"sampling": "sample", "training": "train_generator", "basis": "train_generator"}
         cut |= {"tokenizer": "encode", "tokenizer_training": "train_tokenizer"}
         names = [cut[part] for part in config.benchmark.parts if part in cut]
     else:

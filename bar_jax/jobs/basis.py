@@ -2,7 +2,7 @@
 
 As a job, and at every evaluation while it is trained, writes into `basis/`
 
-    STEP.npy        A [N', N] of the evaluated parameters at that step
+    STEP.npy        A [N', N] of the evaluated parameters (the EMA if one is kept) at that step
     rows.png        its rows as images of the token grid (basis paper, Figures 3 and 8)
     prefixes.png    generated sequences decoded from their first k tokens (Figures 4 and 9)
     energy.png      energy of the validation images in the first k rows, beside other bases
@@ -25,18 +25,19 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from bar_jax import data, models
 from bar_jax import mesh as mesh_lib
-from bar_jax.bases import LEARNED, Basis, energy, transform
+from bar_jax import models
+from bar_jax.bases import LEARNED, RANDOM, Basis, energy, transform
 from bar_jax.bases.matrices import principal_components
 from bar_jax.bases.projection import projected
+from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
-from bar_jax.generators import make_basis
 from bar_jax.generators.basis import MATRIX, is_basis
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.generators.shuffle import from_patches, to_patches
 from bar_jax.jobs import encode, sample
+from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training.step import stream_key
 from bar_jax.training.writer import MetricsWriter, update_summary
 from bar_jax.visualize import basis as pictures
@@ -57,63 +58,52 @@ NUMBERS = (
 )
 
 
-class Watched(NamedTuple):
-    """A basis that is a matrix, and what it is measured by.
+class Moments(NamedTuple):
+    """What a basis is measured by: second moments [N, N] of the tokens of each split."""
 
-    Attributes:
-      generator: a `BasisGenerator`.
-      train, validation: second moments [N, N] of the tokens of each split.
-    """
-
-    generator: nn.Module
     train: np.ndarray
     validation: np.ndarray
 
 
 def run(config: ConfigDict) -> dict[str, object]:
     """Measures and draws the basis of the workdir's generator; returns the summary."""
-    if not make_basis(config).has_matrix:
-        expected = "a matrix, such as learned: an order has nothing to draw"
-        raise InputError("model.basis.kind", repr(config.model.basis.kind), expected)
+    if not is_watched(config):
+        given = f"{config.model.basis.kind!r} of {config.model.tokenizer.kind}"
+        expected = "one basis for all images, of real-valued tokens"
+        raise InputError("model.basis.kind", given, expected)
     mesh = mesh_lib.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         trained = models.load_generator(config, mesh)
-        tokenizer = models.load_tokenizer(config, mesh)
-        caches = (data.open_cache(encode.cache_path(config, s)) for s in encode.SPLITS)
-        watched = watch(config, trained.module, tokenizer.module, *caches)
+        tokenizer = encode.load_tokenizer(config, mesh)
+        codec = make_tokenizer(config)
+        caches = (encode.open_split(config, split) for split in encode.SPLITS)
+        moments = Moments(*(second_moment(config, trained.module, codec, c) for c in caches))
         keep(config, trained)
-        numbers = measure(mesh_lib.whole(trained.params[MATRIX]), watched)
-        draw(config, watched, trained, tokenizer)
+        numbers = measure(trained.module.matrix_of(trained.params), moments)
+        draw(config, moments, trained, tokenizer)
     return update_summary(config.workdir, {"generator_step": trained.step, **numbers})
 
 
-def watch(config: ConfigDict, generator: nn.Module, tokenizer: nn.Module, train, validation):
-    """What is watched of a generator's basis; None if that is no matrix.
-
-    Args:
-      tokenizer: the module alone.
-      train, validation: token caches.
-    """
-    if not generator.basis.has_matrix:
-        return None
-    moments = (second_moment(config, generator, tokenizer, cache) for cache in (train, validation))
-    return Watched(generator, *moments)
+def is_watched(config: ConfigDict) -> bool:
+    """Whether there is one basis for all images, of real-valued tokens."""
+    return real_valued(config) and config.model.basis.kind != RANDOM
 
 
 def second_moment(config: ConfigDict, generator: nn.Module, tokenizer: nn.Module, cache):
     """Mean of x x^T over images and channels, [N, N] float64, of up to IMAGES cached images.
 
-    Every process computes it whole.
+    With their mirror images where the cache has them. Every process computes it whole.
     """
     key, sums, count = stream_key(config.seed, "basis/latents"), 0.0, 0
     spread = np.arange(min(IMAGES, len(cache))) * len(cache) // min(IMAGES, len(cache))
     for begin in range(0, len(spread), BATCH):
         rows = spread[begin : begin + BATCH]
-        tokens = cache.read(np.resize(rows, BATCH))["tokens"]
-        own = jax.random.fold_in(key, begin)
-        part = _moments(generator, tokenizer, tokens, own, np.arange(BATCH) < len(rows))
-        sums = sums + np.asarray(part, np.float64)
-        count += len(rows)
+        examples = cache.read(np.resize(rows, BATCH))
+        own, counted = jax.random.fold_in(key, begin), np.arange(BATCH) < len(rows)
+        for name in ("tokens", "tokens_mirrored")[: 1 + cache.mirrored]:
+            part = _moments(generator, tokenizer, examples[name], own, counted)
+            sums = sums + np.asarray(part, np.float64)
+            count += len(rows)
     return sums / (count * generator.host.channels)
 
 
@@ -128,21 +118,22 @@ def training(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
     generator: nn.Module,
-    watched: Watched | None = None,
+    second_moment: np.ndarray | None = None,
 ) -> dict[str, object]:
     """What `players.one_player` needs to know of a basis: how it starts, whether it is trained.
 
     Args:
-      watched: without it, a basis that is made of the data set's tokens starts as a random one.
+      second_moment: of the training tokens; without it, a basis that is made of the data set's
+        tokens starts as a random one.
     """
     if not generator.basis.has_matrix:
         return {}
-    section, moment = config.model.basis, None if watched is None else watched.train
-    matrix = generator.basis.matrix(generator.grid, generator.own_order, moment)
+    section = config.model.basis
+    matrix = generator.basis.matrix(generator.grid, generator.own_order, second_moment)
     matrix = jnp.asarray(matrix, jnp.float32)
     start = {MATRIX: jax.device_put(matrix, mesh_lib.replicated(mesh))}
     if generator.basis.kind != LEARNED:
-        return {"pretrained": start, "trained": lambda path: not is_basis(path)}
+        return {"fixed": start, "trained": lambda path: not is_basis(path)}
     select = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_basis(path), params)
     last = optax.masked(projected(section.projection, section.delta), select)
     return {"pretrained": start, "last": last}
@@ -150,29 +141,27 @@ def training(
 
 def evaluate(
     config: ConfigDict,
-    watched: Watched | None,
+    moments: Moments,
     trained: models.Trained,
     tokenizer: models.Trained | None,
     writer: MetricsWriter,
 ) -> dict[str, float]:
-    """Keeps, draws and measures A as it is now; nothing where the basis is no matrix.
+    """Keeps, draws and measures A as it is now.
 
     Returns:
       See `measure`.
     """
-    if watched is None:
-        return {}
     keep(config, trained)
     try:
-        writer.image(trained.step, "basis", draw(config, watched, trained, tokenizer))
+        writer.image(trained.step, "basis", draw(config, moments, trained, tokenizer))
     except InputError as error:  # no matplotlib: training need not have it
         logger.info("basis: %s", error)
-    return measure(mesh_lib.whole(trained.params[MATRIX]), watched)
+    return measure(trained.module.matrix_of(trained.params), moments)
 
 
 def keep(config: ConfigDict, trained: models.Trained) -> None:
     """Writes A of this step."""
-    matrix = mesh_lib.whole(trained.params[MATRIX])
+    matrix = trained.module.matrix_of(trained.params)
     if jax.process_index() == 0:
         folder = pathlib.Path(config.workdir) / "basis"
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +172,7 @@ def keep(config: ConfigDict, trained: models.Trained) -> None:
 
 def draw(
     config: ConfigDict,
-    watched: Watched,
+    moments: Moments,
     trained: models.Trained,
     tokenizer: models.Trained | None,
 ) -> np.ndarray:
@@ -196,7 +185,7 @@ def draw(
       InputError: matplotlib is not installed; the pictures that do without it are written.
     """
     folder, first = pathlib.Path(config.workdir) / "basis", jax.process_index() == 0
-    generator, matrix = trained.module, mesh_lib.whole(trained.params[MATRIX])
+    generator, matrix = trained.module, trained.module.matrix_of(trained.params)
     rows = pictures.rows_picture(matrix, generator.grid, labels=True)
     if first:
         save_png(folder / "rows.png", rows)
@@ -206,12 +195,13 @@ def draw(
             save_png(folder / "prefixes.png", pictures.progressive_picture(decoded))
     if not first:
         return rows
-    curves = {config.model.basis.kind: matrix}
+    bases = {config.model.basis.kind: matrix}
     for name in OTHERS:
-        curves.setdefault(name, Basis(name).matrix(generator.grid, generator.own_order))
-    curves = {n: energy.prefix_energy(A, watched.validation) for n, A in curves.items()}
-    best = energy.best_energy(watched.validation, len(matrix))
-    write_atomically(folder / "energy.png", pictures.draw_prefix_energy(curves, best))
+        bases.setdefault(name, Basis(name).matrix(generator.grid, generator.own_order))
+    bases["PCA"] = principal_components(moments.train)[: len(matrix)]
+    curves = {name: energy.prefix_energy(A, moments.validation) for name, A in bases.items()}
+    drawn = pictures.draw_prefix_energy(curves, curves.pop("PCA"))
+    write_atomically(folder / "energy.png", drawn)
     section = config.model.basis
     bounded = section.kind == LEARNED and section.projection == "soft"
     drawn = pictures.draw_orthogonality(history(folder), section.delta if bounded else None)
@@ -221,12 +211,16 @@ def draw(
 
 def history(folder: pathlib.Path) -> list[tuple[int, np.ndarray, float]]:
     """Step, singular values and norm of A A^T - I of every A that was kept."""
-    found = []
-    for path in sorted(folder.glob("[0-9]*.npy")):
-        matrix = np.load(path).astype(np.float64)
-        norm = np.linalg.norm(matrix @ matrix.T - np.eye(len(matrix)))
-        found.append((int(path.stem), np.linalg.svd(matrix, compute_uv=False), float(norm)))
-    return found
+    paths = sorted(folder.glob("[0-9]*.npy"))
+    return [(int(path.stem), *_spectrum(path, path.stat().st_mtime_ns)) for path in paths]
+
+
+@functools.cache  # of a file as it was written: each is read once in a run
+def _spectrum(path: pathlib.Path, written: int) -> tuple[np.ndarray, float]:
+    del written
+    matrix = np.load(path).astype(np.float64)
+    norm = np.linalg.norm(matrix @ matrix.T - np.eye(len(matrix)))
+    return np.linalg.svd(matrix, compute_uv=False), float(norm)
 
 
 def prefixes(config: ConfigDict, trained: models.Trained, tokenizer: models.Trained) -> np.ndarray:
@@ -237,7 +231,7 @@ def prefixes(config: ConfigDict, trained: models.Trained, tokenizer: models.Trai
     """
     labels = np.arange(min(config.data.num_classes, PREFIX_IMAGES), dtype=np.int32)
     key = stream_key(config.seed, "basis/prefixes")
-    y, inverse = _sequences(
+    y = _sequences(
         trained.module,
         sampling_settings(config),
         trained.params,
@@ -247,10 +241,12 @@ def prefixes(config: ConfigDict, trained: models.Trained, tokenizer: models.Trai
         jnp.float32(config.sample.temperature),
     )
     module = trained.module
+    y, matrix = mesh_lib.whole(y), jnp.asarray(module.matrix_of(trained.params))
+    inverse = transform.inverse_matrix(matrix, module.basis.inverse)
 
     def decode(x):
         x = from_patches(x, module.token_grid, module.patch_size)
-        return sample.pixels(tokenizer.module, tokenizer.params, x)
+        return mesh_lib.whole(sample.pixels(tokenizer.module, tokenizer.params, x))
 
     counts = pictures.prefix_counts(y.shape[1], min(25, max(1, y.shape[1] // 8)))
     return pictures.progressive_decoding(y, inverse, decode, counts)
@@ -258,12 +254,11 @@ def prefixes(config: ConfigDict, trained: models.Trained, tokenizer: models.Trai
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _sequences(generator, settings, params, labels, keys, *scales):
-    """Generated y [B, N', d], and the inverse of A [N, N']."""
-    y = generator.sample_sequence(params, labels, keys, settings, *scales)
-    return y, transform.inverse_matrix(params[MATRIX], generator.basis.inverse)
+    """Generated y [B, N', d]."""
+    return generator.sample_sequence(params, labels, keys, settings, *scales)
 
 
-def measure(matrix: np.ndarray, watched: Watched) -> dict[str, float]:
+def measure(matrix: np.ndarray, moments: Moments) -> dict[str, float]:
     """Numbers of a basis A [N', N].
 
     Returns:
@@ -271,9 +266,9 @@ def measure(matrix: np.ndarray, watched: Watched) -> dict[str, float]:
       `basis_energy_of_pca`: that as a share of the training images' PCA's.
       `basis_orthogonality`: Frobenius norm of A A^T - I, and the extreme singular values.
     """
-    area = energy.energy_area(energy.prefix_energy(matrix, watched.validation))
-    pca = principal_components(watched.train)[: len(matrix)]
-    best = energy.energy_area(energy.prefix_energy(pca, watched.validation))
+    area = energy.energy_area(energy.prefix_energy(matrix, moments.validation))
+    pca = principal_components(moments.train)[: len(matrix)]
+    best = energy.energy_area(energy.prefix_energy(pca, moments.validation))
     matrix = np.asarray(matrix, np.float64)
     values = np.linalg.svd(matrix, compute_uv=False)
     found = (

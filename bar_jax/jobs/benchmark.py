@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import frozen, models
+from bar_jax.bases import LEARNED
 from bar_jax.config import bits_per_token, real_valued, token_channels, token_grid
 from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
@@ -31,6 +32,7 @@ from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training.step import init_state, jit_once
+from bar_jax.validation import validate
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         "sampling": _sampling,
         "training": _training,
         "head": _head,
+        "basis": _basis,
         "tokenizer": _tokenizer,
         "tokenizer_training": _tokenizer_training,
     }
@@ -143,13 +146,7 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
         make_generator(config, config.train_generator.remat),
     )
     program = generator_program(config, mesh, generator)
-    rng, (kind, width) = np.random.default_rng(config.seed), cached_as(config)
-    shape = (section.batch_size, generator.token_shape[0], width)
-    tokens = rng.integers(0, 2 if kind == "bits" else 256, shape, np.uint8)
-    batch = {
-        "tokens": rng.normal(size=shape).astype(kind) if kind == "float32" else tokens,
-        "label": rng.integers(0, config.data.num_classes, section.batch_size, np.int32),
-    }
+    batch = _training_batch(config, generator)
     told, params = _time_step(config, mesh, section, program, batch, step=0)
     flops = training_flops(config, params)
     rate = flops * told["images_per_second"]
@@ -158,6 +155,58 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
         "flops_per_second": _rounded(rate),
         "model_flops_utilisation": _rounded(rate / peak),
     }
+
+
+def _training_batch(config: ConfigDict, generator: nn.Module) -> dict[str, np.ndarray]:
+    """Random tokens, as a cache has them, and labels."""
+    rng, (kind, width) = np.random.default_rng(config.seed), cached_as(config)
+    size = config.train_generator.batch_size
+    shape = (size, generator.token_shape[0], width)
+    tokens = rng.integers(0, 2 if kind == "bits" else 256, shape, np.uint8)
+    return {
+        "tokens": rng.normal(size=shape).astype(kind) if kind == "float32" else tokens,
+        "label": rng.integers(0, config.data.num_classes, size, np.int32),
+    }
+
+
+def _basis(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
+    """What a learned basis adds to a training step (basis paper, Table 9).
+
+    Steps of the host alone, on a basis with the host's loss, and with the residual objective are
+    made in turn, so that whatever else the machine does falls on all of them. Ratios are medians
+    over the turns.
+    """
+    del peak
+    variants = {
+        "host": dict(kind="identity"),
+        "bar": dict(kind=LEARNED, objective="bar"),
+        "residual": dict(kind=LEARNED, objective="residual"),
+    }
+    steps, args, told = {}, {}, {}
+    for name, fields in variants.items():
+        own = config.copy_and_resolve_references()
+        own.model.basis.update(fields)
+        validate(own)
+        generator = make_generator(own, own.train_generator.remat)
+        program = generator_program(own, mesh, generator)
+        step, args[name], _ = _training_step(own, mesh, program, _training_batch(own, generator), 0)
+        with jax.set_mesh(mesh):
+            steps[name] = step.lower(*args[name]).compile()
+        told[name] = {"memory_bytes_per_device": _bytes(steps[name]), "seconds": []}
+    for turn in range(1 + config.benchmark.repeats):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            state, _ = jax.block_until_ready(step(*args[name]))
+            seconds = time.perf_counter() - began
+            args[name] = (state, *args[name][1:])
+            if turn:  # the first is not counted
+                told[name]["seconds"].append(_rounded(seconds))
+    for found in told.values():
+        pairs = zip(found["seconds"], told["host"]["seconds"], strict=True)
+        found["time_ratio"] = _rounded(statistics.median(own / host for own, host in pairs))
+        memory = found["memory_bytes_per_device"] / told["host"]["memory_bytes_per_device"]
+        found["memory_ratio"] = _rounded(memory)
+    return {"batch_size": config.train_generator.batch_size, **told}
 
 
 def _tokenizer_training(
@@ -196,8 +245,8 @@ def _rates(flops: int, batch: int, seconds: list[float], peak: float) -> dict[st
     }
 
 
-def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, object], dict]:
-    """Times a step of a program; also returns the shapes of its parameters."""
+def _training_step(config, mesh, program, batch, step) -> tuple[Callable, tuple, dict]:
+    """A step of a program, jitted; its first arguments; the shapes of the parameters."""
     make_state, shapes = init_state(program.init, jax.random.key(config.seed), mesh)
     # The state goes in and comes out, as in training.
     layout = jax.tree.map(lambda leaf: leaf.sharding, shapes)
@@ -205,16 +254,18 @@ def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, o
         program.step(step), donate_argnums=0, out_shardings=(layout, replicated(mesh))
     )
     with jax.set_mesh(mesh):
+        state = make_state()
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    key = jax.device_put(jax.random.key(config.seed), replicated(mesh))
+    return function, (state, batch, key, program.frozen), shapes.params
+
+
+def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, object], dict]:
+    """Times a step of a program; also returns the shapes of its parameters."""
+    function, args, params = _training_step(config, mesh, program, batch, step)
+    with jax.set_mesh(mesh):
         compile_seconds, seconds, memory = _timed(
-            function,
-            (
-                make_state(),
-                jax.device_put(batch, batch_sharding(mesh)),
-                jax.device_put(jax.random.key(config.seed), replicated(mesh)),
-                program.frozen,
-            ),
-            config.benchmark.repeats,
-            feed=lambda args, out: (out[0], *args[1:]),
+            function, args, config.benchmark.repeats, feed=lambda args, out: (out[0], *args[1:])
         )
     told = {
         "batch_size": section.batch_size,
@@ -225,7 +276,7 @@ def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, o
         "images_per_second": _rounded(section.batch_size / statistics.median(seconds)),
         "memory_bytes_per_device": memory,
     }
-    return told, shapes.params
+    return told, params
 
 
 def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
@@ -318,10 +369,14 @@ def _timed(
         seconds.append(_rounded(time.perf_counter() - began))
         args = feed(args, out)
         del out  # or two results would be held at a time
+    return _rounded(compile_seconds), seconds[1:], _bytes(compiled)
+
+
+def _bytes(compiled: jax.stages.Compiled) -> int:
+    """The compiler's count of arguments, results and temporaries on a device."""
     memory = compiled.memory_analysis()
     size = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    return _rounded(compile_seconds), seconds[1:], size
+    return size + memory.temp_size_in_bytes - memory.alias_size_in_bytes
 
 
 def _rounded(number: float) -> float:

@@ -49,12 +49,38 @@ def cache_path(config: ConfigDict, split: str) -> pathlib.Path:
     return pathlib.Path(config.workdir) / "cache" / split
 
 
+def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> models.Trained | None:
+    """The workdir's tokenizer; None if there is none and the tokens came without it."""
+    folder = pathlib.Path(config.workdir) / "tokenizer"
+    if config.data.source == "tokens" and not workdir.begun(folder):
+        logger.info("no tokenizer in %s, so no images are drawn", folder)
+        return None
+    with jax.set_mesh(mesh):
+        return models.load_tokenizer(config, mesh)
+
+
+def open_split(config: ConfigDict, split: str, fingerprint: str | None = None) -> data.TokenCache:
+    """The finished cache of a split, of the configured tokenizer; None takes any weights of it."""
+    dtype, width = cached_as(config)
+    return data.open_cache(
+        cache_path(config, split),
+        fingerprint=fingerprint,
+        dtype=dtype,
+        width=width,
+        grid=token_grid(config),
+        num_classes=config.data.num_classes,
+    )
+
+
 # --- images --------------------------------------------------------------------------------------
 
 
 def _encode_images(config) -> tuple[str, dict[str, tuple[int, bool]]]:
     """The tokenizer's fingerprint, and what `_write_cache` returns for each split."""
     mesh = mesh_lib.make_mesh(**config.mesh)
+    if config.model.tokenizer.kind == "kl_vae":
+        config = config.copy_and_resolve_references()
+        config.dtype = "float32"  # moments are kept in float32, and made once
     with jax.set_mesh(mesh):
         tokenizer = models.load_tokenizer(config, mesh)
         fingerprint = models.fingerprint(config, tokenizer.params)

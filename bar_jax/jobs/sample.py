@@ -26,6 +26,7 @@ from bar_jax import mesh as mesh_lib
 from bar_jax.config import real_valued, token_grid
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
+from bar_jax.generators import make_basis
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import encode
 from bar_jax.training import preemption
@@ -203,6 +204,7 @@ def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> d
     """What the samples depend on."""
     section = config.sample
     labels = list(section.labels)
+    has_matrix = make_basis(config).has_matrix
     return {
         "samples": len(sample_labels(config)),
         "sample_classes": labels or f"{section.images_per_class} of every class",
@@ -210,6 +212,7 @@ def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> d
         "sample_guidance_scale": section.guidance_scale,
         "sample_temperature": section.temperature,
         **{f"sample_{name}": value for name, value in schedule(config).items()},
+        **({"sample_basis_inverse": config.model.basis.inverse} if has_matrix else {}),
         "sample_keep": section.keep,
         "sample_dtype": config.dtype,
         "generator_step": generator_step,
@@ -223,7 +226,8 @@ def schedule(config: ConfigDict) -> dict[str, object]:
     if not real_valued(config):
         names = ("unmasking_schedule", "order")
     else:
-        names = {"xar": ("sampler", "steps"), "mar": ("iterations", "steps")}.get(kind, ("steps",))
+        names = {"xar": ("sampler", "steps"), "mar": ("iterations", "steps", "clip")}
+        names = names.get(kind, ("steps", "clip"))
     return {name: workdir.to_json(section)[name] for name in names}
 
 

@@ -20,11 +20,11 @@ from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
 from bar_jax.bases import RANDOM
 from bar_jax.bases.permutation import random_share
-from bar_jax.config import duration, token_grid
+from bar_jax.config import duration
 from bar_jax.generators import make_generator
 from bar_jax.jobs import basis as basis_lib
 from bar_jax.jobs import encode, sample
-from bar_jax.tokenizers import cached_as, make_tokenizer
+from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import loop
 from bar_jax.training.players import one_player
 from bar_jax.training.step import LossFn, quotients, stream_key
@@ -47,17 +47,25 @@ FINAL = {
 def run(config: ConfigDict) -> dict[str, object]:
     """Trains to the end, or goes on from the last checkpoint; returns the summary."""
     section, mesh = config.train_generator, mesh_lib.make_mesh(**config.mesh)
-    tokenizer = _load_tokenizer(config, mesh)
+    tokenizer = encode.load_tokenizer(config, mesh)
     if config.data.source == "tokens":
         fingerprint = encode.packed_fingerprint(config)
     else:
         fingerprint = models.fingerprint(config, tokenizer.params)
-    cache, validation = (_open_cache(config, fingerprint, s) for s in ("train", "validation"))
+    cache, validation = (encode.open_split(config, s, fingerprint) for s in encode.SPLITS)
     folder = workdir.begin_training(config, "generator")
     generator = make_generator(config, remat=section.remat)
     codec = make_tokenizer(config)
     start, end = (_anneal_step(config, point, len(cache)) for point in ("start", "end"))
-    watched = basis_lib.watch(config, generator, codec, cache, validation)
+    splits = (cache, validation)
+
+    @functools.cache  # a run that is finished does not need them
+    def moments():
+        return basis_lib.Moments(
+            *(basis_lib.second_moment(config, generator, codec, split) for split in splits)
+        )
+
+    watched = basis_lib.is_watched(config)
 
     def batches(start_step):
         return data.token_batches(
@@ -83,7 +91,9 @@ def run(config: ConfigDict) -> dict[str, object]:
             generator, codec, params, validation, mesh, config.seed, section.batch_size,
             section.evaluate_images,
         )  # fmt: skip
-        return found | basis_lib.evaluate(config, watched, trained, tokenizer, writer)
+        if watched:
+            found |= basis_lib.evaluate(config, moments(), trained, tokenizer, writer)
+        return found
 
     steps, results = loop.train(
         STAGE,
@@ -96,7 +106,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             make_loss_fn(generator, codec, start, end),
             section,
             *durations,
-            **basis_lib.training(config, mesh, generator, watched),
+            **basis_lib.training(config, mesh, generator, moments().train if watched else None),
         ),
         batches=batches,
         evaluate=evaluate,
@@ -162,33 +172,11 @@ def latents(tokenizer: nn.Module, cached: jax.Array, keys: jax.Array) -> jax.Arr
     return tokenizer.latents(cached, jax.vmap(jax.random.fold_in, (0, None))(keys, LATENT))
 
 
-def _load_tokenizer(config, mesh) -> models.Trained | None:
-    """The workdir's tokenizer; None if there is none and the tokens came without it."""
-    folder = pathlib.Path(config.workdir) / "tokenizer"
-    if config.data.source == "tokens" and not workdir.begun(folder):
-        logger.info("%s: no tokenizer in %s, so no sample pictures are drawn", STAGE, folder)
-        return None
-    with jax.set_mesh(mesh):
-        return models.load_tokenizer(config, mesh)
-
-
 def _anneal_step(config, point, images) -> int:
     """The step at which the share of random orders starts or ends to fall."""
     field = f"model.generator.order.anneal_{point}_"
     batch_size = config.train_generator.batch_size
     return duration(config.model.generator.order, field, batch_size, images, required=False)
-
-
-def _open_cache(config, fingerprint, split):
-    dtype, width = cached_as(config)
-    return data.open_cache(
-        encode.cache_path(config, split),
-        fingerprint=fingerprint,
-        dtype=dtype,
-        width=width,
-        grid=token_grid(config),
-        num_classes=config.data.num_classes,
-    )
 
 
 def validation_loss(

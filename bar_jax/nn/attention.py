@@ -57,26 +57,28 @@ def attend(
 
 
 def attend_cached(
-    query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array
+    query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array | None
 ) -> jax.Array:
-    """Attention over a cache that has heads in front of positions.
+    """Attention over keys and values that have heads in front of positions, as a cache has them.
 
     That order needs no transposed copy of the cache for every token.
 
     Args:
       query: [B, Q, H, C].
       keys, values: [B, H, S, C].
-      visible: bool [Q, S], True where a query sees a key.
+      visible: bool [Q, S], True where a query sees a key; None: everything is seen.
 
     Returns:
       [B, Q, H, C] in the dtype of the query.
     """
     f32 = jnp.float32
-    scores = jnp.einsum("bqhc,bhsc->bhqs", query, keys, preferred_element_type=f32)
+    query = query.swapaxes(1, 2)
+    scores = jnp.einsum("bhqc,bhsc->bhqs", query, keys, preferred_element_type=f32)
     scores = scores / jnp.sqrt(f32(query.shape[-1]))
-    scores = jnp.where(visible[None, None], scores, jnp.finfo(f32).min)
+    if visible is not None:
+        scores = jnp.where(visible[None, None], scores, jnp.finfo(f32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhqs,bhsc->bqhc", weights, values)
+    return jnp.einsum("bhqs,bhsc->bhqc", weights, values).swapaxes(1, 2)
 
 
 def _cudnn_takes(query: jax.Array) -> bool:

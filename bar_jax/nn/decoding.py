@@ -16,14 +16,20 @@ import jax.numpy as jnp
 
 OUTPUT_FIRST = "kernel_output_first"
 
+# adaLN vectors depend on class and position, or time, only. Up to this size samplers make all of
+# them ahead of their loop, so that it need not read their weights; a batch that needs more makes
+# good use of the weights anyhow.
+AHEAD_BYTES = 4 * 2**30
 
-def decoding_params(params: dict, dtype: jnp.dtype) -> dict:
+
+def decoding_params(params: dict, dtype: jnp.dtype, output_first: bool = True) -> dict:
     """A module's parameters, laid out for decoding.
 
     Args:
       params: as trained; under `blocks` (or `encoder_blocks`, ...) every array is stacked,
         [depth, ...].
       dtype: what is computed in; kernels and biases are cast to it.
+      output_first: whether to turn kernels on CPU; not for products of some hundred rows.
     """
     out = {}
     for name, value in params.items():
@@ -31,13 +37,14 @@ def decoding_params(params: dict, dtype: jnp.dtype) -> dict:
             depth = jax.tree.leaves(value)[0].shape[0]
             for i in range(depth):
                 layer = jax.tree.map(lambda stacked, i=i: stacked[i], value)
-                out[f"{name}_{i}"] = decoding_params(layer, dtype)
+                out[f"{name}_{i}"] = decoding_params(layer, dtype, output_first)
         elif not isinstance(value, dict):
             out[name] = value
         elif value.keys() == {"kernel", "bias"}:
-            out[name] = _linear(value["kernel"].astype(dtype), value["bias"].astype(dtype))
+            kernel, bias = value["kernel"].astype(dtype), value["bias"].astype(dtype)
+            out[name] = _linear(kernel, bias, output_first)
         else:
-            out[name] = decoding_params(value, dtype)
+            out[name] = decoding_params(value, dtype, output_first)
     return out
 
 
@@ -46,8 +53,8 @@ def unstacked(module: nn.Module, name: str = "blocks") -> bool:
     return module.has_variable("params", f"{name}_0")
 
 
-def _linear(kernel: jax.Array, bias: jax.Array) -> dict:
-    if jax.default_backend() != "cpu":
+def _linear(kernel: jax.Array, bias: jax.Array, output_first: bool) -> dict:
+    if not output_first or jax.default_backend() != "cpu":
         return {"kernel": kernel, "bias": bias}
     # [in..., out...] -> [out, in].
     return {OUTPUT_FIRST: kernel.reshape(-1, bias.size).T, "bias": bias}

@@ -8,6 +8,12 @@ import numpy as np
 from bar_jax.nn.linear import NORMAL_02, Init, linear
 
 MAX_PERIOD = 10_000.0
+TIME_STEPS = 1000  # times in [0, 1] are told to a network in thousandths
+
+
+def time_index(time: jax.Array) -> jax.Array:
+    """Times in [0, 1] as the network is told them: float32, in thousandths, cut off."""
+    return jnp.trunc(jnp.asarray(time, jnp.float32) * jnp.float32(TIME_STEPS)).astype(jnp.int32)
 
 
 def sinusoidal(index: jax.Array, size: int = 256) -> jax.Array:

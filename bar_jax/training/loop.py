@@ -95,7 +95,7 @@ def train(
 
         program = make_program(steps, warmup, constant)
         make_state, shapes = init_state(program.init, stream_key(seed, f"{stage}/params"), mesh)
-        state, results = _start(manager, make_state, shapes, program.pretrained, init_from, stage)
+        state, results = _start(manager, make_state, shapes, program, init_from, stage)
         layout, frozen = (
             jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (shapes, program.frozen)
         )
@@ -152,7 +152,7 @@ def _start(
     manager: ocp.CheckpointManager,
     make_state: Callable[[], TrainState],
     shapes: TrainState,
-    pretrained: dict,
+    program: Program,
     init_from: str | os.PathLike | None,
     stage: str,
 ) -> tuple[TrainState, Results]:
@@ -165,9 +165,10 @@ def _start(
     if init_from:
         params, step = checkpoint.restore_params(init_from, shapes.params)
         logger.info("%s: starts from %s, step %d", stage, init_from, step)
-    elif pretrained:
-        params = _replaced(state.params, pretrained)
     else:
+        params = _replaced(state.params, program.pretrained)
+    params = _replaced(params, program.fixed)
+    if params is state.params:
         return state, {}
     # Copies: the state is donated to the step.
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
@@ -176,6 +177,8 @@ def _start(
 
 def _replaced(params: dict | jax.Array, others: dict | jax.Array) -> dict | jax.Array:
     """Parameters with copies of others in their places and layouts."""
+    if others == {}:
+        return params
     if not isinstance(others, dict):
         return jnp.copy(jax.device_put(others, params.sharding))
     return params | {name: _replaced(params[name], value) for name, value in others.items()}

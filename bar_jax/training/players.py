@@ -34,12 +34,14 @@ class Program(NamedTuple):
         step, so that each is compiled once.
       pretrained: parameters, on the mesh, that replace fresh ones of a state from scratch.
       frozen: arrays, on the mesh, that steps read and nothing changes.
+      fixed: parameters, on the mesh, that every fresh start has, from another run's too.
     """
 
     init: Callable[[jax.Array], TrainState]
     step: Callable[[int], Step]
     pretrained: dict = {}
     frozen: dict = {}
+    fixed: dict = {}
 
 
 # As `training.step.LossFn`, with the frozen networks as its last argument.
@@ -93,6 +95,7 @@ def one_player(
     trained: Callable[[Path], bool] = everything,
     last: optax.GradientTransformation | None = None,
     pretrained: dict | None = None,
+    fixed: dict | None = None,
 ) -> Program:
     """A network that minimises a loss.
 
@@ -101,7 +104,7 @@ def one_player(
       loss_fn: see `training.step`.
       section: the stage's: `optimizer`, `ema_decay`, `accumulate`.
       steps, warmup, constant: of the learning rate's schedule, see `optimizer.warmup_cosine`.
-      trained, last, pretrained: see `two_players`.
+      trained, last, pretrained, fixed: see `two_players`.
     """
     without_frozen = lambda *args: loss_fn(*args[:-1])
     return two_players(
@@ -115,6 +118,7 @@ def one_player(
         trained=trained,
         last=last,
         pretrained=pretrained,
+        fixed=fixed,
     )
 
 
@@ -132,6 +136,7 @@ def two_players(
     last: optax.GradientTransformation | None = None,
     pretrained: dict | None = None,
     frozen: dict | None = None,
+    fixed: dict | None = None,
 ) -> Program:
     """A network that minimises a loss, and from a step on an opponent that is part of the loss.
 
@@ -149,7 +154,7 @@ def two_players(
       trained: which parameters of the network change.
       share: path of a parameter -> what its learning rate is of the schedule's; None: all of it.
       last: of the optimiser's chain, see `optimizer.adamw`.
-      pretrained, frozen: see `Program`.
+      pretrained, frozen, fixed: see `Program`.
     """
     rates = warmup, steps, share, constant
     tx, schedule = optimizer.from_section(section.optimizer, *rates, last)
@@ -167,7 +172,7 @@ def two_players(
 
     if opponent is None:
         init = lambda key: fresh_state(init_params(key), tx, section.ema_decay > 0, trained)
-        return Program(init, lambda step: plain_step, pretrained or {}, frozen or {})
+        return Program(init, lambda step: plain_step, pretrained or {}, frozen or {}, fixed or {})
 
     other_tx, other_schedule = optimizer.from_section(
         opponent.section, opponent.warmup, steps - start
@@ -207,7 +212,7 @@ def two_players(
             return plain_step
         return step_against if (number - start) % 2 == 0 else opponents_step
 
-    return Program(init, step, pretrained or {}, frozen or {})
+    return Program(init, step, pretrained or {}, frozen or {}, fixed or {})
 
 
 def moves(step: jax.Array | int, start: int) -> jax.Array:

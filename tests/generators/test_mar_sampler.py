@@ -55,9 +55,10 @@ def test_every_token_is_drawn_once(key, iterations):
         sampler(True, iterations), small_params(), jnp.zeros(2, int), jax.random.split(key, 2), 3.0
     )
     assert drawn.shape == (2, LENGTH, CHANNELS)
-    steps = [step for group in mar_sampler._groups(LENGTH, iterations) for step in group]
-    known = np.cumsum([0] + [count for _, _, count in steps])
-    assert [start for _, start, _ in steps] == known[:-1].tolist() and known[-1] == LENGTH
+    plan = mar_sampler._plan(LENGTH, iterations)
+    known = np.cumsum([0, *plan.counts])
+    assert plan.known == known[:-1].tolist() and known[-1] == LENGTH and min(plan.counts) > 0
+    assert np.all(np.array(plan.known) <= plan.slots)
 
 
 @pytest.mark.parametrize("sizes", [1, 3])

@@ -12,7 +12,8 @@ from scipy import stats
 
 from bar_jax import mesh as mesh_lib
 from bar_jax.generators.settings import Settings
-from bar_jax.generators.xar import XAR, sample_sequence
+from bar_jax.generators.xar import XAR
+from bar_jax.generators.xar_sampler import sample_sequence
 
 GRID, CHANNELS, CLASSES = (4, 4), 3, 5
 CELLS, CELL, STEPS = 4, 4, 3
