@@ -92,6 +92,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         temperature: float | None = None,
         unmasking_schedule: Sequence[int] | None = None,
+        steps: int | None = None,
         images: np.ndarray | None = None,
         keep: np.ndarray | None = None,
     ) -> np.ndarray:
@@ -99,7 +100,9 @@ class Pipeline:
 
         Args:
           labels: B integers in 0..num_classes - 1.
-          guidance_scale, temperature, unmasking_schedule: None for those of `config.sample`.
+          guidance_scale, temperature: None for those of `config.sample`.
+          unmasking_schedule: of bits; None for that of `config.sample`.
+          steps: of real-valued tokens, each cell's (xAR) or the diffusion head's; None likewise.
           images: uint8 [B, H, W, 3], of which tokens are kept (inpainting).
           keep: bool [h, w] over the tokens' grid, or [B, h, w]: True where a token is kept.
 
@@ -116,6 +119,14 @@ class Pipeline:
             section.guidance_scale = float(guidance_scale)
         if temperature is not None:
             section.temperature = float(temperature)
+        real = real_valued(config)
+        for name, given in (("unmasking_schedule", unmasking_schedule), ("steps", steps)):
+            if given is not None and real == (name == "unmasking_schedule"):
+                tokens = "bits" if name == "unmasking_schedule" else "real-valued tokens"
+                raise InputError(name, str(given), f"None: it is for {tokens}")
+        if steps is not None:
+            section.steps = steps
+            validate(config)
         if unmasking_schedule is not None:
             section.unmasking_schedule = tuple(np.ravel(unmasking_schedule).tolist())
         labels = np.ravel(labels).tolist()

@@ -49,12 +49,16 @@ lane() {  # every JOBS-th task, one after another, on one core
   for ((i = $1; i < ${#tasks[@]}; i += jobs)); do
     one=${tasks[i]%:*} seed=${tasks[i]#*:}
     workdir=$folder/${one}_$seed
-    [ -f "$workdir/done" ] && continue
+    if [ -f "$workdir/done" ]; then
+      [ "$(cat "$workdir/done")" = "$config ${*:2}" ] && continue
+      echo "error: $workdir is of: $(cat "$workdir/done"); give another FOLDER" >&2
+      continue
+    fi
     # shellcheck disable=SC2046
     if taskset -c $(($1 % $(nproc))) "$python" -m bar_jax.main --config="$config" \
       --workdir="$workdir" --config.seed="$seed" $(variant "$one") "${@:2}" \
       >"$workdir.log" 2>&1; then
-      touch "$workdir/done"
+      echo "$config ${*:2}" >"$workdir/done"
     else
       echo "error: $workdir failed, see $workdir.log" >&2
     fi

@@ -54,7 +54,7 @@ def xar_forward(config, given, weights):
         cut = params | {"encoder_blocks": jax.tree.map(lambda leaf, d=depth: leaf[:d], part)}
         run = lambda m: m.encoder_blocks(m.embed(x), condition, m.rotary(), m.block_causal())[0]  # noqa: E731
         blocks[depth] = host.clone(depth=depth).apply({"params": cut}, method=run)
-    encoded = apply(host.encoded, blocks[host.depth])
+    encoded = apply(lambda m: m.encoder_norm(blocks[host.depth]))
     visible = host.block_causal()
     cos, sin = host.rotary()
     tables = buffers(host)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bar_jax.bases.matrices import principal_components
+
 # A row that differs by less than this share of its norm from what earlier rows span adds nothing:
 # float32 tokens could not tell it.
 DEPENDENT = 1e-6
@@ -59,23 +61,22 @@ def prefix_energy(A: np.ndarray, second_moment: np.ndarray) -> np.ndarray:
     return np.clip(np.cumsum(energy) / _trace(moments), 0, 1)
 
 
-def best_energy(second_moment: np.ndarray, rows: int) -> np.ndarray:
-    """The highest prefix energies that `rows` rows can have, [rows]: those of PCA."""
-    moments = np.asarray(second_moment, np.float64)
-    values = np.linalg.eigvalsh((moments + moments.T) / 2)[::-1][:rows]
-    energy = np.cumsum(np.pad(values, (0, rows - len(values))))
-    return np.clip(energy / _trace(moments), 0, 1)
+def pca_energy(fitted: np.ndarray, second_moment: np.ndarray, rows: int) -> np.ndarray:
+    """The prefix energies of principal components, [rows].
+
+    Args:
+      fitted: [N, N] second moments of the tokens that the components are those of.
+      second_moment: [N, N] of the tokens whose energy is asked for; of the same tokens, no basis
+        holds more.
+      rows: more than N hold no more than N.
+    """
+    curve = prefix_energy(principal_components(fitted)[:rows], second_moment)
+    return np.pad(curve, (0, rows - len(curve)), mode="edge")
 
 
 def energy_area(curve: np.ndarray) -> float:
     """Area under a curve of prefix energies: their mean, 1 where the first row holds all."""
     return float(np.mean(curve))
-
-
-def area_ratio(A: np.ndarray, second_moment: np.ndarray) -> float:
-    """Area under a basis's prefix energies as a share of PCA's with as many rows, at most 1."""
-    area = energy_area(prefix_energy(A, second_moment))
-    return area / energy_area(best_energy(second_moment, len(A)))
 
 
 def _trace(moments: np.ndarray) -> float:

@@ -95,11 +95,6 @@ def projected(kind: str, delta: float = 0.5) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def singular_values(A: jax.Array) -> jax.Array:
-    """Singular values of A [N', N], largest first, float32 [min(N', N)]; for logs."""
-    return jnp.linalg.svd(jnp.asarray(A, jnp.float32), compute_uv=False)
-
-
 def _gram_error(A: jax.Array) -> jax.Array:
     """A A^T - I or A^T A - I, whichever is smaller."""
     A = A.T if A.shape[0] > A.shape[1] else A

@@ -229,10 +229,6 @@ class XAR(nn.Module):
         """Tokens start, start + 1, ...: [B, n, d] -> [B, n, D], what goes into the encoder."""
         return self.in_norm(self._positioned(self.in_proj(x), self.encoder_positions, start))
 
-    def encoded(self, x: jax.Array) -> jax.Array:
-        """The encoder's last norm."""
-        return self.encoder_norm(x)
-
     def decoder_input(self, x: jax.Array, start: jax.Array | int = 0) -> jax.Array:
         """What the encoder's blocks gave -> what goes into the decoder's."""
         return self._positioned(

@@ -72,8 +72,7 @@ def sample_sequence(
     if is_guided:  # "no class" stands once for all of the unconditional branch
         rows = jnp.concatenate([rows, jnp.full_like(rows, batch)])
     times = sampling_times(sampler, steps)
-    # adaLN depends on class and time alone: made for all steps ahead, and for finished cells; a batch
-    # that would need too much memory for it makes good use of the weights at every step.
+    # adaLN depends on class and time alone: made for all steps ahead, and for finished cells.
     index = time_index(np.append(times[:-1], 0.0))
     ahead = None
     if _modulation_bytes(host, classes.size * index.size) <= AHEAD_BYTES:

@@ -28,7 +28,6 @@ from ml_collections import ConfigDict
 from bar_jax import mesh as mesh_lib
 from bar_jax import models
 from bar_jax.bases import LEARNED, RANDOM, Basis, energy, transform
-from bar_jax.bases.matrices import principal_components
 from bar_jax.bases.projection import projected
 from bar_jax.config import real_valued
 from bar_jax.errors import InputError
@@ -198,9 +197,9 @@ def draw(
     bases = {config.model.basis.kind: matrix}
     for name in OTHERS:
         bases.setdefault(name, Basis(name).matrix(generator.grid, generator.own_order))
-    bases["PCA"] = principal_components(moments.train)[: len(matrix)]
     curves = {name: energy.prefix_energy(A, moments.validation) for name, A in bases.items()}
-    drawn = pictures.draw_prefix_energy(curves, curves.pop("PCA"))
+    best = energy.pca_energy(*moments, len(matrix))
+    drawn = pictures.draw_prefix_energy(curves, best)
     write_atomically(folder / "energy.png", drawn)
     section = config.model.basis
     bounded = section.kind == LEARNED and section.projection == "soft"
@@ -267,8 +266,7 @@ def measure(matrix: np.ndarray, moments: Moments) -> dict[str, float]:
       `basis_orthogonality`: Frobenius norm of A A^T - I, and the extreme singular values.
     """
     area = energy.energy_area(energy.prefix_energy(matrix, moments.validation))
-    pca = principal_components(moments.train)[: len(matrix)]
-    best = energy.energy_area(energy.prefix_energy(pca, moments.validation))
+    best = energy.energy_area(energy.pca_energy(*moments, len(matrix)))
     matrix = np.asarray(matrix, np.float64)
     values = np.linalg.svd(matrix, compute_uv=False)
     found = (

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax import data, models
+from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import token_grid
 from bar_jax.errors import InputError

@@ -135,7 +135,7 @@ def draw_prefix_energy(curves: Mapping[str, np.ndarray], best: np.ndarray) -> by
 
     Args:
       curves: name -> [N'] (see `energy.prefix_energy`).
-      best: PCA's, [N] (see `energy.best_energy`).
+      best: PCA's, [N] (see `energy.pca_energy`).
 
     Returns:
       A PNG.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from bar_jax.bases.energy import area_ratio, best_energy, energy_area, prefix_energy, second_moment
+from bar_jax.bases.energy import energy_area, pca_energy, prefix_energy, second_moment
 from bar_jax.bases.matrices import MATRICES, matrix
 
 GRID, TOKENS = (4, 4), 16
@@ -80,20 +80,27 @@ def test_a_nearly_dependent_row_counts(moments):
 
 
 @pytest.mark.parametrize("rows", [1, 16, 21])
-def test_best_energy(data, moments, rows):
+def test_pca_energy(data, moments, rows):
     """Singular values of the data; more rows than tokens have nothing left to hold."""
     share = np.cumsum(np.linalg.svd(data, compute_uv=False) ** 2) / np.sum(data**2)
     expected = np.append(share, np.ones(5))[:rows]
-    assert_allclose(best_energy(moments, rows), expected, atol=1e-12)
+    assert_allclose(pca_energy(moments, moments, rows), expected, atol=1e-12)
 
 
-def test_pca_reaches_it_and_no_basis_passes_it(moments):
+def test_no_basis_holds_more_than_pca(moments):
     for kind in MATRICES:
-        ratio = area_ratio(matrix(kind, GRID, second_moment=moments), moments)
+        curve = prefix_energy(matrix(kind, GRID, second_moment=moments), moments)
+        best = pca_energy(moments, moments, len(curve))
         if kind in ("pca", "compact"):
-            assert_allclose(ratio, 1, rtol=1e-12)
+            assert_allclose(curve, best, rtol=1e-12)
         else:
-            assert 0.3 < ratio < 0.9999
+            assert np.all(curve <= best + 1e-12) and np.max(best - curve) > 1e-3
+
+
+def test_components_of_other_tokens_hold_less(moments):
+    other = np.diag(np.arange(16, 0, -1.0))
+    assert np.max(pca_energy(moments, other, 16) - pca_energy(other, other, 16)) < 1e-12
+    assert np.min(pca_energy(moments, other, 16) - pca_energy(other, other, 16)) < -1e-3
 
 
 def test_coarse_to_fine_holds_more_than_raster(moments):
@@ -107,7 +114,7 @@ def test_area_by_hand():
     """Tokens of energy 3 and 1: raster holds 3/4, then all; the other way round 1/4, then all."""
     moments = np.diag([3.0, 1.0])
     assert energy_area(prefix_energy(np.eye(2), moments)) == pytest.approx(0.875)
-    assert area_ratio(np.eye(2)[::-1], moments) == pytest.approx(0.625 / 0.875)
+    assert energy_area(prefix_energy(np.eye(2)[::-1], moments)) == pytest.approx(0.625)
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose, assert_array_equal
 
 from bar_jax.bases import projection
-from bar_jax.bases.projection import correction, project, projected, singular_values
+from bar_jax.bases.projection import correction, project, projected
 from bar_jax.mesh import make_mesh
 
 
@@ -140,11 +140,6 @@ def test_what_is_not_finite_is_not_taken_for_inside(bad, delta):
 def test_delta_out_of_range(delta):
     with pytest.raises(ValueError, match=f"delta is {delta}"):
         project(np.eye(4), delta)
-
-
-def test_singular_values():
-    A = _with_singular_values(np.array([0.5, 2.0, 1.0]), 3, 7)
-    assert_allclose(singular_values(A), [2, 1, 0.5], rtol=1e-6)
 
 
 def _updates(spread: float, shape=(8, 8), seed: int = 0):
