@@ -144,7 +144,7 @@ def test_weight_decay_acts_on_what_published_code_has_it_act_on(name):
     told = jax.tree.map(lambda m, p: np.full(p.shape, m, np.float32), mask, params)
     found = published.state_dict(config, "generator", told)
     buffers = [n for n in found if ".rope." in n or n == "mask"]
-    assert not found.pop("A_mat").any()
+    assert not found.pop("basis").any()
     for tensor, value in found.items():
         if tensor not in buffers:
             decaying = value.ndim > 1 and "diffloss" not in tensor

@@ -288,7 +288,7 @@ def test_a_host_comes_back_bit_for_bit(tmp_path, kind, basis):
     """From a file on a mesh and back; A among the tensors where there is one."""
     config, path = host_config(kind, basis), tmp_path / "host.safetensors"
     tensors = host_tensors(config)
-    assert ("A_mat" in tensors) == (basis == "learned")
+    assert ("basis" in tensors) == (basis == "learned")
     safetensors.numpy.save_file(tensors, path)
     trained = published.load(
         config, "generator", published.read(config, "generator", path), make_mesh(2, 2, 2)
@@ -316,15 +316,15 @@ def test_a_basis_that_is_not_configured_is_refused(tmp_path, kind):
     """Its sequence would be read as tokens."""
     path = tmp_path / "host.safetensors"
     safetensors.numpy.save_file(host_tensors(host_config(kind, "learned")), path)
-    with pytest.raises(InputError, match="1 unused:\n    A_mat"):
+    with pytest.raises(InputError, match="1 unused:\n    basis"):
         published.read(host_config(kind, "identity"), "generator", path)
 
 
 def test_a_basis_of_another_size_is_refused(tmp_path):
     config, path = host_config("mar", "learned"), tmp_path / "host.safetensors"
-    tensors = host_tensors(config) | {"A_mat": np.eye(9, dtype=np.float32)}
+    tensors = host_tensors(config) | {"basis": np.eye(9, dtype=np.float32)}
     safetensors.numpy.save_file(tensors, path)
-    with pytest.raises(InputError, match=r"A_mat: \[9, 9\], expected \[16, 16\]"):
+    with pytest.raises(InputError, match=r"basis: \[9, 9\], expected \[16, 16\]"):
         published.read(config, "generator", path)
 
 

@@ -177,10 +177,10 @@ def _start(
 
 def _replaced(params: dict | jax.Array, others: dict | jax.Array) -> dict | jax.Array:
     """Parameters with copies of others in their places and layouts."""
-    if others == {}:
-        return params
-    if not isinstance(others, dict):
+    if not isinstance(others, dict):  # first: an array compared with a dict raises
         return jnp.copy(jax.device_put(others, params.sharding))
+    if not others:
+        return params
     return params | {name: _replaced(params[name], value) for name, value in others.items()}
 
 

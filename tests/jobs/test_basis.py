@@ -171,9 +171,10 @@ def test_the_job_draws_anew_what_training_drew(xar, tmp_path):
     assert {n: found[n] for n in basis.NUMBERS} == {n: summary[n] for n in basis.NUMBERS}
 
 
-def test_an_order_has_nothing_to_draw(tmp_path):
-    config = configured("xar", model__basis__kind="cells")
-    with pytest.raises(InputError, match=r"^model.basis.kind: found 'cells', expected a matrix"):
+def test_an_order_of_each_image_has_nothing_to_draw(tmp_path):
+    config = configured("causal", model__basis__kind="random")
+    told = r"^model.basis.kind: found 'random' of pixels, expected one basis for all images"
+    with pytest.raises(InputError, match=told):
         run(config, tmp_path, "basis")
 
 
@@ -200,10 +201,10 @@ def test_measures_of_the_principal_components():
     """Those of the training images: all of the energy that they can have."""
     rng = np.random.default_rng(0)
     train = np.cov(rng.normal(size=(4, 50)) * np.array([[3.0], [2.0], [1.0], [0.5]]))
-    watched = basis.Watched(None, train, np.diag([4.0, 3.0, 2.0, 1.0]))
-    numbers = basis.measure(principal_components(train), watched)
+    moments = basis.Moments(train, np.diag([4.0, 3.0, 2.0, 1.0]))
+    numbers = basis.measure(principal_components(train), moments)
     assert numbers["basis_energy_of_pca"] == pytest.approx(1)
-    numbers = basis.measure(2 * np.eye(4)[[3, 2, 1, 0]], watched)
+    numbers = basis.measure(2 * np.eye(4)[[3, 2, 1, 0]], moments)
     assert numbers["basis_energy"] == pytest.approx((0.1 + 0.3 + 0.6 + 1) / 4)
     assert numbers["basis_orthogonality"] == pytest.approx(np.sqrt(4 * 3**2))
     assert numbers["basis_largest_singular_value"] == pytest.approx(2)
@@ -218,7 +219,7 @@ def fresh(config):
     generator, mesh = make_generator(config), make_mesh(1, 1, 1)
     program = describe.generator_program(config, mesh, generator)
     state = init_state(program.init, jax.random.key(0), mesh)[0]()
-    return state.replace(params=state.params | program.pretrained), program.step(0)
+    return state.replace(params=state.params | program.pretrained | program.fixed), program.step(0)
 
 
 def trained(config):
@@ -287,10 +288,10 @@ def test_pca_is_made_of_the_training_tokens(change):
     """Whether the basis is that, or is learned from there."""
     config = configured("xar", **{f"model__basis__{change}": "pca"})
     factor = np.random.default_rng(0).normal(size=(16, 16))
-    watched = basis.Watched(None, factor @ factor.T, np.eye(16))
     mesh, generator = make_mesh(1, 1, 1), make_generator(config)
-    start = basis.training(config, mesh, generator, watched)["pretrained"]["basis"]
-    values, vectors = np.linalg.eigh(factor @ factor.T)
+    start = basis.training(config, mesh, generator, factor @ factor.T)
+    start = start["fixed" if change == "kind" else "pretrained"]["basis"]
+    _, vectors = np.linalg.eigh(factor @ factor.T)
     expected = np.abs(vectors.T[::-1])  # rows are as good with the other sign
     np.testing.assert_allclose(np.abs(start), expected, atol=1e-5)
 
