@@ -18,13 +18,13 @@ def get_config(size=None):
     config.model.tokenizer.update(dict(kind="pixels", patch_size=4))
     config.model.basis.kind = "learned"
     config.model.generator.update(
-        dict(kind="xar", width=96, depth=2, heads=4, cell_size=4, shared_time=True, time="uniform")
+        dict(kind="xar", width=64, depth=1, heads=4, cell_size=4, shared_time=True, time="uniform")
     )
     config.model.head.kind = "flow"
 
     train = config.train_generator
-    train.update(dict(batch_size=32, steps=2000, epochs=0.0, ema_decay=0.995))
-    train.update(dict(log_every=100, save_every=1000, evaluate_every=2000))
+    train.update(dict(batch_size=32, steps=800, epochs=0.0, ema_decay=0.995))
+    train.update(dict(log_every=100, save_every=400, evaluate_every=800))
     train.optimizer.update(dict(learning_rate=2e-3, warmup_steps=100, warmup_epochs=0.0, b2=0.96))
     train.optimizer.update(dict(weight_decay=0.02, no_decay=("norm", "bias", "basis")))
 
