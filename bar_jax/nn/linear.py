@@ -13,10 +13,6 @@ Init = Callable[..., jax.Array]
 NORMAL_02: Init = nn.initializers.normal(0.02)  # masked-bit paper's published initialisation
 XAVIER: Init = nn.initializers.xavier_uniform()  # of what MAR and xAR publish
 
-# Numbers of rows that take longer on CPU than the next multiple of 8, with an output-first kernel
-# (1024 x 1024, float32, one core: 8 rows 0.29 ms, 6 rows 0.38, 12 rows 0.73, 16 rows 0.53).
-SLOW_ROWS = (5, 6, 7, 9, 10, 11, 12, 13, 14, 15)
-
 
 def named(init: Init, *axes: str | None) -> Init:
     """An initialiser whose array carries logical axis names (see `bar_jax.mesh`)."""
@@ -42,11 +38,8 @@ class Linear(nn.DenseGeneral):
         kernel, bias = (self.get_variable("params", name) for name in (OUTPUT_FIRST, "bias"))
         lead = x.shape[: x.ndim - len(self.axis)]
         rows = x.astype(self.dtype).reshape(-1, kernel.shape[1])
-        count = rows.shape[0]
-        if count in SLOW_ROWS:
-            rows = jnp.pad(rows, ((0, -count % 8), (0, 0)))
         # The barrier keeps XLA from turning the product around: rows first is the slow way.
-        out = jax.lax.optimization_barrier(kernel @ rows.T).T[:count].reshape(*lead, *bias.shape)
+        out = jax.lax.optimization_barrier(kernel @ rows.T).T.reshape(*lead, *bias.shape)
         return out + bias.reshape((1,) * len(lead) + bias.shape)
 
 
