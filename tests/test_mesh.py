@@ -152,7 +152,14 @@ PROBLEMS = {"generator": generator_problem, "tokenizer": tokenizer_problem}
 # The first of these does nothing but remember the gradient.
 TX = optax.chain(
     optax.trace(decay=0.0),
-    adamw(lambda step: 1e-3, b1=0.9, b2=0.96, weight_decay=0.03, clip_norm=1.0),
+    adamw(
+        lambda step: 1e-3,
+        b1=0.9,
+        b2=0.96,
+        weight_decay=0.03,
+        no_decay=("norm", "bias", "embed", "adaln"),
+        clip_norm=1.0,
+    ),
 )
 # Compiles in half the time, and that is most of what these tests take.
 FAST = {"xla_backend_optimization_level": 0}

@@ -181,5 +181,9 @@ def test_published_sizes_have_the_published_parameters(size, grid, bits, paramet
 
 def test_the_published_parameters_decay():
     tree = shapes("b", (16, 16), 16)
-    decayed = jax.tree.map(lambda leaf, on: leaf if on else None, tree, decays(tree))
+    decayed = jax.tree.map(
+        lambda leaf, on: leaf if on else None,
+        tree,
+        decays(tree, ("norm", "bias", "embed", "adaln")),
+    )
     assert count(decayed) == 276_884_224

@@ -211,8 +211,9 @@ def test_a_stopped_run_goes_on_to_the_same_end(fake, tmp_path, sigterm):
         assert fake.logged(name) == whole.logged(name)
 
 
-def game(steps, warmup, section):
+def game(steps, warmup, constant, section):
     """A discriminator from step 2 on: `critic` is moved by the batch and moves the network."""
+    del constant  # the learning rate's cosine begins at once
 
     def network_loss(params, batch, keys, dropout_key, step, frozen):
         sums = squares(params, batch, keys, dropout_key, step)

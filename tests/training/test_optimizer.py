@@ -8,6 +8,8 @@ import pytest
 
 from bar_jax.training.optimizer import adamw, decays, warmup_cosine
 
+NO_DECAY = ("norm", "bias", "embed", "adaln")
+
 
 @pytest.mark.parametrize(
     "step, rate",
@@ -45,7 +47,7 @@ def test_what_does_not_decay():
         "out_embed/kernel": False,
     }
     params = {name: {"x": np.zeros(2)} for name in names}
-    assert {name: on["x"] for name, on in decays(params).items()} == names
+    assert {name: on["x"] for name, on in decays(params, NO_DECAY).items()} == names
 
 
 def updates(tx, params, gradients):
@@ -58,7 +60,7 @@ def updates(tx, params, gradients):
 
 
 def tx(**changes):
-    settings = {"b1": 0.9, "b2": 0.96, "weight_decay": 0.0, "clip_norm": 1.0}
+    settings = {"b1": 0.9, "b2": 0.96, "weight_decay": 0.0, "clip_norm": 1.0, "no_decay": NO_DECAY}
     return adamw(lambda step: 0.1 * (step + 1), **(settings | changes))
 
 
