@@ -34,13 +34,8 @@ CHOICES = {
     "sample.sampler": ("euler_maruyama", "euler"),
     "sample.keep": ("none", "upper", "lower", "left", "right"),
 }
-SAMPLING_JOBS = (
-    "pipeline",
-    "train_generator",
-    "sample",
-    "basis",
-    "benchmark",
-)  # jobs that draw images
+# Jobs that draw images.
+SAMPLING_JOBS = ("pipeline", "train_generator", "sample", "basis", "benchmark")
 DIFFUSION_STEPS = 1000  # noise levels of the diffusion head
 NORM_GROUPS = 32  # of kl_vae
 LINEAR_HEAD_BITS = 18  # the paper stops there too: 262,144 codes

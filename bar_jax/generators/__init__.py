@@ -1,4 +1,4 @@
-"""p(tokens | class). A new generator is one file here and one line in KINDS.
+"""p(tokens | class). A new generator is one file here and one line in HOSTS.
 
 What the jobs know of a generator:
 

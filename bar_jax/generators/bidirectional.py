@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bar_jax.mesh import constrain_batch
 from bar_jax.nn.attention import attend
-from bar_jax.nn.decoding import unstacked
+from bar_jax.nn.decoding import layers, unstacked
 from bar_jax.nn.linear import XAVIER, linear
 from bar_jax.nn.mlp import GeluMLP
 
@@ -93,17 +93,7 @@ class Transformer(nn.Module):
             *(self.width, self.heads, self.mlp_width or 4 * self.width),
             *(self.dropout, self.attention_dropout, self.dtype),
         )
-        if unstacked(self):
-            self.blocks = [Block(*sizes) for _ in range(self.depth)]
-        else:
-            self.blocks = nn.scan(
-                nn.remat(Block, prevent_cse=False) if self.remat else Block,
-                variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
-                length=self.depth,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )(*sizes)
+        self.blocks = layers(self, Block, sizes, self.depth)
         self.norm = nn.LayerNorm(NORM_EPS, dtype=self.dtype)
 
     def __call__(

@@ -17,7 +17,7 @@ from einops import rearrange
 
 from bar_jax.mesh import constrain_batch, gathered
 from bar_jax.nn.attention import attend, attend_cached
-from bar_jax.nn.decoding import unstacked
+from bar_jax.nn.decoding import layers
 from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import SwiGLU
 from bar_jax.nn.rotary import axial_table, rotate
@@ -213,17 +213,7 @@ class CausalTransformer(nn.Module):
         self.norm = nn.RMSNorm(1e-6, dtype=self.dtype)
         self.output_proj = linear(self.output_width, ("embed", None), dtype=self.dtype)
         sizes = (self.width, self.heads, self.dropout, self.attention_dropout, self.dtype)
-        if unstacked(self):
-            self.blocks = [CausalBlock(*sizes) for _ in range(self.depth)]
-        else:
-            self.blocks = nn.scan(
-                nn.remat(CausalBlock, prevent_cse=False) if self.remat else CausalBlock,
-                variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
-                length=self.depth,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )(*sizes)
+        self.blocks = layers(self, CausalBlock, sizes, self.depth)
 
     def __call__(self, tokens: jax.Array, labels: jax.Array, order: jax.Array) -> jax.Array:
         """Vectors for the head, with every token given (training, or checking a sampler).

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bar_jax.generators.causal import CausalTransformer
-from bar_jax.nn.decoding import AHEAD_BYTES, decoding_params
+from bar_jax.nn.decoding import decoding_params, fit_ahead
 
 
 def write_tokens(
@@ -52,7 +52,7 @@ def write_tokens(
 
     positions = trunk.class_repeats + length
     ahead = None
-    if _modulation_bytes(trunk, classes.size, positions) <= AHEAD_BYTES:
+    if fit_ahead(trunk.depth, classes.size * positions, trunk.width, trunk.dtype):
         ahead = apply(trunk.modulations, classes, 0, positions)
 
     def modulations(start, size):
@@ -83,8 +83,3 @@ def token_guidance(scale: jax.Array | float, i: jax.Array, length: int) -> jax.A
     So none at the first token, and never the full S.
     """
     return 1 + (scale - 1) * i / length
-
-
-def _modulation_bytes(trunk: CausalTransformer, classes: int, positions: int) -> int:
-    """Size of all layers' adaLN vectors of some classes at some positions."""
-    return trunk.depth * classes * positions * 6 * trunk.width * jnp.dtype(trunk.dtype).itemsize

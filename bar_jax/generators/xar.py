@@ -20,7 +20,7 @@ from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
 from bar_jax.mesh import constrain_batch, gathered
 from bar_jax.nn.attention import attend, attend_cached
-from bar_jax.nn.decoding import unstacked
+from bar_jax.nn.decoding import layers
 from bar_jax.nn.linear import NORMAL_02, XAVIER, linear, named
 from bar_jax.nn.mlp import GatedGeluMLP
 from bar_jax.nn.rotary import axial_table, rotate
@@ -179,28 +179,17 @@ class XAR(nn.Module):
         table = lambda name, rows: self.param(
             name, named(NORMAL_02, None, "embed"), (rows, self.width)
         )
+        sizes = (self.width, self.heads, self.dropout, self.attention_dropout, self.dtype)
         self.class_embedding = table("class_embedding", self.num_classes + 1)
         self.encoder_positions = table("encoder_positions", self.length)
         self.decoder_positions = table("decoder_positions", self.length)
         self.time_embedding = TimeEmbedding(self.width, XAVIER, self.dtype)
         self.in_proj, self.in_norm = dense(self.width, (None, "embed")), norm()
-        self.encoder_blocks = self._blocks(self.depth, "encoder_blocks")
+        self.encoder_blocks = layers(self, XARBlock, sizes, self.depth, "encoder_blocks")
         self.encoder_norm, self.decoder_proj = norm(), dense(self.width, ("embed", None))
-        self.decoder_blocks = self._blocks(self.decoder_depth or self.depth, "decoder_blocks")
+        decoder_depth = self.decoder_depth or self.depth
+        self.decoder_blocks = layers(self, XARBlock, sizes, decoder_depth, "decoder_blocks")
         self.decoder_norm, self.out_proj = norm(), dense(self.channels, ("embed", None))
-
-    def _blocks(self, depth, name):
-        sizes = (self.width, self.heads, self.dropout, self.attention_dropout, self.dtype)
-        if unstacked(self, name):
-            return [XARBlock(*sizes) for _ in range(depth)]
-        return nn.scan(
-            nn.remat(XARBlock, prevent_cse=False) if self.remat else XARBlock,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=depth,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(*sizes)
 
     def __call__(self, x: jax.Array, labels: jax.Array, time: jax.Array) -> jax.Array:
         """The flow of every noisy token.

@@ -7,7 +7,7 @@ import numpy as np
 
 from bar_jax.generators.flow import guided, sampling_times, solve
 from bar_jax.generators.settings import Settings
-from bar_jax.nn.decoding import AHEAD_BYTES, decoding_params
+from bar_jax.nn.decoding import decoding_params, fit_ahead
 from bar_jax.nn.time import time_index
 
 
@@ -74,8 +74,9 @@ def sample_sequence(
     times = sampling_times(sampler, steps)
     # adaLN depends on class and time alone: made for all steps ahead, and for finished cells.
     index = time_index(np.append(times[:-1], 0.0))
+    layers = host.depth + (host.decoder_depth or host.depth)
     ahead = None
-    if _modulation_bytes(host, classes.size * index.size) <= AHEAD_BYTES:
+    if fit_ahead(layers, classes.size * index.size, host.width, host.dtype):
         ahead = apply(host.modulations, classes, index)
     both = lambda x: jnp.concatenate([x, x]) if is_guided else x
     noise_of = lambda cell: None if noise is None else noise[cell]
@@ -107,16 +108,9 @@ def sample_sequence(
         return (x, cache), x
 
     head_dim = host.width // host.heads
-    layers = host.depth + (host.decoder_depth or host.depth)
     empty = jnp.zeros((rows.size, host.heads, host.length, head_dim), host.dtype)
     cache = tuple((empty, empty) for _ in range(layers))
     inputs = (jnp.arange(1, host.cells), start[1:], noise_of(slice(1, None)))
     _, rest = jax.lax.scan(write_cell, (first, cache), inputs)
     cells = jnp.concatenate([first[None], rest])
     return jnp.moveaxis(cells, 0, 1).reshape(batch, host.length, host.channels)
-
-
-def _modulation_bytes(host: nn.Module, vectors: int) -> int:
-    """Size of all layers' adaLN vectors of so many classes and times."""
-    layers = host.depth + (host.decoder_depth or host.depth)
-    return layers * vectors * 6 * host.width * jnp.dtype(host.dtype).itemsize

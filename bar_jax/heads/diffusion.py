@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from bar_jax.heads import gaussian_diffusion as diffusion
 from bar_jax.mesh import constrain_batch
-from bar_jax.nn.decoding import unstacked
+from bar_jax.nn.decoding import layers
 from bar_jax.nn.linear import XAVIER, linear
 from bar_jax.nn.time import TimeEmbedding
 
@@ -101,17 +101,7 @@ class DiffusionHead(nn.Module):
         self.time_embedding = TimeEmbedding(self.width, dtype=self.dtype)
         self.condition_proj = dense(self.width, (None, "embed"))
         self.in_proj = dense(self.width, (None, "embed"))
-        if unstacked(self):
-            self.blocks = [DiffusionBlock(self.width, self.dtype) for _ in range(self.depth)]
-        else:
-            self.blocks = nn.scan(
-                nn.remat(DiffusionBlock, prevent_cse=False) if self.remat else DiffusionBlock,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=nn.broadcast,
-                length=self.depth,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )(self.width, self.dtype)
+        self.blocks = layers(self, DiffusionBlock, (self.width, self.dtype), self.depth)
         self.out_adaln = dense((2, self.width), ("embed", None, None), kernel_init=zeros)
         self.out_norm = nn.LayerNorm(1e-6, use_bias=False, use_scale=False, dtype=self.dtype)
         self.out_proj = dense((2, self.channels), ("embed", None, None), kernel_init=zeros)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from bar_jax.heads.logits import bit_cross_entropy, guided, gumbel
 from bar_jax.losses import Sums
 from bar_jax.mesh import constrain_batch
-from bar_jax.nn.decoding import unstacked
+from bar_jax.nn.decoding import layers
 from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import SwiGLU
 
@@ -100,17 +100,7 @@ class MaskedBitHead(nn.Module):
         self.bit_embedding = self.param("bit_embedding", named(NORMAL_02, None, None), table)
         self.in_proj = dense(self.width, (None, "embed"))
         self.in_norm = nn.RMSNorm(1e-6, dtype=self.dtype)
-        if unstacked(self):
-            self.blocks = [HeadBlock(self.width, self.dtype) for _ in range(self.depth)]
-        else:
-            self.blocks = nn.scan(
-                nn.remat(HeadBlock, prevent_cse=False) if self.remat else HeadBlock,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=nn.broadcast,
-                length=self.depth,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )(self.width, self.dtype)
+        self.blocks = layers(self, HeadBlock, (self.width, self.dtype), self.depth)
         zeros = nn.initializers.zeros
         self.out_adaln = dense((2, self.width), ("embed", None, None), kernel_init=zeros)
         self.out_norm = nn.RMSNorm(1e-6, dtype=self.dtype)

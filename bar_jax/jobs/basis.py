@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 IMAGES = 50_000  # that second moments are taken over, at most
 BATCH = 256
 OTHERS = ("identity", "frequency")  # bases that energies are drawn beside
+PCA = "PCA"  # and these principal components
 PREFIX_IMAGES = 8  # sequences that are decoded from prefixes
 # What is told of a basis at an evaluation.
 NUMBERS = (
@@ -78,8 +79,8 @@ def run(config: ConfigDict) -> dict[str, object]:
         caches = (encode.open_split(config, split) for split in encode.SPLITS)
         moments = Moments(*(second_moment(config, trained.module, codec, c) for c in caches))
         keep(config, trained)
-        numbers = measure(trained.module.matrix_of(trained.params), moments)
-        draw(config, moments, trained, tokenizer)
+        numbers, curves = measure(config, trained, moments)
+        draw(config, curves, trained, tokenizer)
     return update_summary(config.workdir, {"generator_step": trained.step, **numbers})
 
 
@@ -151,11 +152,12 @@ def evaluate(
       See `measure`.
     """
     keep(config, trained)
+    numbers, curves = measure(config, trained, moments)
     try:
-        writer.image(trained.step, "basis", draw(config, moments, trained, tokenizer))
+        writer.image(trained.step, "basis", draw(config, curves, trained, tokenizer))
     except InputError as error:  # no matplotlib: training need not have it
         logger.info("basis: %s", error)
-    return measure(trained.module.matrix_of(trained.params), moments)
+    return numbers
 
 
 def keep(config: ConfigDict, trained: models.Trained) -> None:
@@ -171,11 +173,14 @@ def keep(config: ConfigDict, trained: models.Trained) -> None:
 
 def draw(
     config: ConfigDict,
-    moments: Moments,
+    curves: dict[str, np.ndarray],
     trained: models.Trained,
     tokenizer: models.Trained | None,
 ) -> np.ndarray:
     """Writes the pictures; without a tokenizer there are no `prefixes.png`.
+
+    Args:
+      curves: as `measure` gives them.
 
     Returns:
       The picture of the rows, uint8 [H, W, 3].
@@ -194,12 +199,8 @@ def draw(
             save_png(folder / "prefixes.png", pictures.progressive_picture(decoded))
     if not first:
         return rows
-    bases = {config.model.basis.kind: matrix}
-    for name in OTHERS:
-        bases.setdefault(name, Basis(name).matrix(generator.grid, generator.own_order))
-    curves = {name: energy.prefix_energy(A, moments.validation) for name, A in bases.items()}
-    best = energy.pca_energy(*moments, len(matrix))
-    drawn = pictures.draw_prefix_energy(curves, best)
+    others = {name: curve for name, curve in curves.items() if name != PCA}
+    drawn = pictures.draw_prefix_energy(others, curves[PCA])
     write_atomically(folder / "energy.png", drawn)
     section = config.model.basis
     bounded = section.kind == LEARNED and section.projection == "soft"
@@ -217,7 +218,12 @@ def history(folder: pathlib.Path) -> list[tuple[int, np.ndarray, float]]:
 @functools.cache  # of a file as it was written: each is read once in a run
 def _spectrum(path: pathlib.Path, written: int) -> tuple[np.ndarray, float]:
     del written
-    matrix = np.load(path).astype(np.float64)
+    return spectrum(np.load(path))
+
+
+def spectrum(matrix: np.ndarray) -> tuple[np.ndarray, float]:
+    """Singular values of A, largest first, and the Frobenius norm of A A^T - I, in float64."""
+    matrix = np.asarray(matrix, np.float64)
     norm = np.linalg.norm(matrix @ matrix.T - np.eye(len(matrix)))
     return np.linalg.svd(matrix, compute_uv=False), float(norm)
 
@@ -257,24 +263,25 @@ def _sequences(generator, settings, params, labels, keys, *scales):
     return generator.sample_sequence(params, labels, keys, settings, *scales)
 
 
-def measure(matrix: np.ndarray, moments: Moments) -> dict[str, float]:
-    """Numbers of a basis A [N', N].
+def measure(
+    config: ConfigDict, trained: models.Trained, moments: Moments
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """How early a basis A [N', N] gathers the validation images' energy, and how orthogonal it is.
 
     Returns:
-      `basis_energy`: area under the prefix-energy curve of the validation images.
-      `basis_energy_of_pca`: that as a share of the training images' PCA's.
-      `basis_orthogonality`: Frobenius norm of A A^T - I, and the extreme singular values.
+      Numbers: `basis_energy`, area under the prefix-energy curve of the validation images;
+      `basis_energy_of_pca`, that as a share of the training images' PCA's; `basis_orthogonality`,
+      the norm of A A^T - I; and the extreme singular values.
+      The curves [N'] of this basis under its kind, of `OTHERS`, and of that PCA under `PCA`.
     """
-    area = energy.energy_area(energy.prefix_energy(matrix, moments.validation))
-    best = energy.energy_area(energy.pca_energy(*moments, len(matrix)))
-    matrix = np.asarray(matrix, np.float64)
-    values = np.linalg.svd(matrix, compute_uv=False)
-    found = (
-        area,
-        area / best,
-        float(np.linalg.norm(matrix @ matrix.T - np.eye(len(matrix)))),
-        float(values[0]),
-        float(values[-1]),
-    )
+    generator, kind = trained.module, config.model.basis.kind
+    bases = {kind: generator.matrix_of(trained.params)}
+    for name in OTHERS:
+        bases.setdefault(name, Basis(name).matrix(generator.grid, generator.own_order))
+    curves = {name: energy.prefix_energy(A, moments.validation) for name, A in bases.items()}
+    curves[PCA] = energy.pca_energy(*moments, len(bases[kind]))
+    area, best = (energy.energy_area(curves[name]) for name in (kind, PCA))
+    values, norm = spectrum(bases[kind])
+    found = (area, area / best, norm, float(values[0]), float(values[-1]))
     assert all(map(math.isfinite, found))
-    return dict(zip(NUMBERS, found, strict=True))
+    return dict(zip(NUMBERS, found, strict=True)), curves

@@ -207,7 +207,11 @@ def training_flops(config: ConfigDict, params: dict) -> int:
 
 
 def _traced_sampling(config: ConfigDict, batch: int) -> int:
-    """Products of sampling a batch of real-valued tokens, counted in the traced program."""
+    """Products of sampling a batch of real-valued tokens, counted in the traced program.
+
+    Of MAR it is more than is done: its programs for different numbers of tokens all count as the
+    largest (see `flops.product_flops`).
+    """
     generator, settings = make_generator(config), sampling_settings(config)
     key = jax.random.key(0)
     params = nn.unbox(jax.eval_shape(lambda k: models.init_generator(generator, k), key))

@@ -48,9 +48,40 @@ def decoding_params(params: dict, dtype: jnp.dtype, output_first: bool = True) -
     return out
 
 
+def fit_ahead(layers: int, vectors: int, width: int, dtype: jnp.dtype) -> bool:
+    """Whether all layers' adaLN vectors, of each class at each position or time, are made ahead."""
+    return layers * vectors * 6 * width * jnp.dtype(dtype).itemsize <= AHEAD_BYTES
+
+
 def unstacked(module: nn.Module, name: str = "blocks") -> bool:
     """Whether the parameters that a module is applied to are laid out for decoding."""
     return module.has_variable("params", f"{name}_0")
+
+
+def layers(
+    module: nn.Module, block: type[nn.Module], sizes: tuple, depth: int, name: str = "blocks"
+) -> nn.Module | list[nn.Module]:
+    """The layers that a module assigns to its attribute `name`, in `setup`.
+
+    Args:
+      module: has `remat`, recompute activations in the backward pass instead of keeping them.
+      block: called with x, and with arguments that all layers share; gives (x, None).
+      sizes: what a block is made with.
+
+    Returns:
+      One module that scans over stacked parameters, or where these are laid out for decoding, a
+      list of `depth` blocks.
+    """
+    if unstacked(module, name):
+        return [block(*sizes) for _ in range(depth)]
+    return nn.scan(
+        nn.remat(block, prevent_cse=False) if module.remat else block,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=depth,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(*sizes)
 
 
 def _linear(kernel: jax.Array, bias: jax.Array, output_first: bool) -> dict:

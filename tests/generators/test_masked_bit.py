@@ -10,7 +10,6 @@ from flax.core import meta
 
 from bar_jax import mesh as mesh_lib
 from bar_jax.bases import Basis, permutation
-from bar_jax.generators import writing
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.masked_bit import MaskedBitGenerator, sample_tokens, token_noise
 from bar_jax.generators.settings import Settings
@@ -18,6 +17,7 @@ from bar_jax.generators.shuffle import shuffle
 from bar_jax.heads.bit import BitHead
 from bar_jax.heads.linear import LinearHead, code_to_bits
 from bar_jax.heads.masked_bit import MaskedBitHead
+from bar_jax.nn import decoding
 
 CLASSES = 4
 # patch size -> bits of the tokenizer's tokens, their grid, unmasking schedule
@@ -120,7 +120,7 @@ def test_the_cache_changes_nothing(key, patch_size, guided, random_order):
 def test_modulations_ahead_or_in_the_loop_are_the_same(key, monkeypatch):
     labels, order, keys = jnp.array([1, 3]), raster(2, 1), jax.random.split(key, 2)
     _, ahead = sampler(1, True)(labels, order, keys, 1.0)
-    monkeypatch.setattr(writing, "AHEAD_BYTES", 0)
+    monkeypatch.setattr(decoding, "AHEAD_BYTES", 0)
     sampler.cache_clear()
     _, in_the_loop = sampler(1, True)(labels, order, keys, 1.0)
     sampler.cache_clear()

@@ -14,6 +14,7 @@ from bar_jax import mesh as mesh_lib
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.xar import XAR
 from bar_jax.generators.xar_sampler import sample_sequence
+from bar_jax.nn import decoding
 
 GRID, CHANNELS, CLASSES = (4, 4), 3, 5
 CELLS, CELL, STEPS = 4, 4, 3
@@ -59,6 +60,15 @@ def noise(key):
 
 
 LABELS = jnp.array([1, 3])
+
+
+def test_modulations_ahead_or_at_every_step_are_the_same(noise, monkeypatch):
+    ahead = sampler(True, "euler")(params(), LABELS, *noise)
+    monkeypatch.setattr(decoding, "AHEAD_BYTES", 0)
+    sampler.cache_clear()
+    at_every_step = sampler(True, "euler")(params(), LABELS, *noise)
+    sampler.cache_clear()
+    np.testing.assert_allclose(at_every_step, ahead, atol=2e-5)
 
 
 def _by_whole_passes(guided, kind, start, noise):

@@ -152,6 +152,17 @@ def test_real_numbers_are_not_kept(xar):
         pipe.sample(labels=[0], images=images, keep=np.ones((4, 4), bool))
 
 
+def test_steps_are_of_real_numbers_and_an_unmasking_schedule_is_of_bits(xar):
+    pipe = bar_jax.Pipeline.load(xar.folder)
+    few, more = (pipe.sample(labels=[0], steps=steps) for steps in (1, 4))
+    assert np.any(few != more)
+    np.testing.assert_array_equal(more, pipe.sample(labels=[0]))  # 4 are those of the config
+    with pytest.raises(InputError, match=r"^unmasking_schedule: found .*, expected None: it is fo"):
+        pipe.sample(labels=[0], unmasking_schedule=(4, 4))
+    with pytest.raises(InputError, match=r"^sample.steps: found 0"):
+        pipe.sample(labels=[0], steps=0)
+
+
 # --- the job -------------------------------------------------------------------------------------
 
 
