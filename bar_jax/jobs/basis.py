@@ -79,9 +79,9 @@ def run(config: ConfigDict) -> dict[str, object]:
         caches = (encode.open_split(config, split) for split in encode.SPLITS)
         moments = Moments(*(second_moment(config, trained.module, codec, c) for c in caches))
         keep(config, trained)
-        numbers, curves = measure(config, trained, moments)
+        found, curves = measure(config, trained, moments)
         draw(config, curves, trained, tokenizer)
-    return update_summary(config.workdir, {"generator_step": trained.step, **numbers})
+    return update_summary(config.workdir, {"generator_step": trained.step, **found})
 
 
 def is_watched(config: ConfigDict) -> bool:
@@ -149,15 +149,15 @@ def evaluate(
     """Keeps, draws and measures A as it is now.
 
     Returns:
-      See `measure`.
+      See `numbers`.
     """
     keep(config, trained)
-    numbers, curves = measure(config, trained, moments)
+    found, curves = measure(config, trained, moments)
     try:
         writer.image(trained.step, "basis", draw(config, curves, trained, tokenizer))
     except InputError as error:  # no matplotlib: training need not have it
         logger.info("basis: %s", error)
-    return numbers
+    return found
 
 
 def keep(config: ConfigDict, trained: models.Trained) -> None:
@@ -266,13 +266,11 @@ def _sequences(generator, settings, params, labels, keys, *scales):
 def measure(
     config: ConfigDict, trained: models.Trained, moments: Moments
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """How early a basis A [N', N] gathers the validation images' energy, and how orthogonal it is.
+    """How a trained basis stands beside others.
 
     Returns:
-      Numbers: `basis_energy`, area under the prefix-energy curve of the validation images;
-      `basis_energy_of_pca`, that as a share of the training images' PCA's; `basis_orthogonality`,
-      the norm of A A^T - I; and the extreme singular values.
-      The curves [N'] of this basis under its kind, of `OTHERS`, and of that PCA under `PCA`.
+      Its `numbers`, and the curves [N'] of how early the validation images' energy is gathered: by
+      this basis under its kind, by `OTHERS`, and by the training images' PCA under `PCA`.
     """
     generator, kind = trained.module, config.model.basis.kind
     bases = {kind: generator.matrix_of(trained.params)}
@@ -280,8 +278,21 @@ def measure(
         bases.setdefault(name, Basis(name).matrix(generator.grid, generator.own_order))
     curves = {name: energy.prefix_energy(A, moments.validation) for name, A in bases.items()}
     curves[PCA] = energy.pca_energy(*moments, len(bases[kind]))
-    area, best = (energy.energy_area(curves[name]) for name in (kind, PCA))
-    values, norm = spectrum(bases[kind])
-    found = (area, area / best, norm, float(values[0]), float(values[-1]))
+    return numbers(bases[kind], curves[kind], curves[PCA]), curves
+
+
+def numbers(matrix: np.ndarray, curve: np.ndarray, best: np.ndarray) -> dict[str, float]:
+    """How early a basis A [N', N] gathers energy, and how orthogonal it is.
+
+    Args:
+      curve, best: [N'] prefix energy of A, and of the PCA that it is compared with.
+
+    Returns:
+      `basis_energy`, area under the curve; `basis_energy_of_pca`, that as a share of the PCA's;
+      `basis_orthogonality`, the norm of A A^T - I; and the extreme singular values.
+    """
+    area = energy.energy_area(curve)
+    values, norm = spectrum(matrix)
+    found = (area, area / energy.energy_area(best), norm, float(values[0]), float(values[-1]))
     assert all(map(math.isfinite, found))
-    return dict(zip(NUMBERS, found, strict=True)), curves
+    return dict(zip(NUMBERS, found, strict=True))

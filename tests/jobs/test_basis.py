@@ -17,6 +17,7 @@ import pytest
 
 import bar_jax
 from bar_jax import main as command
+from bar_jax.bases.energy import pca_energy, prefix_energy
 from bar_jax.bases.matrices import principal_components
 from bar_jax.config_file import load_config
 from bar_jax.data import open_cache
@@ -154,9 +155,9 @@ def test_real_numbers_are_not_kept(xar):
 
 def test_steps_are_of_real_numbers_and_an_unmasking_schedule_is_of_bits(xar):
     pipe = bar_jax.Pipeline.load(xar.folder)
-    few, more = (pipe.sample(labels=[0], steps=steps) for steps in (1, 4))
+    few, more = (pipe.sample(labels=[0], steps=steps) for steps in (1, 2))
     assert np.any(few != more)
-    np.testing.assert_array_equal(more, pipe.sample(labels=[0]))  # 4 are those of the config
+    np.testing.assert_array_equal(more, pipe.sample(labels=[0]))  # 2 are those of the config
     with pytest.raises(InputError, match=r"^unmasking_schedule: found .*, expected None: it is fo"):
         pipe.sample(labels=[0], unmasking_schedule=(4, 4))
     with pytest.raises(InputError, match=r"^sample.steps: found 0"):
@@ -212,10 +213,11 @@ def test_measures_of_the_principal_components():
     """Those of the training images: all of the energy that they can have."""
     rng = np.random.default_rng(0)
     train = np.cov(rng.normal(size=(4, 50)) * np.array([[3.0], [2.0], [1.0], [0.5]]))
-    moments = basis.Moments(train, np.diag([4.0, 3.0, 2.0, 1.0]))
-    numbers = basis.measure(principal_components(train), moments)
-    assert numbers["basis_energy_of_pca"] == pytest.approx(1)
-    numbers = basis.measure(2 * np.eye(4)[[3, 2, 1, 0]], moments)
+    validation = np.diag([4.0, 3.0, 2.0, 1.0])
+    best = pca_energy(train, validation, 4)
+    measure = lambda A: basis.numbers(A, prefix_energy(A, validation), best)
+    assert measure(principal_components(train))["basis_energy_of_pca"] == pytest.approx(1)
+    numbers = measure(2 * np.eye(4)[[3, 2, 1, 0]])
     assert numbers["basis_energy"] == pytest.approx((0.1 + 0.3 + 0.6 + 1) / 4)
     assert numbers["basis_orthogonality"] == pytest.approx(np.sqrt(4 * 3**2))
     assert numbers["basis_largest_singular_value"] == pytest.approx(2)
