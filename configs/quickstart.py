@@ -6,7 +6,7 @@
 Expect about 26 dB reconstructions and samples that a classifier reads at 0.93 or better.
 """
 
-from bar_jax.config import default_config, from_scratch, sized
+from bar_jax.config import classifier_metrics, default_config, from_scratch, sized
 
 
 def get_config(size=None):
@@ -43,4 +43,5 @@ def get_config(size=None):
             batch_size=200,
         )
     )
+    classifier_metrics(config)
     return sized(config, size)

@@ -207,20 +207,10 @@ def folder(path: str, split: str = "") -> Folder:
     """
     root = split_root(path, split)
     class_names = class_folders(root)
-    extensions = set(Image.registered_extensions())
     files, labels = [], []
     for label, class_name in enumerate(class_names):
-        found = []
-        for directory, subdirectories, names in os.walk(
-            os.path.join(root, class_name), followlinks=True
-        ):
-            subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
-            found += [
-                os.path.relpath(os.path.join(directory, name), root)
-                for name in names
-                if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions
-            ]
-        files += sorted(found)
+        found = image_files(os.path.join(root, class_name))
+        files += [os.path.join(class_name, name) for name in found]
         labels += [label] * len(found)
     if not files:
         raise InputError(
@@ -229,6 +219,23 @@ def folder(path: str, split: str = "") -> Folder:
             "files that Pillow can read, such as .jpg or .png",
         )
     return Folder(root, files, np.asarray(labels, np.int32), class_names)
+
+
+def image_files(root: str) -> list[str]:
+    """Paths, relative to a folder and sorted, of the images in it at any depth.
+
+    By their extensions: those that Pillow knows. Hidden files and folders are ignored.
+    """
+    extensions = set(Image.registered_extensions())
+    found = []
+    for directory, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            os.path.relpath(os.path.join(directory, name), root)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions
+        ]
+    return sorted(found)
 
 
 def split_root(path: str, split: str) -> str:

@@ -17,6 +17,7 @@ from bar_jax.jobs import (
     import_weights,
     pipeline,
     reconstruct,
+    reference,
     sample,
     train_generator,
     train_tokenizer,
@@ -30,6 +31,7 @@ JOBS = {
     "sample": sample.run,
     "reconstruct": reconstruct.run,
     "evaluate": evaluate.run,
+    "reference": reference.run,
     "import_weights": import_weights.run,
     "export_weights": export_weights.run,
     "basis": basis.run,
@@ -42,10 +44,12 @@ JOBS = {
 BATCHES = {
     "train_tokenizer": ("train_tokenizer",),
     "encode": ("encode",),
-    "train_generator": ("train_generator", "sample"),
+    "train_generator": ("train_generator", "sample", "evaluate"),
     "sample": ("sample",),
     "reconstruct": ("encode",),
-    "pipeline": ("train_tokenizer", "encode", "train_generator", "sample"),
+    "evaluate": ("evaluate",),
+    "reference": ("evaluate",),
+    "pipeline": ("train_tokenizer", "encode", "train_generator", "sample", "evaluate"),
 }
 
 

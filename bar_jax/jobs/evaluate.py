@@ -1,91 +1,263 @@
-"""Metrics of `samples.npz` (or another .npz of images) against the data set.
+"""Metrics of a set of images against a reference: of `samples.npz`, or of any .npz or folder.
 
-`class_accuracy`: a support vector machine trained on real training images reads the samples, and
-held-out real images for comparison.
+A number is worth what is known of how it came about. Beside the metrics, `summary.json` holds all
+that they depend on: number of images, classes, seed, guidance, schedule, checkpoint (as the set
+itself tells, under `evaluated_...`), the reference and its digest, the networks with their weights
+and how they resize, and versions. All of it is of one evaluation and is replaced by the next;
+`evaluations.jsonl` keeps a line of every one.
 """
 
+import importlib.metadata
+import json
 import logging
 import pathlib
+import platform
 import time
-import zipfile
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data
+import bar_jax
+from bar_jax import data, models
+from bar_jax import mesh as mesh_lib
+from bar_jax.data import image_sets
 from bar_jax.errors import InputError
-from bar_jax.metrics import class_accuracy
-from bar_jax.training import preemption
+from bar_jax.jobs import reference as reference_lib
+from bar_jax.jobs import sample
+from bar_jax.metrics import classifier as classifier_lib
+from bar_jax.metrics import networks as networks_lib
+from bar_jax.metrics import scores
+from bar_jax.metrics.features import FeatureNetwork, Features, extract
+from bar_jax.pretrained import clip_text
 from bar_jax.training.writer import update_summary
+from bar_jax.workdir import read_summary
 
 logger = logging.getLogger(__name__)
-CLASSIFIER_IMAGES = 10_000  # training images of the classifier, at most
+CLIP_TEXT = "a photo of {}"  # basis paper
+# What of summary.json is of the last evaluation, by how the names begin.
+OWN = ("evaluated_", "reference", "features_", "omitted_")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
 
 
 def run(config: ConfigDict) -> dict[str, object]:
     """Evaluates the samples; returns the summary."""
     began = time.monotonic()
-    path = pathlib.Path(config.evaluate.samples or pathlib.Path(config.workdir) / "samples.npz")
-    images, labels = read_samples(path, config.data.image_size, config.data.num_classes)
-    results: dict[str, object] = {"evaluated_samples": len(images)}
-    if "class_accuracy" in config.evaluate.metrics:
-        preemption.check("evaluate: nothing is kept")
-        classifier = class_accuracy.train_classifier(*_real(config, False, CLASSIFIER_IMAGES))
-        real = _real(config, True, CLASSIFIER_IMAGES)
-        results |= {
-            "sample_class_accuracy": class_accuracy.class_accuracy(classifier, images, labels),
-            "real_class_accuracy": class_accuracy.class_accuracy(classifier, *real),
-        }
-    for name, value in results.items():
-        logger.info("evaluate: %s %.4g", name, value)
+    metrics = tuple(config.evaluate.metrics)
+    if not metrics:
+        logger.info("evaluate: evaluate.metrics is empty, nothing to do")
+        return read_summary(config.workdir)
+    check(config)
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    samples, told = open_samples(config)
+    labelled = getattr(samples, "labelled", True)
+    with jax.set_mesh(mesh):
+        measuring = prepare(config, mesh, metrics, labelled)
+        size = config.data.image_size
+        batches = reference_lib.batches_of(config, samples, size, reference_lib.CROP, "evaluate")
+        features = extract(
+            mesh, measuring.networks, batches, **scores.outputs_of(measuring.metrics)
+        )
+        found = scores.flat(measure(measuring, features), "sample")
+        if "class_accuracy" in measuring.metrics:
+            found |= _real(config, mesh, measuring)
+    settings = {"evaluated_samples": features.count, **told, **measuring.settings}
     seconds = {"seconds_evaluate": round(time.monotonic() - began, 1)}
-    return update_summary(config.workdir, results | seconds)
+    _tell(found, settings)
+    if jax.process_index() == 0:
+        line = json.dumps({**found, **settings, **seconds})
+        with (pathlib.Path(config.workdir) / "evaluations.jsonl").open("a") as file:
+            file.write(line + "\n")
+    known = {f"sample_{name}" for name in scores.NUMBERS} | {f"real_{n}" for n in scores.NUMBERS}
+    forget = lambda name: name.startswith(OWN) or name in known
+    return update_summary(config.workdir, {**found, **settings, **seconds}, forget)
 
 
-def read_samples(path: pathlib.Path, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [B, H, W, 3] and labels [B] of an .npz.
+def check(config: ConfigDict) -> None:
+    """Checks that what the metrics need is there, before there is anything to evaluate.
 
     Raises:
-      InputError: naming the file and what is wrong with it.
+      InputError: naming a weight file, or a reference that there is not.
     """
-    if not path.exists():
-        raise InputError(str(path), "no such file", "an .npz of samples; run job=sample")
-    try:
-        with np.load(path) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    # An .npy loads as an array without `files`; a cut-off .npz is a bad zip file.
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(path, f"an unreadable file ({error})", "an .npz of samples") from error
-    missing = {"arr_0", "arr_1"} - arrays.keys()
-    if missing:
-        found = f"no {', '.join(sorted(missing))}"
-        raise InputError(path, found, "arr_0 (images) and arr_1 (labels)")
-    images, labels = arrays["arr_0"], arrays["arr_1"]
-    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or not len(images):
-        found = f"{images.dtype}{list(images.shape)}"
-        raise InputError(f"{path}: arr_0", found, f"uint8[B, {size}, {size}, 3]")
-    if labels.shape != images.shape[:1] or not np.isin(labels, np.arange(num_classes)).all():
-        found = f"{labels.dtype}{list(labels.shape)} from {labels.min()} to {labels.max()}"
-        expected = f"a class from 0 to {num_classes - 1} for each image"
-        raise InputError(f"{path}: arr_1", found, expected)
-    return images, labels
+    metrics, spec = config.evaluate.metrics, config.evaluate.reference
+    names = scores.networks_of(metrics)
+    networks_lib.check(config.evaluate.weights, names, "evaluate.metrics")
+    compared = any(map(scores.needs_reference, metrics))
+    if "classifier" in names or (compared and spec in reference_lib.SPLITS):
+        data.open_images(config)
+    elif compared and not pathlib.Path(spec).expanduser().exists():
+        expected = "train | validation | an .npz or a folder of images"
+        raise InputError("evaluate.reference", f"no file {spec}", expected)
 
 
-def _real(config: ConfigDict, validation: bool, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Real images uint8 [B, S, S, 3] and labels, evenly taken from the whole split."""
-    source = data.open_images(config, validation)
-    # Chosen before they are read: a whole training set would not fit into memory.
-    source = data.Subset(source, np.arange(0, len(source), -(-len(source) // limit)))
-    batches = list(
-        data.eval_batches(
-            source,
-            image_size=config.data.image_size,
-            crop="center",
-            batch_size=config.encode.batch_size,
-            on_damaged=config.data.on_damaged,
-        )
+def open_samples(config: ConfigDict) -> tuple[Sequence, dict[str, object]]:
+    """The images to evaluate, and what is known of how they were made, for the summary.
+
+    Raises:
+      InputError: they cannot be opened, are not of `data.image_size`, or fewer than two.
+    """
+    spec, section = config.evaluate.samples, config.data
+    if spec in reference_lib.SPLITS:
+        source = data.open_images(config, validation=spec == "validation")
+        told = {"evaluated": f"{spec} images of {section.source} {section.name}".strip()}
+        return source, told | {"evaluated_crop": reference_lib.CROP}
+    path = spec or str(pathlib.Path(config.workdir) / "samples.npz")
+    source, size = image_sets.open_set(path, section.num_classes), section.image_size
+    if source.size != (size, size):
+        found = f"images of {source.size[1]} x {source.size[0]} px"
+        raise InputError(path, found, f"{size} x {size} px, data.image_size")
+    if len(source) < 2:
+        raise InputError(path, f"{len(source)} image", "at least 2")
+    settings = {
+        f"evaluated_{name.removeprefix('sample_')}": value
+        for name, value in source.settings.items()
+        if name != "samples"
+    }
+    return source, {"evaluated": path, **settings}
+
+
+class Measuring(NamedTuple):
+    """Metrics, and what they are computed with.
+
+    Attributes:
+      metrics: those that can be had.
+      networks, reference: that these need.
+      class_texts: CLIP's features of a text for each class [C, D], None if not needed.
+      settings: of networks, reference and versions, for the summary.
+    """
+
+    metrics: tuple[str, ...]
+    networks: list[FeatureNetwork]
+    reference: scores.Reference | None
+    class_texts: np.ndarray | None
+    settings: dict[str, object]
+
+
+def prepare(
+    config: ConfigDict, mesh: jax.sharding.Mesh, metrics: Sequence[str], labelled: bool = True
+) -> Measuring:
+    """Loads the networks of metrics, and computes or reads the reference.
+
+    Args:
+      labelled: whether the samples have labels; without them some metrics are left out.
+
+    Raises:
+      InputError: a weight file or a reference that cannot be read.
+    """
+    names = scores.networks_of(metrics)
+    networks = [_network(config, mesh, name) for name in names]
+    compared = {
+        scores.NEEDS[metric].network for metric in metrics if scores.needs_reference(metric)
+    }
+    reference = None
+    if compared:
+        chosen = [network for network in networks if network.name in compared]
+        size = config.data.image_size
+        reference = reference_lib.open_reference(config, mesh, chosen, size)
+    settings = dict(reference.settings) if reference else {}
+    for network in networks:
+        settings[f"features_{network.name}"] = f"{network.weights}; resized {network.resize}"
+    for metric, reason in scores.omitted(metrics, labelled, reference).items():
+        logger.warning("evaluate: no %s: %s", metric, reason)
+        settings[f"omitted_{metric}"] = reason
+    metrics = tuple(metric for metric in metrics if f"omitted_{metric}" not in settings)
+    texts = None
+    if "clip_score" in metrics:
+        clip = next(network for network in networks if network.name == "clip_l14")
+        texts = _class_texts(config, clip)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {"bar_jax": bar_jax.__version__, "python": platform.python_version(), **versions}
+    settings["evaluated_with"] = ", ".join(
+        f"{name} {version}" for name, version in versions.items()
     )
-    images, labels, mask = (
-        np.concatenate([b[n] for b in batches]) for n in ("image", "label", "mask")
-    )
-    return images[mask], labels[mask]
+    settings["evaluated_on"] = jax.devices()[0].device_kind
+    return Measuring(metrics, networks, reference, texts, settings)
+
+
+def measure(measuring: Measuring, features: Features) -> dict[str, float]:
+    """The numbers of samples whose features are given, by name."""
+    return scores.compute(measuring.metrics, features, measuring.reference, measuring.class_texts)
+
+
+def training_metrics(config: ConfigDict) -> tuple[str, ...]:
+    """Those of `train_generator.evaluate_metrics` that can be had; of the others it is told why.
+
+    Raises:
+      InputError: a weight file is named and not there.
+    """
+    metrics, spec = [], config.evaluate.reference
+    for metric in config.train_generator.evaluate_metrics:
+        name = scores.NEEDS[metric].network
+        reason = ""
+        if name in networks_lib.SOURCES and not config.evaluate.weights[name]:
+            reason = f"evaluate.weights.{name} is not set"
+        elif config.data.source == "tokens" and spec in reference_lib.SPLITS:
+            reason = f"data.source=tokens holds no images for evaluate.reference={spec}"
+        if reason:
+            logger.warning("train_generator: no %s during training: %s", metric, reason)
+        else:
+            field = "train_generator.evaluate_metrics"
+            networks_lib.check(config.evaluate.weights, [name], field)
+            metrics.append(metric)
+    return tuple(metrics)
+
+
+def measure_generator(
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    measuring: Measuring,
+    generator: models.Trained,
+    tokenizer: models.Trained,
+) -> dict[str, float]:
+    """The numbers of `train_generator.evaluate_samples` samples, drawn as job=sample draws them.
+
+    They are of every class equally often, of the first ones once more where that does not come out
+    even. Nothing is written.
+    """
+    count = config.train_generator.evaluate_samples
+    labels = np.arange(count, dtype=np.int32) % config.data.num_classes
+    batches = sample.draw(config, mesh, generator, tokenizer, labels)
+    outputs = scores.outputs_of(measuring.metrics)
+    features = extract(mesh, measuring.networks, batches, **outputs)
+    return measure(measuring, features) | {"evaluated_samples": float(features.count)}
+
+
+def _network(config, mesh, name) -> FeatureNetwork:
+    if name in networks_lib.SOURCES:
+        return reference_lib.load_network(config, mesh, name)
+    return _classifier(config, mesh)
+
+
+def _real(config, mesh, measuring) -> dict[str, float]:
+    """The same classifier's accuracy on held-out real images, for comparison."""
+    source = data.open_images(config, validation=True)
+    size = config.data.image_size
+    batches = reference_lib.batches_of(config, source, size, reference_lib.CROP, "real images")
+    chosen = [network for network in measuring.networks if network.name == "classifier"]
+    features = extract(mesh, chosen, batches, rows=["classifier/logits"])
+    accuracy = scores.class_accuracy(features.rows["classifier/logits"], features.labels)
+    return {"real_class_accuracy": accuracy}
+
+
+def _class_texts(config, clip) -> np.ndarray:
+    """CLIP's features of a text for each class, [C, D]."""
+    spec, classes = config.evaluate.class_names, config.data.num_classes
+    names = clip_text.class_names(spec) if spec else data.open_images(config).class_names
+    if len(names) != classes:
+        expected = f"{classes}, one for each class"
+        raise InputError("evaluate.class_names", f"{len(names)} names", expected)
+    texts = [CLIP_TEXT.format(name) for name in names]
+    tokens = clip_text.tokenize(texts, config.evaluate.clip_vocabulary)
+    return networks_lib.text_features(clip, tokens)
+
+
+def _tell(found: dict[str, object], settings: dict[str, object]) -> None:
+    """One line of numbers and of what they depend on."""
+    numbers = ", ".join(f"{name} {value:.5g}" for name, value in found.items())
+    logger.info("evaluate: %s (%s)", numbers, _words(settings.items()))
+
+
+def _words(settings: Iterable[tuple[str, object]]) -> str:
+    return "; ".join(f"{name.removeprefix('evaluated_')} {value}" for name, value in settings)

@@ -8,7 +8,7 @@ import logging
 
 from ml_collections import ConfigDict
 
-from bar_jax import data, workdir
+from bar_jax import workdir
 from bar_jax.config import real_valued
 from bar_jax.jobs import encode, evaluate, sample, train_generator, train_tokenizer
 from bar_jax.training import preemption
@@ -24,8 +24,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         stages.remove(train_tokenizer)
         if config.model.tokenizer.kind != "pixels":
             workdir.trained(config, "tokenizer")  # missed now, not when there is all to be drawn
-        if config.data.source == "tokens" and config.evaluate.metrics:
-            data.open_images(config)  # which there are none of: the same
+    evaluate.check(config)  # the same
     for job in stages:
         job.run(config)
         preemption.check(f"pipeline: {job.__name__.rpartition('.')[2]} is finished")

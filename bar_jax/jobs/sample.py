@@ -1,19 +1,24 @@
-"""Images for given classes, or equally many of every class.
+"""Images for given classes, equally many of every class, or of classes drawn at random.
 
 Writes `samples.npz` (`arr_0`: uint8 [B, H, W, 3], as the ADM evaluator reads it; `arr_1`: labels;
 `settings`: what they were drawn with, JSON) and `samples.png`, a row per class. Image i depends on
-the seed and i alone, not on the batch it was drawn in.
+the seed and i alone: not on the batch it was drawn in, on processes or on interruptions. A job that
+was cut off goes on with the next batch: what was drawn is kept in `samples.partial-...`.
 """
 
 import collections
+import contextlib
 import functools
+import hashlib
 import io
 import itertools
 import json
 import logging
 import pathlib
+import shutil
 import time
 import zipfile
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
@@ -24,8 +29,9 @@ from ml_collections import ConfigDict
 from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import real_valued, token_grid
+from bar_jax.data import stream
 from bar_jax.errors import InputError
-from bar_jax.files import write_atomically
+from bar_jax.files import replacing, write_atomically
 from bar_jax.generators import make_basis
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import encode
@@ -42,40 +48,50 @@ GRID_ROWS, GRID_COLUMNS = 10, 10
 def run(config: ConfigDict) -> dict[str, object]:
     """Draws the configured samples, unless they are there already; returns the summary."""
     mesh = mesh_lib.make_mesh(**config.mesh)
-    folder = pathlib.Path(config.workdir)
+    path = pathlib.Path(config.workdir) / "samples.npz"
     with jax.set_mesh(mesh):
         generator = models.load_generator(config, mesh)
         tokenizer = models.load_tokenizer(config, mesh)
         settings = _settings(config, generator.step, tokenizer.step)
-        if _stored_settings(folder / "samples.npz") == settings:
-            logger.info("sample: %s is finished, nothing to do", folder / "samples.npz")
+        if _stored_settings(path) == settings:
+            logger.info("sample: %s is finished, nothing to do", path)
             return update_summary(config.workdir, settings)
         began = time.monotonic()
         labels = sample_labels(config)
-        kept = ()
+        given = ()
         if config.sample.keep != "none":
             half = half_mask(token_grid(config), config.sample.keep)
-            kept = real_images(config, labels), np.tile(half, (len(labels), 1))
-        images = sample_images(
-            config, mesh, generator, tokenizer, labels, *kept, interruptible=True
-        )
+            given = real_images(config, labels), np.tile(half, (len(labels), 1))
+        kept = Unfinished(config, settings, len(labels))
+        batches = draw(config, mesh, generator, tokenizer, labels, *given, start=kept.count)
+        with contextlib.closing(batches):
+            for batch in batches:
+                kept.append(mesh_lib.whole(batch["image"]))
+                if kept.count < len(labels):
+                    told = f"sample: {kept.count} of {len(labels)} images are kept"
+                    preemption.check(told)
     seconds = {"seconds_sample": round(time.monotonic() - began, 1)}
     summary = update_summary(config.workdir, settings | seconds)
     if jax.process_index() == 0:
-        save_png(folder / "samples.png", class_grid(images, labels))
-        _save(folder / "samples.npz", images, labels, settings)  # last: it says that all is there
+        picture = class_grid(kept.images, labels)
+        save_png(path.with_suffix(".png"), picture)
+        kept.finish(path, labels, settings)  # last: it says that all is there
+    mesh_lib.wait_for_all("samples.npz")
     return summary
 
 
 def sample_labels(config: ConfigDict) -> np.ndarray:
-    """Labels [B] int32: those given, or every class equally often, interleaved.
+    """Labels [B] int32: those given, drawn at random, or every class equally often, interleaved.
 
     Interleaved because Inception Scores are averaged over consecutive groups.
     """
-    if config.sample.labels:
-        return np.asarray(config.sample.labels, np.int32)
-    classes = config.data.num_classes
-    return np.tile(np.arange(classes, dtype=np.int32), config.sample.images_per_class)
+    section, classes = config.sample, config.data.num_classes
+    if section.labels:
+        return np.asarray(section.labels, np.int32)
+    if section.images:
+        drawn = stream.uniforms(np.arange(section.images), config.seed, "sample/labels")
+        return (drawn * classes).astype(np.int32)
+    return np.tile(np.arange(classes, dtype=np.int32), section.images_per_class)
 
 
 def sample_images(
@@ -86,49 +102,58 @@ def sample_images(
     labels: np.ndarray,
     given: np.ndarray | None = None,
     keep: np.ndarray | None = None,
-    *,
-    interruptible: bool = False,
 ) -> np.ndarray:
+    """Images of `draw`, uint8 [B, H, W, 3], all of them on every process."""
+    batches = draw(config, mesh, generator, tokenizer, labels, given, keep)
+    return np.concatenate([mesh_lib.whole(b["image"]) for b in batches])[: len(labels)]
+
+
+def draw(
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    generator: models.Trained,
+    tokenizer: models.Trained,
+    labels: np.ndarray,
+    given: np.ndarray | None = None,
+    keep: np.ndarray | None = None,
+    *,
+    start: int = 0,
+) -> Iterator[dict[str, jax.Array | np.ndarray]]:
     """Draws an image for each label, in batches of `sample.batch_size`.
 
     Args:
       labels: [B] integers; image i is drawn from key (seed, i).
       given: uint8 [B, H, W, 3] images of which tokens are kept; None: none are.
       keep: bool [B, N], True where a token of the given image is kept.
-      interruptible: end with `Preempted` on SIGTERM. In training, whose loop has a state to save
-        first, it may not.
+      start: the first image to draw.
 
     Returns:
-      uint8 [B, H, W, 3], on every process.
+      Batches: `image` uint8 [b, H, W, 3], cut over the mesh; and of the rows of this process
+      `index` and `label`, and `mask`, False where the last batch is filled up.
     """
     section, size = config.sample, config.sample.batch_size
     key = stream_key(config.seed, "sample")
-    images = []
-    with progress("sample", len(labels), "image") as advance:
-        for begin in range(0, len(labels), size):
-            if interruptible:
-                preemption.check("sample: nothing is kept of an unfinished set")
+    with progress("sample", len(labels), "image", done=start) as advance:
+        for begin in range(start, len(labels), size):
             rows = np.arange(begin, begin + size)
-            inside = np.minimum(rows, len(labels) - 1)  # the last batch is filled up
             # Process p draws the rows p * b to (p + 1) * b - 1 of the batch.
-            local = np.array_split(np.arange(size), jax.process_count())[jax.process_index()]
-            batch = {"index": rows[local].astype(np.int32), "label": labels[inside[local]]}
-            if given is not None:
-                batch |= {"image": given[inside[local]], "keep": keep[inside[local]]}
+            local = np.array_split(rows, jax.process_count())[jax.process_index()]
+            inside = np.minimum(local, len(labels) - 1)
+            batch = {"index": local.astype(np.int32), "label": labels[inside]}
+            kept = {} if given is None else {"image": given[inside], "keep": keep[inside]}
             drawn = _sample(
                 generator.module,
                 tokenizer.module,
                 sampling_settings(config),
                 generator.params,
                 tokenizer.params,
-                mesh_lib.put_batch(mesh, batch),
+                mesh_lib.put_batch(mesh, batch | kept),
                 jnp.float32(section.guidance_scale),
                 jnp.float32(section.temperature),
                 key,
             )
-            images.append(mesh_lib.whole(drawn))
+            yield {**batch, "image": drawn, "mask": local < len(labels)}
             advance(min(size, len(labels) - begin))
-    return np.concatenate(images)[: len(labels)]
 
 
 @functools.partial(jax.jit, static_argnums=range(3))
@@ -203,11 +228,13 @@ def class_grid(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> dict[str, object]:
     """What the samples depend on."""
     section = config.sample
-    labels = list(section.labels)
+    classes = list(section.labels) or f"{section.images_per_class} of every class"
+    if section.images and not section.labels:
+        classes = "drawn at random"
     has_matrix = make_basis(config).has_matrix
     return {
         "samples": len(sample_labels(config)),
-        "sample_classes": labels or f"{section.images_per_class} of every class",
+        "sample_classes": classes,
         "sample_seed": config.seed,
         "sample_guidance_scale": section.guidance_scale,
         "sample_temperature": section.temperature,
@@ -242,14 +269,62 @@ def _stored_settings(path: pathlib.Path) -> dict | None:
         return None
 
 
-def _save(path: pathlib.Path, images, labels, settings) -> None:
-    """Writes the .npz whole or not at all; one drawn with other settings is kept under a number."""
-    if path.exists():
-        number = 1
-        while (older := path.with_name(f"{path.stem}.{number}.npz")).exists():
-            number += 1
-        logger.info("sample: what was there before is kept as %s", older)
-        path.rename(older)
-    buffer = io.BytesIO()
-    np.savez(buffer, arr_0=images, arr_1=labels, settings=json.dumps(settings))
-    write_atomically(path, buffer.getvalue())
+class Unfinished:
+    """Images of a set that is being drawn, in a file that survives the process.
+
+    Only process 0 keeps them; all know how many there are. The folder is named by the settings, so
+    that sets that were begun with others are left alone.
+
+    Attributes:
+      count: of images that are kept.
+      images: on process 0, uint8 [N, H, W, 3] mapped from the file, once there are some.
+    """
+
+    def __init__(self, config: ConfigDict, settings: dict[str, object], total: int):
+        """Opens what is there of a set of `total` images."""
+        told = json.dumps(settings, sort_keys=True)
+        digest = hashlib.sha256(told.encode()).hexdigest()[:12]
+        self._folder = pathlib.Path(config.workdir) / f"samples.partial-{digest}"
+        self._total, self.images, found = total, None, 0
+        if jax.process_index() == 0 and (self._folder / "count.json").exists():
+            try:
+                self.images = np.lib.format.open_memmap(self._folder / "images.npy", "r+")
+                found = workdir.read_json(self._folder / "count.json")["images"]
+            except (OSError, ValueError) as error:
+                logger.warning("sample: %s is damaged (%s); drawn anew", self._folder, error)
+        self.count = int(mesh_lib.from_all(np.array([found]))[0][0])
+        if self.count:
+            logger.info("sample: goes on after %d images of %s", self.count, self._folder)
+
+    def append(self, images: np.ndarray) -> None:
+        """Keeps the next images, uint8 [b, H, W, 3]; those past the end fill up a batch."""
+        images = images[: self._total - self.count]
+        if jax.process_index() == 0:
+            if self.images is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                shape = (self._total, *images.shape[1:])
+                path = self._folder / "images.npy"
+                self.images = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+            self.images[self.count : self.count + len(images)] = images
+            self.images.flush()
+            count = json.dumps({"images": self.count + len(images)})
+            write_atomically(self._folder / "count.json", count.encode())
+        self.count += len(images)
+
+    def finish(self, path: pathlib.Path, labels: np.ndarray, settings: dict[str, object]) -> None:
+        """Writes the .npz; what was there before is kept under a number."""
+        if path.exists():
+            number = 1
+            while (older := path.with_name(f"{path.stem}.{number}.npz")).exists():
+                number += 1
+            logger.info("sample: what was there before is kept as %s", older)
+            path.rename(older)
+        with replacing(path) as temporary:
+            with zipfile.ZipFile(temporary, "w") as file:  # as np.savez, but images stay on disk
+                file.write(self._folder / "images.npy", "arr_0.npy")
+                for name, array in (("arr_1", labels), ("settings", json.dumps(settings))):
+                    buffer = io.BytesIO()
+                    np.save(buffer, array)
+                    file.writestr(f"{name}.npy", buffer.getvalue())
+        self.images = None
+        shutil.rmtree(self._folder)

@@ -2,7 +2,8 @@
 
 Writes `generator/` (checkpoints), `samples_during_training.png`, and into `summary.json` the
 validation loss: of bits in bits per bit, of real-valued tokens as the generator's own. Where the
-basis is a matrix it is also kept and drawn at every evaluation, see `jobs/basis.py`. With
+basis is a matrix it is also kept and drawn at every evaluation, see `jobs/basis.py`; FID or another
+of `train_generator.evaluate_metrics` is measured on samples then (Figure 7 of both papers). With
 `data.source=tokens` the cache is packed first if it is not there, and without a tokenizer in the
 workdir no pictures are drawn.
 """
@@ -24,6 +25,7 @@ from bar_jax.config import duration
 from bar_jax.generators import make_generator
 from bar_jax.jobs import basis as basis_lib
 from bar_jax.jobs import encode, sample
+from bar_jax.jobs import evaluate as evaluate_lib
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import loop
 from bar_jax.training.players import one_player
@@ -66,6 +68,8 @@ def run(config: ConfigDict) -> dict[str, object]:
         )
 
     watched = basis_lib.is_watched(config)
+    metrics = evaluate_lib.training_metrics(config) if tokenizer is not None else ()
+    measuring = functools.cache(lambda: evaluate_lib.prepare(config, mesh, metrics))
 
     def batches(start_step):
         return data.token_batches(
@@ -91,9 +95,23 @@ def run(config: ConfigDict) -> dict[str, object]:
             generator, codec, params, validation, mesh, config.seed, section.batch_size,
             section.evaluate_images,
         )  # fmt: skip
+        if metrics:
+            measured = (config, mesh, measuring(), trained, tokenizer)
+            found |= evaluate_lib.measure_generator(*measured)
         if watched:
             found |= basis_lib.evaluate(config, moments(), trained, tokenizer, writer)
         return found
+
+    def make_program(*durations):
+        if metrics:
+            measuring()  # a wrong reference is told now, not hours later
+        return one_player(
+            lambda k: models.init_generator(generator, k),
+            make_loss_fn(generator, codec, start, end),
+            section,
+            *durations,
+            **basis_lib.training(config, mesh, generator, moments().train if watched else None),
+        )
 
     steps, results = loop.train(
         STAGE,
@@ -101,13 +119,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         seed=config.seed,
         examples=len(cache),
         mesh=mesh,
-        make_program=lambda *durations: one_player(
-            lambda k: models.init_generator(generator, k),
-            make_loss_fn(generator, codec, start, end),
-            section,
-            *durations,
-            **basis_lib.training(config, mesh, generator, moments().train if watched else None),
-        ),
+        make_program=make_program,
         batches=batches,
         evaluate=evaluate,
         folder=folder,

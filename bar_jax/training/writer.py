@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -75,10 +76,19 @@ def _forget(path: pathlib.Path, stage: str, after: int) -> None:
     write_atomically(path, "".join(kept).encode())
 
 
-def update_summary(workdir: str | os.PathLike, values: dict[str, object]) -> dict[str, object]:
-    """Adds final numbers to the workdir's `summary.json`, a flat object, and returns all of it."""
+def update_summary(
+    workdir: str | os.PathLike,
+    values: dict[str, object],
+    forget: Callable[[str], bool] = lambda name: False,
+) -> dict[str, object]:
+    """Adds final numbers to the workdir's `summary.json`, a flat object, and returns all of it.
+
+    Args:
+      forget: whether what stands there under a name was of another time and goes.
+    """
     path = pathlib.Path(workdir) / "summary.json"
-    summary = read_summary(workdir) | values
+    before = {name: value for name, value in read_summary(workdir).items() if not forget(name)}
+    summary = before | values
     if jax.process_index() == 0:
         write_atomically(path, (json.dumps(summary, indent=2) + "\n").encode())
     return summary

@@ -7,7 +7,7 @@
 numbers, written in 4 steps of 16. The README has what a few minutes of it give.
 """
 
-from bar_jax.config import default_config, sized
+from bar_jax.config import classifier_metrics, default_config, sized
 
 
 def get_config(size=None):
@@ -31,4 +31,5 @@ def get_config(size=None):
     config.encode.update(dict(batch_size=500, shards=8))
     config.sample.update(dict(images_per_class=100, guidance_scale=1.0, temperature=1.0))
     config.sample.update(dict(steps=25, batch_size=200))
+    classifier_metrics(config)
     return sized(config, size)

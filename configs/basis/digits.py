@@ -7,7 +7,7 @@
 what it reaches with other bases.
 """
 
-from bar_jax.config import default_config, sized
+from bar_jax.config import classifier_metrics, default_config, sized
 
 
 def get_config(size=None):
@@ -30,4 +30,5 @@ def get_config(size=None):
     config.encode.update(dict(batch_size=128, shards=1))
     config.sample.update(dict(images_per_class=100, guidance_scale=1.0, temperature=1.0))
     config.sample.update(dict(steps=25, batch_size=200))
+    classifier_metrics(config)
     return sized(config, size)

@@ -6,7 +6,7 @@
 As `digits.py`, but 16 tokens one after another, each drawn by a diffusion head.
 """
 
-from bar_jax.config import default_config, sized
+from bar_jax.config import classifier_metrics, default_config, sized
 
 
 def get_config(size=None):
@@ -29,4 +29,5 @@ def get_config(size=None):
     config.encode.update(dict(batch_size=128, shards=1))
     config.sample.update(dict(images_per_class=100, guidance_scale=1.0, temperature=1.0))
     config.sample.update(dict(steps=50, clip=4.0, batch_size=200))
+    classifier_metrics(config)
     return sized(config, size)

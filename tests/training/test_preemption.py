@@ -5,14 +5,8 @@ import signal
 import subprocess
 import sys
 
-import jax
-import numpy as np
 import pytest
 
-from bar_jax import mesh as mesh_lib
-from bar_jax.config import default_config, tiny
-from bar_jax.jobs import sample
-from bar_jax.models import Trained
 from bar_jax.training import preemption
 
 
@@ -54,23 +48,3 @@ def test_install_does_not_wait_for_jax():
     code = "import sys, bar_jax.main; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
-
-
-@pytest.mark.parametrize("job", [True, False], ids=["job", "in training"])
-def test_sampling_is_cut_off_as_a_job_and_not_in_training(installed, monkeypatch, job):
-    """Training has a state to save first: its loop sees the signal after the evaluation."""
-    monkeypatch.setattr(sample, "_sample", lambda *args: jax.numpy.zeros((16, 4, 4, 3), "uint8"))
-    config, model = tiny(default_config()), Trained(None, {}, 0)
-    config.sample.batch_size = 16
-    module = type("Module", (), {"generator": None})
-    labels = np.zeros(20, np.int32)
-    draw = lambda: sample.sample_images(  # noqa: E731
-        config, mesh_lib.make_mesh(), Trained(module, {}, 0), model, labels, interruptible=job
-    )
-    assert draw().shape == (20, 4, 4, 3)
-    terminate()
-    if job:
-        with pytest.raises(preemption.Preempted):
-            draw()
-    else:
-        assert draw().shape == (20, 4, 4, 3)

@@ -1,0 +1,231 @@
+"""Reference statistics: what samples are compared with.
+
+The job writes `reference.npz` of `evaluate.reference` (the training images, the validation images,
+or a folder; ADM's centre crop) in the format of the ADM evaluator: `mu`, `sigma`, `mu_s`, `sigma_s`
+of all images and `arr_0`, 10,000 of them. Other jobs name such a file, or compute the same as they
+need it and keep it in `reference/`, by the fingerprint of the images and the digest of the network.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bar_jax import data
+from bar_jax import mesh as mesh_lib
+from bar_jax.data import image_sets
+from bar_jax.errors import InputError
+from bar_jax.files import replacing, write_atomically
+from bar_jax.metrics import networks as networks_lib
+from bar_jax.metrics.features import FeatureNetwork, extract
+from bar_jax.metrics.moments import Gaussian, gaussian
+from bar_jax.metrics.scores import Reference
+from bar_jax.training import preemption
+from bar_jax.training.progress import progress
+from bar_jax.training.writer import update_summary
+
+logger = logging.getLogger(__name__)
+CROP = "adm"  # of the images that the published reference statistics are of
+ROWS = 10_000  # images whose features are kept one by one, as many as ADM's files hold
+SPLITS = ("train", "validation")
+# Under which names an .npz holds mean and covariance of an output; the first two are ADM's.
+STATISTICS = {
+    "inception/pool": ("mu", "sigma"),
+    "inception/spatial": ("mu_s", "sigma_s"),
+    "dinov2_l14/class_token": ("mu_dinov2_l14", "sigma_dinov2_l14"),
+    "classifier/features": ("mu_classifier", "sigma_classifier"),
+}
+KEPT_ROWS = ("inception/pool",)
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Writes `reference.npz`; returns the summary."""
+    spec, weights = config.evaluate.reference, config.evaluate.weights
+    if spec.endswith(".npz"):
+        expected = "train | validation | a folder, to make a file like that of"
+        raise InputError("evaluate.reference", repr(spec), expected)
+    names = [n for n in networks_lib.SOURCES if networks_lib.is_there(weights[n])]
+    names = [n for n in names if any(output.startswith(f"{n}/") for output in STATISTICS)]
+    networks_lib.check(weights, {"inception", *names}, "evaluate.weights")
+    path = pathlib.Path(config.workdir) / "reference.npz"
+    mesh, size = mesh_lib.make_mesh(**config.mesh), config.data.image_size
+    source, name = open_source(config)
+    with jax.set_mesh(mesh):
+        networks = [load_network(config, mesh, n) for n in names]
+        reference = open_reference(config, mesh, networks, size)
+    if jax.process_index() == 0:
+        images = _images(config, source, size)
+        arrays = {"arr_0": images, "settings": json.dumps(reference.settings)}
+        for output, found in reference.gaussians.items():
+            arrays |= dict(zip(STATISTICS[output], found, strict=True))
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+        logger.info("reference: %s, of %s", path, name)
+    mesh_lib.wait_for_all("reference.npz")
+    return update_summary(config.workdir, reference.settings)
+
+
+def load_network(config: ConfigDict, mesh: jax.sharding.Mesh, name: str) -> FeatureNetwork:
+    """One of the networks with published weights."""
+    apply = networks_lib.applied(name)
+    return networks_lib.load(name, config.evaluate.weights[name], mesh, apply)
+
+
+def open_source(config: ConfigDict) -> tuple[Sequence, str]:
+    """The images of `evaluate.reference`, and what they are called."""
+    spec, section = config.evaluate.reference, config.data
+    if spec in SPLITS:
+        source = data.open_images(config, validation=spec == "validation")
+        name = " ".join(filter(None, (section.source, section.name or section.path, spec)))
+        return source, name
+    return image_sets.open_set(spec, section.num_classes), spec
+
+
+def open_reference(
+    config: ConfigDict, mesh: jax.sharding.Mesh, networks: Sequence[FeatureNetwork], size: int
+) -> Reference:
+    """What `evaluate.reference` is in the eyes of networks, computed or read.
+
+    Args:
+      networks: those whose features are compared.
+      size: height and width of the samples; images of a folder or data set are cropped to it.
+
+    Raises:
+      InputError: it cannot be opened, or is an .npz of images of another size, or one that holds
+        neither images nor the statistics that are needed.
+    """
+    spec = config.evaluate.reference
+    stored: dict[str, Gaussian] = {}
+    if spec.endswith(".npz"):
+        path = pathlib.Path(spec).expanduser()
+        stored, source = _read_npz(path)
+        name, digest = spec, networks_lib.digest(path)
+        if source is not None and source.size != (size, size):
+            found = f"images of {source.size[1]} x {source.size[0]} px"
+            raise InputError(spec, found, f"{size} x {size} px, as the samples")
+    else:
+        source, name = open_source(config)
+        digest = image_sets.fingerprint(source)
+    settings = {
+        "reference": name,
+        "reference_digest": digest,
+        "reference_images": "as stored" if source is None else len(source),
+        "reference_crop": "none" if spec.endswith(".npz") else CROP,
+    }
+    gaussians, rows, missing = {}, {}, {}
+    for network in networks:
+        outputs = [output for output in STATISTICS if output.startswith(f"{network.name}/")]
+        if not outputs:
+            continue
+        if source is None:
+            lacking = [output for output in outputs if output not in stored]
+            if lacking:
+                found = "neither images (arr_0) nor " + " and ".join(STATISTICS[lacking[0]])
+                raise InputError(spec, found, f"what {network.name} can be compared by")
+            missing |= dict.fromkeys(KEPT_ROWS, f"{name} holds no images (arr_0)")
+        else:
+            own, own_rows = _computed(config, mesh, network, source, digest, size)
+            gaussians |= own
+            rows |= own_rows
+    if source is not None and stored:
+        settings["reference_images"] = f"as stored; {len(source)} for other statistics"
+    return Reference(name, settings, gaussians | stored, rows, missing)
+
+
+def _read_npz(path: pathlib.Path):
+    """Statistics of an .npz by output, and its images, None if there are none."""
+    names = image_sets.npz_names(path)
+    stored = {}
+    for output, keys in STATISTICS.items():
+        if set(keys) <= set(names):
+            mean, covariance = (
+                np.array(image_sets.read_array(path, key), np.float64) for key in keys
+            )
+            if mean.ndim != 1 or covariance.shape != (len(mean),) * 2:
+                found = f"{keys[0]} {list(mean.shape)} and {keys[1]} {list(covariance.shape)}"
+                raise InputError(path, found, "[D] and [D, D]")
+            stored[output] = Gaussian(mean, covariance)
+    images = image_sets.open_npz(path, None) if image_sets.IMAGES in names else None
+    if not stored and images is None:
+        expected = "arr_0 (images) or ADM's mu, sigma, mu_s, sigma_s"
+        raise InputError(path, ", ".join(names) or "nothing", expected)
+    return stored, images
+
+
+def _computed(config, mesh, network, source, digest, size):
+    """Gaussians and rows of a set of images, from `reference/` if they are there."""
+    moments = tuple(output for output in STATISTICS if output.startswith(f"{network.name}/"))
+    rows = tuple(output for output in moments if output in KEPT_ROWS)
+    told = f"{digest} {size} {CROP} {network.weights} {network.resize}"
+    key = hashlib.sha256(told.encode()).hexdigest()[:16]
+    path = pathlib.Path(config.workdir) / "reference" / f"{network.name}-{key}.npz"
+    if mesh_lib.from_all(np.array([path.is_file()]))[0][0]:
+        arrays = {name: image_sets.read_array(path, name) for name in image_sets.npz_names(path)}
+    else:
+        features = extract(
+            mesh,
+            [network],
+            batches_of(config, source, size, CROP, f"reference of {network.name}"),
+            moments=moments,
+            rows=rows,
+            keep=_spread(len(source), ROWS),
+        )
+        arrays = {}
+        for output in moments:
+            arrays |= dict(zip(STATISTICS[output], gaussian(features.moments[output]), strict=True))
+        arrays |= {_rows_key(output): features.rows[output] for output in rows}
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)
+            write_atomically(path, buffer.getvalue())
+    gaussians = {
+        output: Gaussian(*(arrays[key] for key in STATISTICS[output])) for output in moments
+    }
+    return gaussians, {output: arrays[_rows_key(output)] for output in rows}
+
+
+def _rows_key(output: str) -> str:
+    return f"rows_{output.replace('/', '_')}"
+
+
+def _spread(count: int, limit: int) -> np.ndarray:
+    """bool [count], True for `limit` indices spread over all."""
+    keep = np.zeros(count, bool)
+    keep[np.linspace(0, count - 1, min(limit, count)).astype(int)] = True
+    return keep
+
+
+def batches_of(config: ConfigDict, source: Sequence, size: int, crop: str, what: str):
+    """This process's batches of a set of images, with a bar."""
+    batches = data.eval_batches(
+        source,
+        image_size=size,
+        crop=crop,
+        batch_size=config.evaluate.batch_size,
+        on_damaged=config.data.on_damaged,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    with progress(what, len(source), "image") as advance:
+        for batch in batches:
+            preemption.check(f"{what}: nothing is kept")
+            yield batch
+            advance(config.evaluate.batch_size)
+
+
+def _images(config: ConfigDict, source: Sequence, size: int) -> np.ndarray:
+    """ROWS images of a set, uint8 [M, H, W, 3]."""
+    chosen = data.Subset(source, np.flatnonzero(_spread(len(source), ROWS)))
+    batches = data.eval_batches(
+        chosen, image_size=size, crop=CROP, batch_size=config.evaluate.batch_size,
+        on_damaged=config.data.on_damaged,
+    )  # fmt: skip
+    return np.concatenate([batch["image"][batch["mask"]] for batch in batches])

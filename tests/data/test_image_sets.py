@@ -1,0 +1,148 @@
+"""Tests of bar_jax/data/image_sets.py: images in an .npz or a folder, to be measured as they are."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bar_jax.data import image_sets
+from bar_jax.errors import InputError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+LABELS = np.array([0, 1, 2, 1, 0])
+
+
+def pixels(source):
+    return np.stack([np.asarray(source[i]["image"]) for i in range(len(source))])
+
+
+# --- .npz ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_images_labels_and_settings_of_an_npz(tmp_path, save):
+    path = tmp_path / "a.npz"
+    save(path, arr_0=IMAGES, arr_1=LABELS, settings=json.dumps({"sample_seed": 3}))
+    source = image_sets.open_npz(path, num_classes=3)
+    np.testing.assert_array_equal(pixels(source), IMAGES)
+    assert [source[i]["label"] for i in range(5)] == LABELS.tolist()
+    assert (source.labelled, source.size, len(source)) == (True, (8, 8), 5)
+    assert source.settings == {"sample_seed": 3}
+
+
+def test_uncompressed_images_are_mapped_and_not_read(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=IMAGES, other=np.ones(3))
+    images = image_sets.open_npz(tmp_path / "a.npz", 3).images
+    assert isinstance(images, np.memmap)
+
+
+def test_arrays_in_fortran_order_are_read_as_they_are(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=np.asfortranarray(IMAGES))
+    np.testing.assert_array_equal(pixels(image_sets.open_npz(tmp_path / "a.npz", 3)), IMAGES)
+
+
+def test_images_alone_have_no_labels(tmp_path):
+    """As the ADM evaluator's samples may be."""
+    np.savez(tmp_path / "a.npz", IMAGES)
+    source = image_sets.open_npz(tmp_path / "a.npz", 3)
+    assert (source.labelled, source.settings) == (False, {})
+
+
+FLOATS = IMAGES.astype(np.float32) / 255
+NAN = np.where(np.arange(8) == 3, np.nan, FLOATS.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (dict(arr_0=FLOATS), r"a.npz: arr_0: found float32\[5, 8, 8, 3\] from 0 to 1, a range"),
+        (dict(arr_0=NAN), "with 120 values that are NaN or infinite, expected uint8"),
+        (dict(arr_0=IMAGES[..., :1]), r"found uint8\[5, 8, 8, 1\], expected uint8 \[N, H, W, 3\]"),
+        (dict(arr_0=IMAGES[:0]), r"found uint8\[0, 8, 8, 3\]"),
+        (dict(images=IMAGES), "found images, expected arr_0"),
+        (dict(arr_0=IMAGES, arr_1=LABELS[:3]), r"arr_1: found int64\[3\] from 0 to 2, expected a"),
+        (dict(arr_0=IMAGES, arr_1=LABELS + 1), "from 1 to 3, expected a class from 0 to 2 for"),
+        (dict(arr_0=IMAGES, arr_1=LABELS / 2), r"arr_1: found float64\[5\], expected"),
+        (dict(arr_0=IMAGES, settings="{"), "settings: found .*, expected JSON"),
+    ],
+)
+def test_what_is_no_set_of_images_is_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        image_sets.open_npz(tmp_path / "a.npz", num_classes=3)
+
+
+def test_objects_are_not_unpickled(tmp_path):
+    mixed = np.empty(2, object)
+    mixed[:] = [IMAGES[0], IMAGES[1, :4]]
+    np.savez(tmp_path / "a.npz", arr_0=mixed)
+    with pytest.raises(InputError, match="arr_0: found an unreadable array"):
+        image_sets.open_npz(tmp_path / "a.npz", 3)
+
+
+def test_a_file_that_is_cut_off_is_named(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=IMAGES)
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"a\.npz: found an unreadable file"):
+        image_sets.open_npz(tmp_path / "a.npz", 3)
+    with pytest.raises(InputError, match=r"b\.npz: found no such file"):
+        image_sets.open_npz(tmp_path / "b.npz", 3)
+
+
+# --- folder --------------------------------------------------------------------------------------
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+def test_sub_folders_are_classes_where_there_are_as_many(tmp_path):
+    for i, label in enumerate(LABELS):
+        save(tmp_path / f"class{label}/{i}.png", IMAGES[i])
+    source = image_sets.open_set(tmp_path, num_classes=3)
+    assert source.labelled
+    assert [source[i]["label"] for i in range(5)] == [0, 0, 1, 1, 2]
+    np.testing.assert_array_equal(pixels(source), IMAGES[[0, 4, 1, 3, 2]])
+    assert not image_sets.open_set(tmp_path, num_classes=10).labelled
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"{i}.png", IMAGES[i])
+    (tmp_path / "readme.txt").write_text("not an image")
+    source = image_sets.open_set(tmp_path, num_classes=1)
+    assert (source.labelled, len(source), source.size) == (False, 3, (8, 8))
+
+
+def test_mixed_sizes_are_named(tmp_path):
+    save(tmp_path / "a.png", IMAGES[0])
+    save(tmp_path / "b.png", IMAGES[1, :4])
+    with pytest.raises(InputError, match=r"found b.png of 8 x 4 px beside a.png of 8 x 8 px"):
+        _ = image_sets.open_set(tmp_path, 1).size
+
+
+def test_a_damaged_header_and_an_empty_folder_are_named(tmp_path):
+    with pytest.raises(InputError, match="found no image"):
+        image_sets.open_set(tmp_path, 1)
+    with pytest.raises(InputError, match="nowhere: found no such file or folder"):
+        image_sets.open_set(tmp_path / "nowhere", 1)
+    (tmp_path / "a.png").write_bytes(b"none")
+    with pytest.raises(InputError, match=r"a\.png: found an unreadable image"):
+        _ = image_sets.open_set(tmp_path, 1).size
+
+
+# --- fingerprint ---------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_is_of_the_images_and_not_of_their_place(tmp_path):
+    for i in range(5):
+        save(tmp_path / f"{i}.png", IMAGES[i])
+    np.savez(tmp_path / "a.npz", arr_0=IMAGES)
+    own = image_sets.fingerprint(image_sets.open_folder(tmp_path, 1))
+    assert own == image_sets.fingerprint(image_sets.open_npz(tmp_path / "a.npz", 1))
+    other = IMAGES.copy()
+    other[2, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "b.npz", arr_0=other)
+    assert own != image_sets.fingerprint(image_sets.open_npz(tmp_path / "b.npz", 1))
