@@ -94,7 +94,7 @@ def _radii(blocks: list[_Block], k: int) -> list[jax.Array]:
 @jax.jit
 def _nearest_within(nearest: jax.Array, a: _Block) -> jax.Array:
     squared = _squared_distances(a, a)
-    # Exactly 0, so that a radius among copies of an image is as well.
+    # An image's own distance is 0, of which rounding may have left something.
     squared = jnp.where(jnp.eye(len(squared), dtype=bool), 0.0, squared)
     return _smallest(nearest, squared)
 
