@@ -173,6 +173,9 @@ def default_config() -> ConfigDict:
     c.evaluate = ConfigDict()
     c.evaluate.samples = ""  # .npz of images (arr_0) and labels (arr_1); "": the workdir's
     c.evaluate.metrics = METRICS
+    c.evaluate.weights = ConfigDict(
+        dict(inception="", dinov2_l14="", clip_l14="", vgg16="", lpips="", classifier="")
+    )
 
     c.published = ConfigDict()  # weight files: .bin, .pth, .ckpt, .safetensors, .npz
     c.published.generator = ""  # import_weights reads it; "": none
