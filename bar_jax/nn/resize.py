@@ -1,6 +1,7 @@
 """Resizing of images as frozen networks saw it when they were trained.
 
-All modes take half-pixel centres. Each is separable: one matrix per axis, float32 throughout.
+All modes but `bilinear_tf1` take half-pixel centres. Each is separable: one matrix per axis, float32
+throughout.
 """
 
 import jax
@@ -19,6 +20,8 @@ def resize(images: jax.Array, size: int, mode: str) -> jax.Array:
         `bilinear`: four neighbours, also when shrinking;
         `bicubic_antialiased`: Keys' kernel with a = -0.5, widened when shrinking (Pillow's);
         `bicubic`: a = -0.75, sixteen neighbours also when shrinking, borders repeated (PyTorch's);
+        `bilinear_tf1`: output pixel i lies at i n / size, its neighbours are the one there and the
+          next (TensorFlow 1's default, with corners not aligned);
         `area`: mean of the pixels that an output pixel touches.
     """
     images = images.astype(jnp.float32)
@@ -26,7 +29,7 @@ def resize(images: jax.Array, size: int, mode: str) -> jax.Array:
         method, antialias = IN_JAX[mode]
         shape = (images.shape[0], size, size, images.shape[-1])
         return jax.image.resize(images, shape, method, antialias=antialias)
-    weights = {"bicubic": _bicubic_weights, "area": _area_weights}[mode]
+    weights = WEIGHTS[mode]
     rows, columns = (jnp.asarray(weights(n, size), jnp.float32) for n in images.shape[1:3])
     highest = jax.lax.Precision.HIGHEST
     return jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision=highest)
@@ -46,9 +49,28 @@ def _bicubic_weights(n: int, size: int, a: float = -0.75) -> np.ndarray:
     return weights
 
 
+def _bilinear_tf1_weights(n: int, size: int) -> np.ndarray:
+    """[size, n] float32: TensorFlow computes the places in it, and their rounding is felt."""
+    place = np.arange(size, dtype=np.float32) * (np.float32(n) / np.float32(size))
+    low = place.astype(int)
+    share = place - low.astype(np.float32)
+    weights = np.zeros((size, n), np.float32)
+    for pixel, weight in ((low, 1 - share), (np.minimum(low + 1, n - 1), share)):
+        np.add.at(weights, (np.arange(size), pixel), weight)
+    return weights
+
+
 def _area_weights(n: int, size: int) -> np.ndarray:
     """[size, n] float64."""
     output, pixel = np.arange(size)[:, None], np.arange(n)[None]
     # Pixel p and output o meet where [p, p + 1) and [o n / size, (o + 1) n / size) do.
     touched = ((pixel + 1) * size > output * n) & (pixel * size < (output + 1) * n)
     return touched / touched.sum(1, keepdims=True)
+
+
+# The modes that jax.image has not: the matrix of an axis.
+WEIGHTS = {
+    "bicubic": _bicubic_weights,
+    "bilinear_tf1": _bilinear_tf1_weights,
+    "area": _area_weights,
+}

