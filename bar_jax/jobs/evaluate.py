@@ -7,6 +7,7 @@ and how they resize, and versions. All of it is of one evaluation and is replace
 `evaluations.jsonl` keeps a line of every one.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -27,18 +28,18 @@ from bar_jax.data import image_sets
 from bar_jax.errors import InputError
 from bar_jax.jobs import reference as reference_lib
 from bar_jax.jobs import sample
-from bar_jax.metrics import classifier as classifier_lib
+from bar_jax.metrics import classifier, scores
 from bar_jax.metrics import networks as networks_lib
-from bar_jax.metrics import scores
 from bar_jax.metrics.features import FeatureNetwork, Features, extract
 from bar_jax.pretrained import clip_text
 from bar_jax.training.writer import update_summary
 from bar_jax.workdir import read_summary
 
 logger = logging.getLogger(__name__)
+CLASSIFIER_IMAGES = 50_000  # training images of the classifier, at most
 CLIP_TEXT = "a photo of {}"  # basis paper
 # What of summary.json is of the last evaluation, by how the names begin.
-OWN = ("evaluated_", "reference", "features_", "omitted_")
+OWN = ("evaluated", "reference", "features_")
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
 
 
@@ -70,9 +71,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         line = json.dumps({**found, **settings, **seconds})
         with (pathlib.Path(config.workdir) / "evaluations.jsonl").open("a") as file:
             file.write(line + "\n")
-    known = {f"sample_{name}" for name in scores.NUMBERS} | {f"real_{n}" for n in scores.NUMBERS}
-    forget = lambda name: name.startswith(OWN) or name in known
-    return update_summary(config.workdir, {**found, **settings, **seconds}, forget)
+    return update_summary(config.workdir, {**found, **settings, **seconds}, _is_own)
 
 
 def check(config: ConfigDict) -> None:
@@ -161,8 +160,8 @@ def prepare(
         settings[f"features_{network.name}"] = f"{network.weights}; resized {network.resize}"
     for metric, reason in scores.omitted(metrics, labelled, reference).items():
         logger.warning("evaluate: no %s: %s", metric, reason)
-        settings[f"omitted_{metric}"] = reason
-    metrics = tuple(metric for metric in metrics if f"omitted_{metric}" not in settings)
+        settings[f"sample_{metric}_omitted"] = reason
+    metrics = tuple(m for m in metrics if f"sample_{m}_omitted" not in settings)
     texts = None
     if "clip_score" in metrics:
         clip = next(network for network in networks if network.name == "clip_l14")
@@ -230,6 +229,50 @@ def _network(config, mesh, name) -> FeatureNetwork:
     return _classifier(config, mesh)
 
 
+def _classifier(config, mesh) -> FeatureNetwork:
+    """The classifier of the data set: read, or trained on its training images and kept."""
+    path = config.evaluate.weights.classifier
+    if not path:
+        source = data.open_images(config)
+        told = f"{image_sets.fingerprint(source)} {config.data.image_size} {classifier.RECIPE}"
+        key = hashlib.sha256(told.encode()).hexdigest()[:16]
+        path = pathlib.Path(config.workdir) / f"classifier-{key}.safetensors"
+        if jax.process_index() == 0 and not path.is_file():
+            images, labels = _training_images(config, source)
+            classes = config.data.num_classes
+            classifier.save(path, classifier.train_classifier(images, labels, classes))
+        mesh_lib.wait_for_all("classifier")
+    params = classifier.load(path)
+    classes = params["logits"]["bias"].shape[0]
+    if classes != config.data.num_classes:
+        expected = f"one of {config.data.num_classes}"
+        raise InputError(path, f"a classifier of {classes} classes", expected)
+    layout = mesh_lib.shapes(mesh, params)
+    weights = f"{pathlib.Path(path).name} sha256:{networks_lib.digest(path)}"
+    resize = f"to at most {classifier.LARGEST_SIDE} px: mean of the pixels covered"
+    params = mesh_lib.place(params, layout)
+    return FeatureNetwork("classifier", classifier.classify, params, weights, resize)
+
+
+def _training_images(config, source) -> tuple[np.ndarray, np.ndarray]:
+    """Images as small as the classifier sees them, uint8 [N, S, S, 3], and labels [N]."""
+    # Chosen before they are read: a whole training set would not fit into memory.
+    step = -(-len(source) // CLASSIFIER_IMAGES)
+    source = data.Subset(source, np.arange(0, len(source), step))
+    batches = data.eval_batches(
+        source,
+        image_size=config.data.image_size,
+        crop=reference_lib.CROP,
+        batch_size=config.evaluate.batch_size,
+        on_damaged=config.data.on_damaged,
+    )
+    images, labels = [], []
+    for batch in batches:
+        images.append(np.asarray(classifier.shrink(batch["image"]))[batch["mask"]])
+        labels.append(batch["label"][batch["mask"]])
+    return np.concatenate(images), np.concatenate(labels)
+
+
 def _real(config, mesh, measuring) -> dict[str, float]:
     """The same classifier's accuracy on held-out real images, for comparison."""
     source = data.open_images(config, validation=True)
@@ -237,7 +280,7 @@ def _real(config, mesh, measuring) -> dict[str, float]:
     batches = reference_lib.batches_of(config, source, size, reference_lib.CROP, "real images")
     chosen = [network for network in measuring.networks if network.name == "classifier"]
     features = extract(mesh, chosen, batches, rows=["classifier/logits"])
-    accuracy = scores.class_accuracy(features.rows["classifier/logits"], features.labels)
+    accuracy = classifier.class_accuracy(features.rows["classifier/logits"], features.labels)
     return {"real_class_accuracy": accuracy}
 
 
@@ -251,6 +294,12 @@ def _class_texts(config, clip) -> np.ndarray:
     texts = [CLIP_TEXT.format(name) for name in names]
     tokens = clip_text.tokenize(texts, config.evaluate.clip_vocabulary)
     return networks_lib.text_features(clip, tokens)
+
+
+def _is_own(name: str) -> bool:
+    """Whether a name in summary.json is of an evaluation."""
+    numbers = name.removeprefix("sample_").removeprefix("real_").removesuffix("_omitted")
+    return name.startswith(OWN) or numbers in scores.NUMBERS or numbers in scores.NEEDS
 
 
 def _tell(found: dict[str, object], settings: dict[str, object]) -> None:

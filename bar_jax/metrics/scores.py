@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bar_jax.errors import InputError
+from bar_jax.metrics.classifier import class_accuracy
 from bar_jax.metrics.features import Features
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.inception_score import inception_score
@@ -147,11 +148,6 @@ def clip_score(images: np.ndarray, texts: np.ndarray, labels: np.ndarray) -> flo
     """
     unit = lambda x: x / np.linalg.norm(x.astype(np.float64), axis=-1, keepdims=True)
     return float(np.mean(np.sum(unit(images) * unit(texts)[labels], axis=-1)))
-
-
-def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images whose largest logit [N, C] is that of their label [N]."""
-    return float(np.mean(np.argmax(logits, axis=-1) == labels))
 
 
 def _frechet(metric: str, own: Gaussian, reference: Reference, output: str) -> float:

@@ -1,4 +1,4 @@
-"""Tests of bar_jax/data/image_sets.py: images in an .npz or a folder, to be measured as they are."""
+"""Tests of bar_jax/data/image_sets.py: images in an .npz or a folder, measured as they are."""
 
 import json
 
