@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.losses.imagenet import normalized
 from bar_jax.losses.reconstruction import to_8_bits
+from bar_jax.nn.imagenet import normalized
 from bar_jax.nn.linear import linear, named, uniform
 from bar_jax.nn.resize import resize
 from bar_jax.nn.vit import ViT, patchify
@@ -63,7 +63,7 @@ class DINO(nn.Module):
             class_token=True,
             final_norm=False,
             keep=self.keep,
-            gelu_approximate=True,
+            gelu="tanh",
             dtype=self.dtype,
             name="vit",
         )(embed(patches), grid)

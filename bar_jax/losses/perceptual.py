@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.losses.imagenet import normalized
 from bar_jax.nn.convnext import ConvNeXt
+from bar_jax.nn.imagenet import normalized
 from bar_jax.nn.resize import resize
 from bar_jax.nn.vgg import VGG16
 

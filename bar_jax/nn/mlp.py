@@ -1,6 +1,7 @@
 """The feed-forward networks: gated by SiLU, gated by GELU, and plain GELU."""
 
 import functools
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -51,14 +52,27 @@ class GatedGeluMLP(nn.Module):
         return dense(width, ("mlp", "embed"), name="down")(x)
 
 
+Gelu = Literal["exact", "tanh", "quick"]
+GELU = {
+    "exact": functools.partial(nn.gelu, approximate=False),
+    "tanh": functools.partial(nn.gelu, approximate=True),
+    "quick": lambda x: x * nn.sigmoid(1.702 * x),
+}
+
+
 class GeluMLP(nn.Module):
-    """Linear(GELU(Linear)); the GELU exact or by its tanh approximation.
+    """Linear(GELU(Linear)).
 
     With a dropout rng, dropout acts on the hidden units and on the output.
+
+    Attributes:
+      hidden: units between the two layers.
+      gelu: `exact`, or one of the approximations of Hendrycks & Gimpel 2016: `tanh`, or `quick`,
+        x sigmoid(1.702 x).
     """
 
     hidden: int
-    approximate: bool = False
+    gelu: Gelu = "exact"
     dropout: float = 0.0
     kernel_init: Init = NORMAL_02
     dtype: jnp.dtype = jnp.float32
@@ -69,5 +83,5 @@ class GeluMLP(nn.Module):
         dense = functools.partial(linear, kernel_init=self.kernel_init, dtype=self.dtype)
         width = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
-        x = drop(nn.gelu(dense(self.hidden, ("embed", "mlp"), name="up")(x), self.approximate))
+        x = drop(GELU[self.gelu](dense(self.hidden, ("embed", "mlp"), name="up")(x)))
         return drop(dense(width, ("mlp", "embed"), name="down")(x))

@@ -1,7 +1,7 @@
 """Resizing of images as frozen networks saw it when they were trained.
 
-All modes but `bilinear_tf1` take half-pixel centres. Each is separable: one matrix per axis, float32
-throughout.
+All modes but `bilinear_tf1` take half-pixel centres. Each is separable: one matrix per axis, in
+float32.
 """
 
 import jax
@@ -12,41 +12,73 @@ import numpy as np
 IN_JAX = {"bilinear": ("linear", False), "bicubic_antialiased": ("cubic", True)}
 
 
-def resize(images: jax.Array, size: int, mode: str) -> jax.Array:
-    """Images [B, H, W, C] -> [B, size, size, C] float32.
+def resize(images: jax.Array, size: int | tuple[int, int], mode: str) -> jax.Array:
+    """Images [B, H, W, C] -> [B, *size, C] float32.
 
     Args:
+      size: rows and columns, or both.
       mode:
         `bilinear`: four neighbours, also when shrinking;
-        `bicubic_antialiased`: Keys' kernel with a = -0.5, widened when shrinking (Pillow's);
+        `bicubic_antialiased`: Keys' kernel with a = -0.5, widened when shrinking;
+        `bicubic_8bit`: the same for images in [0, 255], rounded and clipped to whole numbers after
+          each axis, the columns first (what Pillow does to 8-bit images, to 1 in 255; from
+          version 13 on it may take the rows of an oblong first);
         `bicubic`: a = -0.75, sixteen neighbours also when shrinking, borders repeated (PyTorch's);
         `bilinear_tf1`: output pixel i lies at i n / size, its neighbours are the one there and the
           next (TensorFlow 1's default, with corners not aligned);
         `area`: mean of the pixels that an output pixel touches.
     """
     images = images.astype(jnp.float32)
+    size = (size, size) if isinstance(size, int) else size
     if mode in IN_JAX:
         method, antialias = IN_JAX[mode]
-        shape = (images.shape[0], size, size, images.shape[-1])
+        shape = (images.shape[0], *size, images.shape[-1])
         return jax.image.resize(images, shape, method, antialias=antialias)
-    weights = WEIGHTS[mode]
-    rows, columns = (jnp.asarray(weights(n, size), jnp.float32) for n in images.shape[1:3])
+    sides = zip(images.shape[1:3], size, strict=True)
+    rows, columns = (jnp.asarray(WEIGHTS[mode](n, side), jnp.float32) for n, side in sides)
     highest = jax.lax.Precision.HIGHEST
+    if mode == "bicubic_8bit":
+        images = _to_8_bits(jnp.einsum("jw,bhwc->bhjc", columns, images, precision=highest))
+        return _to_8_bits(jnp.einsum("ih,bhwc->biwc", rows, images, precision=highest))
     return jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision=highest)
 
 
-def _bicubic_weights(n: int, size: int, a: float = -0.75) -> np.ndarray:
-    """[size, n] float64."""
-    centre = (np.arange(size) + 0.5) * n / size - 0.5
+def _to_8_bits(images: jax.Array) -> jax.Array:
+    """Halves are rounded up, as Pillow's integers are; float32 may have put them just below."""
+    return jnp.clip(jnp.floor(images + 0.5 + 2**-17), 0, 255)
+
+
+def bicubic_weights(n: int, size: int, step: float | None = None) -> np.ndarray:
+    """Mode `bicubic` along one axis, [size, n] float64.
+
+    Args:
+      n, size: pixels before and after.
+      step: between output pixels, in pixels of the input; None: n / size.
+    """
+    centre = (np.arange(size) + 0.5) * (n / size if step is None else step) - 0.5
     weights = np.zeros((size, n))
     for tap in (-1, 0, 1, 2):
         pixel = np.floor(centre).astype(int) + tap
-        x = np.abs(centre - pixel)
-        near = ((a + 2) * x - (a + 3)) * x**2 + 1
-        far = a * (((x - 5) * x + 8) * x - 4)
         # Beyond a border stands the border's pixel.
-        np.add.at(weights, (np.arange(size), np.clip(pixel, 0, n - 1)), np.where(x <= 1, near, far))
+        place = np.arange(size), np.clip(pixel, 0, n - 1)
+        np.add.at(weights, place, _keys(centre - pixel, -0.75))
     return weights
+
+
+def _bicubic_8bit_weights(n: int, size: int) -> np.ndarray:
+    """[size, n] float64, to 22 binary digits as Pillow has them: ties fall as they do there."""
+    centre = (np.arange(size)[:, None] + 0.5) * n / size - 0.5
+    weights = _keys((np.arange(n)[None] - centre) / max(n / size, 1), -0.5)
+    weights /= weights.sum(1, keepdims=True)
+    return np.round(weights * 2**22) / 2**22
+
+
+def _keys(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel at these distances; 0 from 2 on."""
+    x = np.minimum(np.abs(x), 2)
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, far)
 
 
 def _bilinear_tf1_weights(n: int, size: int) -> np.ndarray:
@@ -70,7 +102,8 @@ def _area_weights(n: int, size: int) -> np.ndarray:
 
 # The modes that jax.image has not: the matrix of an axis.
 WEIGHTS = {
-    "bicubic": _bicubic_weights,
+    "bicubic": bicubic_weights,
+    "bicubic_8bit": _bicubic_8bit_weights,
     "bilinear_tf1": _bilinear_tf1_weights,
     "area": _area_weights,
 }

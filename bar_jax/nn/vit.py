@@ -12,17 +12,19 @@ from einops import rearrange
 from bar_jax.mesh import constrain_batch
 from bar_jax.nn.attention import attend
 from bar_jax.nn.linear import NORMAL_02, Init, linear, named
-from bar_jax.nn.mlp import GeluMLP
+from bar_jax.nn.mlp import Gelu, GeluMLP
 
 
 class ViTBlock(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + MLP(norm(x))."""
+    """Pre-norm block: x + attention(norm(x)), then x + MLP(norm(x)), either one scaled or not."""
 
     heads: int
     mlp_width: int
-    gelu_approximate: bool
+    gelu: Gelu
     norm_eps: float
     dtype: jnp.dtype
+    layer_scale: bool = False
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -47,13 +49,22 @@ class ViTBlock(nn.Module):
             dtype=self.dtype,
             name="qkv",
         )(h)
-        h = attend(h[:, :, 0], h[:, :, 1], h[:, :, 2])
-        x += linear(width, ("heads", None, "embed"), inputs=2, dtype=self.dtype, name="out")(h)
+        h = attend(h[:, :, 0], h[:, :, 1], h[:, :, 2], causal=self.causal)
+        h = linear(width, ("heads", None, "embed"), inputs=2, dtype=self.dtype, name="out")(h)
+        x += self._scaled(h, "attention_scale")
         h = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="mlp_norm")(x)
-        x += GeluMLP(self.mlp_width, self.gelu_approximate, dtype=self.dtype, name="mlp")(h)
+        h = GeluMLP(self.mlp_width, self.gelu, dtype=self.dtype, name="mlp")(h)
+        x += self._scaled(h, "mlp_scale")
         if kept is not None:
             kept = jax.lax.dynamic_update_index_in_dim(kept, x, slot, 0)
         return (x, kept), None
+
+    def _scaled(self, h: jax.Array, name: str) -> jax.Array:
+        """h as it is, or times a learned factor for each channel."""
+        if not self.layer_scale:
+            return h
+        scale = self.param(name, named(nn.initializers.ones, "embed"), h.shape[-1:])
+        return scale.astype(self.dtype)[None, None] * h
 
 
 class ViT(nn.Module):
@@ -68,7 +79,10 @@ class ViT(nn.Module):
       final_norm: LayerNorm after the last block.
       keep: layers, ascending, whose outputs are returned too: 0 is the first block, -1 what goes
         into it.
-      gelu_approximate: tanh-GELU (SigLIP2) instead of the exact one (DINO, the decoder).
+      gelu: the MLPs' nonlinearity: `exact` (DINOv2, the decoder), `tanh` (SigLIP2, the
+        discriminator's DINO) or `quick` (CLIP).
+      layer_scale: scale what every attention and MLP adds, per channel (DINOv2).
+      causal: a token sees itself and those before it (CLIP's text).
       norm_eps: epsilon of every LayerNorm.
       table_init: initialiser of the class token and the positions.
       remat: recompute a block's activations in the backward pass instead of keeping them.
@@ -83,7 +97,9 @@ class ViT(nn.Module):
     pre_norm: bool = False
     final_norm: bool = True
     keep: tuple[int, ...] = ()
-    gelu_approximate: bool = False
+    gelu: Gelu = "exact"
+    layer_scale: bool = False
+    causal: bool = False
     norm_eps: float = 1e-6
     table_init: Init = NORMAL_02
     remat: bool = False
@@ -135,9 +151,11 @@ class ViT(nn.Module):
         (x, kept), _ = blocks(
             self.heads,
             self.mlp_width,
-            self.gelu_approximate,
+            self.gelu,
             self.norm_eps,
             self.dtype,
+            self.layer_scale,
+            self.causal,
             name="blocks",
         )((x, kept), slots)
         if self.final_norm:

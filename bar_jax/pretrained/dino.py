@@ -1,11 +1,10 @@
 """DINO's ViT, the discriminator's frozen backbone, and the published names of the heads on it."""
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
 
-from bar_jax.pretrained.layout import Layout, layer_norm, linear, same, to_ours, to_published
+from bar_jax.pretrained.layout import Layout, count, layer_norm, linear, same, to_ours, to_published
 
 _BLOCK = "blocks.{layer}"
 BACKBONE: Layout = {
@@ -55,7 +54,7 @@ def backbone_params(tensors: Mapping[str, np.ndarray], heads: int = 6) -> dict:
     Raises:
       InputError: naming a tensor that is missing.
     """
-    layers = _count(tensors, r"blocks\.(\d+)\.")
+    layers = count(tensors, r"blocks\.(\d+)\.")
     params = to_ours(tensors, BACKBONE, {"layer": range(layers)}, heads=heads, three=3)
     bias = params["vit"]["blocks"]["qkv"]["bias"].copy()
     bias[:, 1] = 0
@@ -69,7 +68,7 @@ def head_params(tensors: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
     Raises:
       InputError: naming a tensor that is missing.
     """
-    levels = {"level": range(_count(tensors, r"heads\.(\d+)\."))}
+    levels = {"level": range(count(tensors, r"heads\.(\d+)\."))}
     params = to_ours(tensors, HEADS, levels)
     return params, to_ours(tensors, VECTORS, levels, k=params["second"]["kernel"].shape[1])
 
@@ -82,9 +81,3 @@ def head_tensors(params: Mapping) -> dict[str, np.ndarray]:
 def vector_tensors(vectors: Mapping) -> dict[str, np.ndarray]:
     """Vectors of the spectral norms under the published names."""
     return to_published(vectors, VECTORS, {"level": range(len(vectors["last"]["u"]))})
-
-
-def _count(tensors: Mapping[str, np.ndarray], pattern: str) -> int:
-    """How many numbered parts the names tell of."""
-    found = [re.match(pattern, name) for name in tensors]
-    return 1 + max((int(match[1]) for match in found if match), default=-1)

@@ -97,6 +97,12 @@ def to_published(params: Mapping, layout: Layout, fields: Fields) -> dict:
     return tensors
 
 
+def count(tensors: Mapping[str, object], pattern: str) -> int:
+    """How many numbered parts the names tell of, by a pattern like r"blocks\.(\d+)\."."""
+    found = [re.match(pattern, name) for name in tensors]
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
 def _fields(template: str) -> list[str]:
     return [field for _, field, *_ in string.Formatter().parse(template) if field]
 

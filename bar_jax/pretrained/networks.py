@@ -13,10 +13,12 @@ from bar_jax import files
 from bar_jax.errors import InputError
 from bar_jax.losses.discriminator import DINO
 from bar_jax.losses.perceptual import LinearHeads
+from bar_jax.nn.clip import CLIP
 from bar_jax.nn.convnext import ConvNeXt
+from bar_jax.nn.dinov2 import DINOv2
 from bar_jax.nn.inception import Inception
 from bar_jax.nn.vgg import VGG16
-from bar_jax.pretrained import dino, inception, lpips, manifest, torchvision
+from bar_jax.pretrained import clip, dino, dinov2, inception, lpips, manifest, torchvision
 from bar_jax.pretrained.files import read_tensors
 
 
@@ -50,6 +52,13 @@ NETWORKS = {
     "dino_s8": Network(DINO(), dino.backbone_params, "dino/dino_s8.json", _IMAGES),
     "inception": Network(
         Inception(), inception.inception_params, "inception/inception_2015.json", _IMAGES
+    ),
+    "dinov2_l14": Network(DINOv2(), dinov2.dinov2_params, "dinov2/dinov2_vitl14.json", _IMAGES),
+    "clip_l14": Network(
+        CLIP(),
+        clip.clip_params,
+        "clip/clip_vit_l14.json",
+        (*_IMAGES, _array(1, CLIP.context, dtype=jnp.int32)),
     ),
 }
 IN_PACKAGE = ("vgg16", "lpips")  # read from the package where that is given for a path

@@ -107,7 +107,7 @@ class BarFSQ(nn.Module):
         self.encoder_vit = ViT(
             **self.encoder,
             position_grid=(self.position_grid,) * 2 if self.position_grid else None,
-            gelu_approximate=True,
+            gelu="tanh",
             remat=self.remat,
             dtype=self.dtype,
         )

@@ -76,7 +76,9 @@ def test_matches_numpy(tokens, decoder):
 
     The epsilon is large, so that one that is not used shows.
     """
-    module = vit(class_token=decoder, pre_norm=decoder, gelu_approximate=not decoder, norm_eps=0.1)
+    module = vit(
+        class_token=decoder, pre_norm=decoder, gelu="exact" if decoder else "tanh", norm_eps=0.1
+    )
     params = filled(module, tokens)
     expected = numpy_vit(params, tokens, 0.1, decoder, decoder, not decoder)
     np.testing.assert_allclose(apply(module, params, tokens), expected, atol=1e-5)
@@ -85,7 +87,7 @@ def test_matches_numpy(tokens, decoder):
 def test_scan_equals_the_blocks_one_after_another(tokens):
     module = vit()
     params = filled(module, tokens)
-    block = ViTBlock(HEADS, MLP, gelu_approximate=False, norm_eps=1e-6, dtype=jnp.float32)
+    block = ViTBlock(HEADS, MLP, gelu="exact", norm_eps=1e-6, dtype=jnp.float32)
 
     @jax.jit
     def unrolled(params, x):

@@ -1,9 +1,9 @@
-"""Tests of bar_jax/losses/imagenet.py."""
+"""Tests of bar_jax/nn.imagenet.py."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from bar_jax.losses.imagenet import MEAN, STD, normalized
+from bar_jax.nn.imagenet import MEAN, STD, normalized
 
 
 def test_black_and_white():

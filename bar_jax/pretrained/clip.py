@@ -1,0 +1,65 @@
+"""CLIP: the names of Hugging Face's files, and their arrays in our layout."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bar_jax.pretrained.layout import Layout, count, layer_norm, linear, same, to_ours
+
+
+def _tower(ours: str, theirs: str) -> Layout:
+    """The blocks of a transformer."""
+    ours, theirs = f"{ours}/blocks", f"{theirs}.encoder.layers.{{layer}}"
+    return {
+        **layer_norm(f"{ours}/attention_norm", f"{theirs}.layer_norm1"),
+        f"{ours}/qkv/kernel": (
+            f"{theirs}.self_attn.{{qkv}}_proj.weight",
+            "layer qkv (heads c) i -> layer i qkv heads c",
+        ),
+        f"{ours}/qkv/bias": (
+            f"{theirs}.self_attn.{{qkv}}_proj.bias",
+            "layer qkv (heads c) -> layer qkv heads c",
+        ),
+        **linear(f"{ours}/out", f"{theirs}.self_attn.out_proj", inputs="heads c"),
+        **layer_norm(f"{ours}/mlp_norm", f"{theirs}.layer_norm2"),
+        **linear(f"{ours}/mlp/up", f"{theirs}.mlp.fc1"),
+        **linear(f"{ours}/mlp/down", f"{theirs}.mlp.fc2"),
+    }
+
+
+VISION: Layout = {
+    "patch_embedding/kernel": (
+        "vision_model.embeddings.patch_embedding.weight",
+        "d c p1 p2 -> (p1 p2 c) d",
+    ),
+    **same("vision/class_embedding", "vision_model.embeddings.class_embedding"),
+    **same("vision/position_embedding", "vision_model.embeddings.position_embedding.weight"),
+    **layer_norm("vision/pre_norm", "vision_model.pre_layrnorm"),  # so spelt
+    **_tower("vision", "vision_model"),
+    **layer_norm("vision/norm", "vision_model.post_layernorm"),
+    "image_projection/kernel": ("visual_projection.weight", "o i -> i o"),
+}
+TEXT: Layout = {
+    **same("token_embedding", "text_model.embeddings.token_embedding.weight"),
+    **same("text/position_embedding", "text_model.embeddings.position_embedding.weight"),
+    **_tower("text", "text_model"),
+    **layer_norm("text/norm", "text_model.final_layer_norm"),
+    "text_projection/kernel": ("text_projection.weight", "o i -> i o"),
+}
+
+
+def clip_params(
+    tensors: Mapping[str, np.ndarray], *, heads: int = 16, text_heads: int = 12
+) -> dict:
+    """Parameters of `nn.clip.CLIP` from a state dict of Hugging Face's `CLIPModel`.
+
+    The temperature, `logit_scale`, is not read: a cosine needs none.
+
+    Raises:
+      InputError: naming a tensor that is missing.
+    """
+    params = {}
+    for layout, tower, h in ((VISION, "vision", heads), (TEXT, "text", text_heads)):
+        depth = count(tensors, rf"{tower}_model\.encoder\.layers\.(\d+)\.")
+        params |= to_ours(tensors, layout, {"layer": range(depth), "qkv": "qkv"}, heads=h)
+    return params
