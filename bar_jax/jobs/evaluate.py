@@ -7,40 +7,33 @@ and how they resize, and versions. All of it is of one evaluation and is replace
 `evaluations.jsonl` keeps a line of every one.
 """
 
-import hashlib
-import importlib.metadata
 import json
 import logging
 import pathlib
-import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-import bar_jax
-from bar_jax import data, models
+from bar_jax import data, feature_networks, models
 from bar_jax import mesh as mesh_lib
 from bar_jax.data import image_sets
 from bar_jax.errors import InputError
 from bar_jax.jobs import reference as reference_lib
 from bar_jax.jobs import sample
 from bar_jax.metrics import classifier, scores
-from bar_jax.metrics import networks as networks_lib
 from bar_jax.metrics.features import FeatureNetwork, Features, extract
 from bar_jax.pretrained import clip_text
-from bar_jax.training.writer import update_summary
+from bar_jax.training.writer import environment, update_summary
 from bar_jax.workdir import read_summary
 
 logger = logging.getLogger(__name__)
-CLASSIFIER_IMAGES = 50_000  # training images of the classifier, at most
 CLIP_TEXT = "a photo of {}"  # basis paper
 # What of summary.json is of the last evaluation, by how the names begin.
 OWN = ("evaluated", "reference", "features_")
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
 
 
 def run(config: ConfigDict) -> dict[str, object]:
@@ -56,8 +49,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     labelled = getattr(samples, "labelled", True)
     with jax.set_mesh(mesh):
         measuring = prepare(config, mesh, metrics, labelled)
-        size = config.data.image_size
-        batches = reference_lib.batches_of(config, samples, size, reference_lib.CROP, "evaluate")
+        batches = reference_lib.batches_of(config, samples, reference_lib.CROP, "evaluate")
         features = extract(
             mesh, measuring.networks, batches, **scores.outputs_of(measuring.metrics)
         )
@@ -82,7 +74,7 @@ def check(config: ConfigDict) -> None:
     """
     metrics, spec = config.evaluate.metrics, config.evaluate.reference
     names = scores.networks_of(metrics)
-    networks_lib.check(config.evaluate.weights, names, "evaluate.metrics")
+    feature_networks.check(config.evaluate.weights, names, "evaluate.metrics")
     compared = any(map(scores.needs_reference, metrics))
     if "classifier" in names or (compared and spec in reference_lib.SPLITS):
         data.open_images(config)
@@ -146,15 +138,14 @@ def prepare(
       InputError: a weight file or a reference that cannot be read.
     """
     names = scores.networks_of(metrics)
-    networks = [_network(config, mesh, name) for name in names]
+    networks = [feature_networks.load(config, mesh, name) for name in names]
     compared = {
         scores.NEEDS[metric].network for metric in metrics if scores.needs_reference(metric)
     }
     reference = None
     if compared:
         chosen = [network for network in networks if network.name in compared]
-        size = config.data.image_size
-        reference = reference_lib.open_reference(config, mesh, chosen, size)
+        reference = reference_lib.open_reference(config, mesh, chosen)
     settings = dict(reference.settings) if reference else {}
     for network in networks:
         settings[f"features_{network.name}"] = f"{network.weights}; resized {network.resize}"
@@ -166,12 +157,7 @@ def prepare(
     if "clip_score" in metrics:
         clip = next(network for network in networks if network.name == "clip_l14")
         texts = _class_texts(config, clip)
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    versions = {"bar_jax": bar_jax.__version__, "python": platform.python_version(), **versions}
-    settings["evaluated_with"] = ", ".join(
-        f"{name} {version}" for name, version in versions.items()
-    )
-    settings["evaluated_on"] = jax.devices()[0].device_kind
+    settings |= {f"evaluated_{name}": value for name, value in environment().items()}
     return Measuring(metrics, networks, reference, texts, settings)
 
 
@@ -190,7 +176,7 @@ def training_metrics(config: ConfigDict) -> tuple[str, ...]:
     for metric in config.train_generator.evaluate_metrics:
         name = scores.NEEDS[metric].network
         reason = ""
-        if name in networks_lib.SOURCES and not config.evaluate.weights[name]:
+        if name in feature_networks.SOURCES and not config.evaluate.weights[name]:
             reason = f"evaluate.weights.{name} is not set"
         elif config.data.source == "tokens" and spec in reference_lib.SPLITS:
             reason = f"data.source=tokens holds no images for evaluate.reference={spec}"
@@ -198,7 +184,7 @@ def training_metrics(config: ConfigDict) -> tuple[str, ...]:
             logger.warning("train_generator: no %s during training: %s", metric, reason)
         else:
             field = "train_generator.evaluate_metrics"
-            networks_lib.check(config.evaluate.weights, [name], field)
+            feature_networks.check(config.evaluate.weights, [name], field)
             metrics.append(metric)
     return tuple(metrics)
 
@@ -223,62 +209,13 @@ def measure_generator(
     return measure(measuring, features) | {"evaluated_samples": float(features.count)}
 
 
-def _network(config, mesh, name) -> FeatureNetwork:
-    if name in networks_lib.SOURCES:
-        return reference_lib.load_network(config, mesh, name)
-    return _classifier(config, mesh)
-
-
-def _classifier(config, mesh) -> FeatureNetwork:
-    """The classifier of the data set: read, or trained on its training images and kept."""
-    path = config.evaluate.weights.classifier
-    if not path:
-        source = data.open_images(config)
-        told = f"{image_sets.fingerprint(source)} {config.data.image_size} {classifier.RECIPE}"
-        key = hashlib.sha256(told.encode()).hexdigest()[:16]
-        path = pathlib.Path(config.workdir) / f"classifier-{key}.safetensors"
-        if jax.process_index() == 0 and not path.is_file():
-            images, labels = _training_images(config, source)
-            classes = config.data.num_classes
-            classifier.save(path, classifier.train_classifier(images, labels, classes))
-        mesh_lib.wait_for_all("classifier")
-    params = classifier.load(path)
-    classes = params["logits"]["bias"].shape[0]
-    if classes != config.data.num_classes:
-        expected = f"one of {config.data.num_classes}"
-        raise InputError(path, f"a classifier of {classes} classes", expected)
-    layout = mesh_lib.shapes(mesh, params)
-    weights = f"{pathlib.Path(path).name} sha256:{networks_lib.digest(path)}"
-    resize = f"to at most {classifier.LARGEST_SIDE} px: mean of the pixels covered"
-    params = mesh_lib.place(params, layout)
-    return FeatureNetwork("classifier", classifier.classify, params, weights, resize)
-
-
-def _training_images(config, source) -> tuple[np.ndarray, np.ndarray]:
-    """Images as small as the classifier sees them, uint8 [N, S, S, 3], and labels [N]."""
-    # Chosen before they are read: a whole training set would not fit into memory.
-    step = -(-len(source) // CLASSIFIER_IMAGES)
-    source = data.Subset(source, np.arange(0, len(source), step))
-    batches = data.eval_batches(
-        source,
-        image_size=config.data.image_size,
-        crop=reference_lib.CROP,
-        batch_size=config.evaluate.batch_size,
-        on_damaged=config.data.on_damaged,
-    )
-    images, labels = [], []
-    for batch in batches:
-        images.append(np.asarray(classifier.shrink(batch["image"]))[batch["mask"]])
-        labels.append(batch["label"][batch["mask"]])
-    return np.concatenate(images), np.concatenate(labels)
-
-
 def _real(config, mesh, measuring) -> dict[str, float]:
     """The same classifier's accuracy on held-out real images, for comparison."""
     source = data.open_images(config, validation=True)
-    size = config.data.image_size
-    batches = reference_lib.batches_of(config, source, size, reference_lib.CROP, "real images")
-    chosen = [network for network in measuring.networks if network.name == "classifier"]
+    batches = reference_lib.batches_of(config, source, reference_lib.CROP, "real images")
+    chosen = [
+        network for network in measuring.networks if network.name == feature_networks.CLASSIFIER
+    ]
     features = extract(mesh, chosen, batches, rows=["classifier/logits"])
     accuracy = classifier.class_accuracy(features.rows["classifier/logits"], features.labels)
     return {"real_class_accuracy": accuracy}
@@ -293,7 +230,7 @@ def _class_texts(config, clip) -> np.ndarray:
         raise InputError("evaluate.class_names", f"{len(names)} names", expected)
     texts = [CLIP_TEXT.format(name) for name in names]
     tokens = clip_text.tokenize(texts, config.evaluate.clip_vocabulary)
-    return networks_lib.text_features(clip, tokens)
+    return feature_networks.text_features(clip, tokens)
 
 
 def _is_own(name: str) -> bool:
@@ -305,8 +242,5 @@ def _is_own(name: str) -> bool:
 def _tell(found: dict[str, object], settings: dict[str, object]) -> None:
     """One line of numbers and of what they depend on."""
     numbers = ", ".join(f"{name} {value:.5g}" for name, value in found.items())
-    logger.info("evaluate: %s (%s)", numbers, _words(settings.items()))
-
-
-def _words(settings: Iterable[tuple[str, object]]) -> str:
-    return "; ".join(f"{name.removeprefix('evaluated_')} {value}" for name, value in settings)
+    told = "; ".join(f"{k.removeprefix('evaluated_')} {v}" for k, v in settings.items())
+    logger.info("evaluate: %s (%s)", numbers, told)

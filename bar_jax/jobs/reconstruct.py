@@ -4,7 +4,12 @@ Writes `reconstructions.png` (originals above their reconstructions, a pair of r
 into `summary.json` the numbers, named `reconstruction_...`. Of KL-16 the mean of the posterior is
 decoded, not a sample of it; where tokens are no bits, nothing is told of bits. What cannot be
 measured is named `reconstruction_..._omitted`, with the reason: SSIM and LPIPS of small images,
-LPIPS without `evaluate.weights.vgg16` and `evaluate.weights.lpips`.
+LPIPS without `evaluate.weights.vgg16` and `evaluate.weights.lpips`, rFID (`reconstruction_fid`)
+without `evaluate.weights.inception`.
+
+rFID is between the validation images (shorter side resized bicubically, centre crop) and their
+reconstructions, rounded to 8 bits. `reconstruction_classifier_fid` is the same in the eyes of the
+data set's own classifier, if `evaluate.metrics` has `classifier_fid`.
 """
 
 import functools
@@ -13,23 +18,32 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, frozen, models
+from bar_jax import data, feature_networks, frozen, models
 from bar_jax import mesh as mesh_lib
+from bar_jax.data import image_sets
 from bar_jax.errors import InputError
+from bar_jax.jobs import reference
+from bar_jax.losses.reconstruction import to_8_bits
+from bar_jax.metrics.features import extract
+from bar_jax.metrics.frechet import frechet_distance
+from bar_jax.metrics.moments import gaussian
 from bar_jax.metrics.reconstruction import (
     LPIPS_SMALLEST,
     SSIM_WINDOW,
     bit_statistics,
     reconstruction_sums,
 )
+from bar_jax.metrics.scores import NEEDS
 from bar_jax.pretrained.lpips import PACKAGE
 from bar_jax.pretrained.networks import init_network, read_network
-from bar_jax.training.writer import update_summary
+from bar_jax.training.writer import environment, update_summary
 from bar_jax.visualize.grid import image_grid, save_png
 
+CROP = "center"  # with which the published tokenizers are evaluated
 COLUMNS = 8  # examples of a class in the picture
 CLASSES = 10  # at most this many classes in the picture
 LPIPS_NETWORKS = ("vgg16", "lpips")
@@ -51,18 +65,22 @@ def run(config: ConfigDict) -> dict[str, object]:
             networks=networks,
         )
         save_picture(config, measured)
+        distances, settings = frechet_distances(config, mesh, tokenizer)
+    numbers = measured.numbers | distances
     summary = {"tokenizer_step": tokenizer.step}
-    summary |= {f"reconstruction_{name}": value for name, value in measured.numbers.items()}
+    summary |= {f"reconstruction_{name}": value for name, value in numbers.items()}
     summary |= {f"reconstruction_{name}_omitted": reason for name, reason in reasons.items()}
+    summary |= {f"reconstruction_{name}": value for name, value in settings.items()}
     if measured.bit_usages:
         summary["reconstruction_bit_usages"] = measured.bit_usages
     if config.model.tokenizer.kind == "kl_vae":
         summary["reconstruction_of"] = "posterior mean"
-    return update_summary(config.workdir, summary)
+    own = lambda name: name.startswith("reconstruction_")
+    return update_summary(config.workdir, summary, own)
 
 
 def omitted(config: ConfigDict) -> dict[str, str]:
-    """Which of SSIM and LPIPS are not measured, and why: name -> reason."""
+    """Which of SSIM, LPIPS and rFID are not measured, and why: name -> reason."""
     side, weights = config.data.image_size, config.evaluate.weights
     reasons = {}
     if side < SSIM_WINDOW:
@@ -72,6 +90,8 @@ def omitted(config: ConfigDict) -> dict[str, str]:
         reasons["lpips"] = f"no {fields}"
     elif side < LPIPS_SMALLEST:
         reasons["lpips"] = f"images of {side} px, VGG16 needs {LPIPS_SMALLEST}"
+    if not weights.inception:
+        reasons["fid"] = "no evaluate.weights.inception"
     return reasons
 
 
@@ -132,7 +152,7 @@ def measure(
     batches = data.eval_batches(
         source,
         image_size=config.data.image_size,
-        crop="center",
+        crop=CROP,
         batch_size=batch_size,
         on_damaged=config.data.on_damaged,
         process_index=jax.process_index(),
@@ -157,15 +177,63 @@ def measure(
     return Measured(numbers, [round(float(p), 4) for p in ones], originals, decoded)
 
 
+def _decoded(tokenizer, params, images):
+    """Reconstructions of images in [-1, 1], and the tokens that they are made of."""
+    codes = tokenizer.apply({"params": params}, images, method=tokenizer.encode)
+    x = tokenizer.latents(codes)
+    return tokenizer.apply({"params": params}, x, method=tokenizer.decode), x
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _reconstruct(tokenizer, params, networks, images, mask):
     images = data.to_float(images)
-    codes = tokenizer.apply({"params": params}, images, method=tokenizer.encode)
-    x = tokenizer.latents(codes)
-    decoded = tokenizer.apply({"params": params}, x, method=tokenizer.decode)
+    decoded, x = _decoded(tokenizer, params, images)
     bits = x if x.dtype == np.uint8 else None  # real numbers are float32
     sums = reconstruction_sums(images, decoded, bits, mask, networks)
     return sums, data.to_uint8(decoded)
+
+
+def frechet_distances(
+    config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: models.Trained
+) -> tuple[dict[str, float], dict[str, object]]:
+    """Frechet distances of the validation images and their reconstructions.
+
+    Returns:
+      The numbers, and what they depend on.
+    """
+    chosen = {"fid"} if config.evaluate.weights.inception else set()
+    chosen |= {"classifier_fid"} & set(config.evaluate.metrics)
+    needs = {metric: NEEDS[metric] for metric in sorted(chosen)}
+    if not needs:
+        return {}, {}
+    feature_networks.check(config.evaluate.weights, [n.network for n in needs.values()], "metric")
+    networks = [feature_networks.load(config, mesh, need.network) for need in needs.values()]
+    source = data.open_images(config, validation=True)
+    digest, originals = image_sets.fingerprint(source), {}
+    for network in networks:
+        originals |= reference.statistics(config, mesh, network, source, digest, CROP)[0]
+
+    def decoded():
+        for batch in reference.batches_of(config, source, CROP, "reconstructions"):
+            images = mesh_lib.put_batch(mesh, {"image": batch["image"]})["image"]
+            yield batch | {"image": _rounded(tokenizer.module, tokenizer.params, images)}
+
+    outputs = [need.moments for need in needs.values()]
+    found = extract(mesh, networks, decoded(), moments=outputs).moments
+    numbers = {
+        metric: frechet_distance(gaussian(found[need.moments]), originals[need.moments])
+        for metric, need in needs.items()
+    }
+    settings = {f"features_{n.name}": f"{n.weights}; resized {n.resize}" for n in networks}
+    settings |= {"crop": CROP, "originals_digest": digest, **environment()}
+    return numbers, settings
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rounded(tokenizer, params, images):
+    """Reconstructions of images, rounded to 8 bits: uint8 [B, H, W, 3]."""
+    decoded, _ = _decoded(tokenizer, params, data.to_float(images))
+    return jnp.round(to_8_bits(decoded) * 255).astype(jnp.uint8)
 
 
 def save_picture(config: ConfigDict, measured: Measured) -> np.ndarray:

@@ -11,18 +11,17 @@ import io
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data
+from bar_jax import data, feature_networks
 from bar_jax import mesh as mesh_lib
 from bar_jax.data import image_sets
 from bar_jax.errors import InputError
 from bar_jax.files import replacing, write_atomically
-from bar_jax.metrics import networks as networks_lib
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.moments import Gaussian, gaussian
 from bar_jax.metrics.scores import Reference
@@ -50,17 +49,17 @@ def run(config: ConfigDict) -> dict[str, object]:
     if spec.endswith(".npz"):
         expected = "train | validation | a folder, to make a file like that of"
         raise InputError("evaluate.reference", repr(spec), expected)
-    names = [n for n in networks_lib.SOURCES if networks_lib.is_there(weights[n])]
+    names = [n for n in feature_networks.SOURCES if feature_networks.is_there(weights[n])]
     names = [n for n in names if any(output.startswith(f"{n}/") for output in STATISTICS)]
-    networks_lib.check(weights, {"inception", *names}, "evaluate.weights")
+    feature_networks.check(weights, {"inception", *names}, "evaluate.weights")
     path = pathlib.Path(config.workdir) / "reference.npz"
-    mesh, size = mesh_lib.make_mesh(**config.mesh), config.data.image_size
+    mesh = mesh_lib.make_mesh(**config.mesh)
     source, name = open_source(config)
     with jax.set_mesh(mesh):
-        networks = [load_network(config, mesh, n) for n in names]
-        reference = open_reference(config, mesh, networks, size)
+        networks = [feature_networks.load(config, mesh, n) for n in names]
+        reference = open_reference(config, mesh, networks)
     if jax.process_index() == 0:
-        images = _images(config, source, size)
+        images = _images(config, source)
         arrays = {"arr_0": images, "settings": json.dumps(reference.settings)}
         for output, found in reference.gaussians.items():
             arrays |= dict(zip(STATISTICS[output], found, strict=True))
@@ -70,12 +69,6 @@ def run(config: ConfigDict) -> dict[str, object]:
         logger.info("reference: %s, of %s", path, name)
     mesh_lib.wait_for_all("reference.npz")
     return update_summary(config.workdir, reference.settings)
-
-
-def load_network(config: ConfigDict, mesh: jax.sharding.Mesh, name: str) -> FeatureNetwork:
-    """One of the networks with published weights."""
-    apply = networks_lib.applied(name)
-    return networks_lib.load(name, config.evaluate.weights[name], mesh, apply)
 
 
 def open_source(config: ConfigDict) -> tuple[Sequence, str]:
@@ -89,24 +82,23 @@ def open_source(config: ConfigDict) -> tuple[Sequence, str]:
 
 
 def open_reference(
-    config: ConfigDict, mesh: jax.sharding.Mesh, networks: Sequence[FeatureNetwork], size: int
+    config: ConfigDict, mesh: jax.sharding.Mesh, networks: Sequence[FeatureNetwork]
 ) -> Reference:
     """What `evaluate.reference` is in the eyes of networks, computed or read.
 
     Args:
       networks: those whose features are compared.
-      size: height and width of the samples; images of a folder or data set are cropped to it.
 
     Raises:
       InputError: it cannot be opened, or is an .npz of images of another size, or one that holds
         neither images nor the statistics that are needed.
     """
-    spec = config.evaluate.reference
+    spec, size = config.evaluate.reference, config.data.image_size
     stored: dict[str, Gaussian] = {}
     if spec.endswith(".npz"):
         path = pathlib.Path(spec).expanduser()
         stored, source = _read_npz(path)
-        name, digest = spec, networks_lib.digest(path)
+        name, digest = spec, feature_networks.digest(path)
         if source is not None and source.size != (size, size):
             found = f"images of {source.size[1]} x {source.size[0]} px"
             raise InputError(spec, found, f"{size} x {size} px, as the samples")
@@ -131,7 +123,7 @@ def open_reference(
                 raise InputError(spec, found, f"what {network.name} can be compared by")
             missing |= dict.fromkeys(KEPT_ROWS, f"{name} holds no images (arr_0)")
         else:
-            own, own_rows = _computed(config, mesh, network, source, digest, size)
+            own, own_rows = statistics(config, mesh, network, source, digest)
             gaussians |= own
             rows |= own_rows
     if source is not None and stored:
@@ -159,11 +151,24 @@ def _read_npz(path: pathlib.Path):
     return stored, images
 
 
-def _computed(config, mesh, network, source, digest, size):
-    """Gaussians and rows of a set of images, from `reference/` if they are there."""
+def statistics(
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    network: FeatureNetwork,
+    source: Sequence,
+    digest: str,
+    crop: str = CROP,
+) -> tuple[dict[str, Gaussian], dict[str, np.ndarray]]:
+    """Gaussians and rows of a set of images by output, from `reference/` if they are there.
+
+    Args:
+      digest: of the images.
+      crop: `adm` or `center`, to `data.image_size`.
+    """
+    size = config.data.image_size
     moments = tuple(output for output in STATISTICS if output.startswith(f"{network.name}/"))
     rows = tuple(output for output in moments if output in KEPT_ROWS)
-    told = f"{digest} {size} {CROP} {network.weights} {network.resize}"
+    told = f"{digest} {size} {crop} {network.weights} {network.resize}"
     key = hashlib.sha256(told.encode()).hexdigest()[:16]
     path = pathlib.Path(config.workdir) / "reference" / f"{network.name}-{key}.npz"
     if mesh_lib.from_all(np.array([path.is_file()]))[0][0]:
@@ -172,7 +177,7 @@ def _computed(config, mesh, network, source, digest, size):
         features = extract(
             mesh,
             [network],
-            batches_of(config, source, size, CROP, f"reference of {network.name}"),
+            batches_of(config, source, crop, f"reference of {network.name}"),
             moments=moments,
             rows=rows,
             keep=_spread(len(source), ROWS),
@@ -203,11 +208,11 @@ def _spread(count: int, limit: int) -> np.ndarray:
     return keep
 
 
-def batches_of(config: ConfigDict, source: Sequence, size: int, crop: str, what: str):
+def batches_of(config: ConfigDict, source: Sequence, crop: str, what: str) -> Iterator[dict]:
     """This process's batches of a set of images, with a bar."""
     batches = data.eval_batches(
         source,
-        image_size=size,
+        image_size=config.data.image_size,
         crop=crop,
         batch_size=config.evaluate.batch_size,
         on_damaged=config.data.on_damaged,
@@ -221,11 +226,11 @@ def batches_of(config: ConfigDict, source: Sequence, size: int, crop: str, what:
             advance(config.evaluate.batch_size)
 
 
-def _images(config: ConfigDict, source: Sequence, size: int) -> np.ndarray:
+def _images(config: ConfigDict, source: Sequence) -> np.ndarray:
     """ROWS images of a set, uint8 [M, H, W, 3]."""
     chosen = data.Subset(source, np.flatnonzero(_spread(len(source), ROWS)))
     batches = data.eval_batches(
-        chosen, image_size=size, crop=CROP, batch_size=config.evaluate.batch_size,
+        chosen, image_size=config.data.image_size, crop=CROP, batch_size=config.evaluate.batch_size,
         on_damaged=config.data.on_damaged,
     )  # fmt: skip
     return np.concatenate([batch["image"][batch["mask"]] for batch in batches])

