@@ -39,15 +39,24 @@ def layer_norm(x, p, eps):
     return (x - mean) / np.sqrt(var + eps) * p["scale"] + p["bias"]
 
 
-def numpy_vit(params, x, eps, class_token, pre_norm, approximate):
+def numpy_gelu(h, kind):
+    if kind == "tanh":
+        return 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+    if kind == "quick":
+        return h / (1 + np.exp(-1.702 * h))
+    return 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
+
+
+def numpy_vit(module, params, x):
     """The same network in float64, head by head."""
+    eps = module.norm_eps
     params = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
     x = x.astype(np.float64)
-    if class_token:
+    if module.class_token:
         front = np.broadcast_to(params["class_embedding"], (x.shape[0], 1, WIDTH))
         x = np.concatenate([front, x], axis=1)
     x = x + params["position_embedding"]
-    if pre_norm:
+    if module.pre_norm:
         x = layer_norm(x, params["pre_norm"], eps)
     for layer in range(DEPTH):
         p = jax.tree.map(lambda a, layer=layer: a[layer], params["blocks"])
@@ -57,30 +66,33 @@ def numpy_vit(params, x, eps, class_token, pre_norm, approximate):
                 h @ p["qkv"]["kernel"][:, i, head] + p["qkv"]["bias"][i, head] for i in range(3)
             )
             weights = np.exp(q @ k.swapaxes(1, 2) / math.sqrt(WIDTH // HEADS))
+            if module.causal:
+                weights = np.tril(weights)
             weights /= weights.sum(-1, keepdims=True)
-            x = x + weights @ v @ p["out"]["kernel"][head]
-        x = x + p["out"]["bias"]
+            x = x + weights @ v @ p["out"]["kernel"][head] * p.get("attention_scale", 1)
+        x = x + p["out"]["bias"] * p.get("attention_scale", 1)
         h = layer_norm(x, p["mlp_norm"], eps)
         h = h @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"]
-        if approximate:
-            h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
-        else:
-            h = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
-        x = x + h @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"]
+        h = numpy_gelu(h, module.gelu) @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"]
+        x = x + h * p.get("mlp_scale", 1)
     return layer_norm(x, params["norm"], eps)
 
 
-@pytest.mark.parametrize("decoder", [False, True])
-def test_matches_numpy(tokens, decoder):
-    """As the encoder has it (tanh-GELU) and as the decoder has it (class token, norm in front).
-
-    The epsilon is large, so that one that is not used shows.
-    """
-    module = vit(
-        class_token=decoder, pre_norm=decoder, gelu="exact" if decoder else "tanh", norm_eps=0.1
-    )
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"gelu": "tanh"}, id="encoder"),
+        pytest.param({"class_token": True, "pre_norm": True}, id="decoder"),
+        pytest.param({"class_token": True, "layer_scale": True}, id="DINOv2"),
+        pytest.param({"class_token": True, "pre_norm": True, "gelu": "quick"}, id="CLIP"),
+        pytest.param({"causal": True, "gelu": "quick"}, id="CLIP's text"),
+    ],
+)
+def test_matches_numpy(tokens, changes):
+    """The epsilon is large, so that one that is not used shows."""
+    module = vit(norm_eps=0.1, **changes)
     params = filled(module, tokens)
-    expected = numpy_vit(params, tokens, 0.1, decoder, decoder, not decoder)
+    expected = numpy_vit(module, params, tokens)
     np.testing.assert_allclose(apply(module, params, tokens), expected, atol=1e-5)
 
 
