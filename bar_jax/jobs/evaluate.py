@@ -1,7 +1,7 @@
 """Metrics of `samples.npz` (or another .npz of images) against the data set.
 
-`class_accuracy`: a support vector machine trained on real training images reads the samples, and
-held-out real images for comparison.
+`class_accuracy`: a small network trained on real training images reads the samples, and held-out
+real images for comparison.
 """
 
 import logging
@@ -14,12 +14,13 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.errors import InputError
-from bar_jax.metrics import class_accuracy
+from bar_jax.metrics import classifier
 from bar_jax.training import preemption
 from bar_jax.training.writer import update_summary
 
 logger = logging.getLogger(__name__)
 CLASSIFIER_IMAGES = 10_000  # training images of the classifier, at most
+CLASSIFIER_BATCH = 500
 
 
 def run(config: ConfigDict) -> dict[str, object]:
@@ -30,16 +31,25 @@ def run(config: ConfigDict) -> dict[str, object]:
     results: dict[str, object] = {"evaluated_samples": len(images)}
     if "class_accuracy" in config.evaluate.metrics:
         preemption.check("evaluate: nothing is kept")
-        classifier = class_accuracy.train_classifier(*_real(config, False, CLASSIFIER_IMAGES))
-        real = _real(config, True, CLASSIFIER_IMAGES)
+        params = classifier.train_classifier(
+            *_real(config, False, CLASSIFIER_IMAGES), config.data.num_classes
+        )
+        real_images, real_labels = _real(config, True, CLASSIFIER_IMAGES)
+        accuracy = classifier.class_accuracy
         results |= {
-            "sample_class_accuracy": class_accuracy.class_accuracy(classifier, images, labels),
-            "real_class_accuracy": class_accuracy.class_accuracy(classifier, *real),
+            "sample_class_accuracy": accuracy(_logits(params, images), labels),
+            "real_class_accuracy": accuracy(_logits(params, real_images), real_labels),
         }
     for name, value in results.items():
         logger.info("evaluate: %s %.4g", name, value)
     seconds = {"seconds_evaluate": round(time.monotonic() - began, 1)}
     return update_summary(config.workdir, results | seconds)
+
+
+def _logits(params: dict, images: np.ndarray) -> np.ndarray:
+    """What the classifier says of images [N, S, S, 3], a batch at a time: [N, C]."""
+    batches = [images[i : i + CLASSIFIER_BATCH] for i in range(0, len(images), CLASSIFIER_BATCH)]
+    return np.concatenate([classifier.classify(params, b)["logits"] for b in batches])
 
 
 def read_samples(path: pathlib.Path, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
