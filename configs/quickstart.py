@@ -33,6 +33,8 @@ def get_config(size=None):
     for train in (config.train_tokenizer, config.train_generator):
         train.update(dict(log_every=50, save_every=200, evaluate_every=1000))
 
+    config.train_generator.evaluate_samples = 1000
+
     config.encode.update(dict(batch_size=128, shards=1))
     config.sample.update(
         dict(

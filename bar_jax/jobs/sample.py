@@ -43,6 +43,7 @@ from bar_jax.visualize.grid import image_grid, save_png
 
 logger = logging.getLogger(__name__)
 GRID_ROWS, GRID_COLUMNS = 10, 10
+CHECKPOINT = "generator_checkpoint"  # the setting that tells where it lay
 
 
 def run(config: ConfigDict) -> dict[str, object]:
@@ -75,7 +76,9 @@ def run(config: ConfigDict) -> dict[str, object]:
     if jax.process_index() == 0:
         picture = class_grid(kept.images, labels)
         save_png(path.with_suffix(".png"), picture)
-        kept.finish(path, labels, settings)  # last: it says that all is there
+        # Last: it says that all is there.
+        checkpoint = str(pathlib.Path(config.workdir) / "generator" / str(generator.step))
+        kept.finish(path, labels, settings | {CHECKPOINT: checkpoint})
     mesh_lib.wait_for_all("samples.npz")
     return summary
 
@@ -263,10 +266,12 @@ def _stored_settings(path: pathlib.Path) -> dict | None:
         return None
     try:
         with np.load(path) as stored:
-            return json.loads(str(stored["settings"]))
+            settings = json.loads(str(stored["settings"]))
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         logger.warning("sample: %s is no set of samples (%s); drawn anew", path, error)
         return None
+    settings.pop(CHECKPOINT, None)  # a workdir may have moved
+    return settings
 
 
 class Unfinished:

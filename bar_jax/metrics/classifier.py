@@ -6,7 +6,6 @@ Inception's in the Frechet distance (`classifier_fid`, a number of this data set
 """
 
 import functools
-import hashlib
 import logging
 import os
 import time
@@ -30,7 +29,7 @@ from bar_jax.training.progress import progress
 
 logger = logging.getLogger(__name__)
 
-RECIPE = 1  # part of `fingerprint`: raise it with every change that changes what is trained
+RECIPE = 1  # what trained classifiers are kept by: raise it with what is trained
 
 LARGEST_SIDE = 32  # pixels; larger images are shrunk, for a number of seconds on two cores
 
@@ -90,7 +89,7 @@ def train_classifier(
       ValueError: a label is out of range.
     """
     _check(images, labels, num_classes)
-    images = np.concatenate([_shrink(images[i : i + 1000]) for i in range(0, len(images), 1000)])
+    images = np.concatenate([shrink(images[i : i + 1000]) for i in range(0, len(images), 1000)])
     steps = int(np.clip(EPOCHS * len(images) / BATCH, FEWEST_STEPS, MOST_STEPS))
     batch_size = min(BATCH, len(images))
     model = Classifier(num_classes, WIDTH if len(images) < MANY else WIDTH_OF_MANY)
@@ -146,21 +145,12 @@ def classify(params: Mapping, images: jax.Array) -> dict[str, jax.Array]:
     mean, std = network.pop("mean"), network.pop("std")
     width = network["conv0"]["kernel"].shape[-1] // CONVOLUTIONS[0][0]
     model = Classifier(network["logits"]["kernel"].shape[-1], width)
-    return model.apply({"params": network}, _normalise(_shrink(images), mean, std))
+    return model.apply({"params": network}, _normalise(shrink(images), mean, std))
 
 
 def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Share of the images whose largest logit, of [B, C], is that of their label, [B]."""
     return float(np.mean(np.argmax(logits, axis=-1) == labels))
-
-
-def fingerprint(images: np.ndarray, labels: np.ndarray, num_classes: int) -> str:
-    """Names a classifier by what it is made of: the images, their labels and the recipe."""
-    labels = np.asarray(labels, "<i8")
-    digest = hashlib.sha256(repr((RECIPE, num_classes, images.shape)).encode())
-    for array in (images, labels):
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()[:16]
 
 
 def save(path: str | os.PathLike, params: Mapping) -> None:
@@ -186,7 +176,7 @@ def load(path: str | os.PathLike) -> dict:
 
 
 @jax.jit
-def _shrink(images: jax.Array) -> jax.Array:
+def shrink(images: jax.Array) -> jax.Array:
     """Averages images of more than LARGEST_SIDE pixels a side down to that, in 8 bits again."""
     if max(images.shape[1:3]) <= LARGEST_SIDE:
         return images

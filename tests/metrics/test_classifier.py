@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 from bar_jax import data
 from bar_jax.errors import InputError
 from bar_jax.metrics import classifier
-from bar_jax.metrics.classifier import class_accuracy, classify, fingerprint, train_classifier
+from bar_jax.metrics.classifier import class_accuracy, classify, train_classifier
 
 CLASSES = 3
 
@@ -120,29 +120,6 @@ def test_refuses_labels_out_of_range(toy, label):
     labels[4] = label
     with pytest.raises(ValueError, match=f"{label}.*0 to 2"):
         train_classifier(toy[0], labels, CLASSES)
-
-
-def test_fingerprint_tells_data_and_recipes_apart(toy, monkeypatch):
-    images, labels = toy
-    other_images, other_labels = images.copy(), labels.copy()
-    other_images[2, 1, 1, 0] ^= 1
-    other_labels[2] = (labels[2] + 1) % CLASSES
-    prints = [
-        fingerprint(images, labels, CLASSES),
-        fingerprint(other_images, labels, CLASSES),
-        fingerprint(images, other_labels, CLASSES),
-        fingerprint(images, labels, CLASSES + 1),
-        fingerprint(images.reshape(5, 24, 8, 3), labels, CLASSES),
-    ]
-    monkeypatch.setattr(classifier, "RECIPE", classifier.RECIPE + 1)
-    prints.append(fingerprint(images, labels, CLASSES))
-    assert len(set(prints)) == len(prints)
-
-
-def test_fingerprint_does_not_depend_on_the_type_of_the_labels(toy):
-    images, labels = toy
-    expected = fingerprint(images, labels, CLASSES)
-    assert fingerprint(images, labels.astype(np.int32), CLASSES) == expected
 
 
 def test_what_is_saved_is_loaded(params, tmp_path):
