@@ -82,7 +82,7 @@ def test_large_images_are_averaged_down_to_32_px(params):
     large = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
     mean = large.reshape(2, 32, 2, 32, 2, 3).mean(axis=(2, 4))
     # Halves are rounded to even by both, but a mean of four may come out a bit off in float32.
-    np.testing.assert_allclose(classifier._shrink(large), np.rint(mean), atol=0)
+    np.testing.assert_allclose(classifier.shrink(large), np.rint(mean), atol=0)
     outputs, expected = classify(params, large), classify(params, np.rint(mean).astype(np.uint8))
     np.testing.assert_array_equal(outputs["features"], expected["features"])
 
@@ -127,9 +127,17 @@ def test_what_is_saved_is_loaded(params, tmp_path):
     _assert_equal_trees(classifier.load(tmp_path / "classifier.safetensors"), params)
 
 
-def test_refuses_the_tensors_of_something_else(params, tmp_path):
+@pytest.mark.parametrize("missing", ["conv1/bias", "conv0/bias", "logits/bias", "mean"])
+def test_refuses_a_file_without_a_tensor(params, tmp_path, missing):
     path = tmp_path / "classifier.safetensors"
     tensors = classifier.flatten_dict(params, sep="/")
-    save_file({name: tensors[name] for name in tensors if name != "conv1/bias"}, path)
-    with pytest.raises(InputError, match=r"classifier\.safetensors.*bias"):
+    save_file({name: tensors[name] for name in tensors if name != missing}, path)
+    with pytest.raises(InputError, match=rf"classifier\.safetensors.*{missing}"):
+        classifier.load(path)
+
+
+def test_refuses_a_file_with_tensors_of_something_else(params, tmp_path):
+    path = tmp_path / "classifier.safetensors"
+    save_file(classifier.flatten_dict(params, sep="/") | {"conv9/bias": np.zeros(3)}, path)
+    with pytest.raises(InputError, match=r"classifier\.safetensors.*conv9/bias"):
         classifier.load(path)
