@@ -17,7 +17,9 @@ METRICS = (
     *("fid", "sfid", "inception_score", "precision_recall", "kid", "fd_dinov2", "clip_score"),
     *CLASSIFIER_METRICS,
 )
-BENCHMARKS = ("sampling", "training", "head", "basis", "tokenizer", "tokenizer_training")
+BENCHMARKS = (
+    "sampling", "training", "head", "basis", "tokenizer", "tokenizer_training", "metrics",
+)  # fmt: skip
 DURATION_UNITS = ("steps", "epochs", "images")
 
 
@@ -208,9 +210,9 @@ def default_config() -> ConfigDict:
 
     c.benchmark = ConfigDict()
     # sampling at sample.batch_size; training, the head alone, and what a basis costs, at
-    # train_generator.batch_size;
-    # tokenizer at encode.batch_size; tokenizer_training at train_tokenizer.batch_size
-    c.benchmark.parts = ("sampling",)  # ... | training | head | basis | tokenizer ...
+    # train_generator.batch_size; tokenizer at encode.batch_size; tokenizer_training at
+    # train_tokenizer.batch_size; metrics (FID's features and its numbers) at evaluate.batch_size
+    c.benchmark.parts = ("sampling",)  # ... | training | head | basis | tokenizer | metrics ...
     c.benchmark.repeats = 3
 
     c.figures = ConfigDict(dict(runs=()))  # workdirs whose numbers are drawn beside the paper's
