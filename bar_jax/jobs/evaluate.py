@@ -147,7 +147,7 @@ def prepare(
     reference = None
     if compared:
         chosen = [network for network in networks if network.name in compared]
-        reference = reference_lib.open_reference(config, mesh, chosen)
+        reference = reference_lib.open_reference(config, mesh, chosen, metrics)
     settings = dict(reference.settings) if reference else {}
     for network in networks:
         settings[f"features_{network.name}"] = f"{network.weights}; resized {network.resize}"

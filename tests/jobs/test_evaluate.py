@@ -209,6 +209,14 @@ def test_stored_statistics_count_more_than_the_images_beside_them(config):
     assert summary["reference_images"] == "as stored; 12 for other statistics"
 
 
+def test_images_beside_the_statistics_are_not_looked_at_for_fid(config, monkeypatch):
+    config.evaluate.metrics = ("fid", "inception_score")
+    store(config.evaluate.reference, REAL, **statistics(REAL))
+    monkeypatch.setattr(reference, "extract", None)
+    real, drawn = (stand_ins.features("inception", "pool", images) for images in (REAL, DRAWN))
+    assert evaluate.run(config)["sample_fid"] == pytest.approx(frechet(real, drawn), rel=1e-5)
+
+
 def test_without_images_precision_and_recall_are_left_out_with_the_reason(config, caplog):
     np.savez(config.evaluate.reference, **statistics(REAL))
     with caplog.at_level(logging.WARNING):

@@ -82,7 +82,7 @@ def test_large_images_are_averaged_down_to_32_px(params):
     large = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
     mean = large.reshape(2, 32, 2, 32, 2, 3).mean(axis=(2, 4))
     # Halves are rounded to even by both, but a mean of four may come out a bit off in float32.
-    np.testing.assert_allclose(classifier._shrink(large), np.rint(mean), atol=0)
+    np.testing.assert_allclose(classifier.shrink(large), np.rint(mean), atol=0)
     outputs, expected = classify(params, large), classify(params, np.rint(mean).astype(np.uint8))
     np.testing.assert_array_equal(outputs["features"], expected["features"])
 
