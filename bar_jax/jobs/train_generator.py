@@ -125,6 +125,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         folder=folder,
         init_from=_init_from(config),
         config=workdir.to_json(config),
+        advice="the token cache is read from its files, which may lie on a slow disk",
     )
     found = {final: results[name] for name, final in FINAL.items() if name in results}
     seconds = {f"seconds_{STAGE}": round(results["seconds"], 1)}
