@@ -6,6 +6,7 @@ A config file (`configs/NAME.py`) starts from `default_config()` and states what
 
 import difflib
 import math
+import re
 
 import ml_collections
 from ml_collections import ConfigDict
@@ -17,7 +18,9 @@ METRICS = (
     *("fid", "sfid", "inception_score", "precision_recall", "kid", "fd_dinov2", "clip_score"),
     *CLASSIFIER_METRICS,
 )
-BENCHMARKS = ("sampling", "training", "head", "basis", "tokenizer", "tokenizer_training")
+BENCHMARKS = (
+    "sampling", "training", "head", "basis", "tokenizer", "tokenizer_training", "metrics",
+)  # fmt: skip
 DURATION_UNITS = ("steps", "epochs", "images")
 
 
@@ -28,6 +31,7 @@ def default_config() -> ConfigDict:
     c.seed = 0  # of every random draw
     c.dtype = "float32"  # what is computed in; parameters are always float32
     c.workdir = ""  # where everything is written; set by --workdir
+    c.profile = ""  # steps of training to trace for xprof, FIRST:END: 10:15 are steps 10 to 14
     c.init_from = ""  # another workdir whose parameters (EMA if kept) training starts from
 
     c.data = data = ConfigDict()
@@ -208,9 +212,9 @@ def default_config() -> ConfigDict:
 
     c.benchmark = ConfigDict()
     # sampling at sample.batch_size; training, the head alone, and what a basis costs, at
-    # train_generator.batch_size;
-    # tokenizer at encode.batch_size; tokenizer_training at train_tokenizer.batch_size
-    c.benchmark.parts = ("sampling",)  # ... | training | head | basis | tokenizer ...
+    # train_generator.batch_size; tokenizer at encode.batch_size; tokenizer_training at
+    # train_tokenizer.batch_size; metrics (FID's features and its numbers) at evaluate.batch_size
+    c.benchmark.parts = ("sampling",)  # ... | training | head | basis | tokenizer | metrics ...
     c.benchmark.repeats = 3
 
     c.figures = ConfigDict(dict(runs=()))  # workdirs whose numbers are drawn beside the paper's
@@ -342,6 +346,20 @@ def token_channels(config: ConfigDict) -> int:
 def bits_per_token(config: ConfigDict) -> int:
     """n: bits of the generator's tokens, after token shuffling."""
     return config.model.tokenizer.bits * config.model.generator.patch_size**2
+
+
+def profiled_steps(text: str) -> range:
+    """The steps that `config.profile` names: "10:15" are steps 10 to 14, "" are none.
+
+    Raises:
+      InputError: it is neither.
+    """
+    if not text:
+        return range(0)
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise InputError("profile", repr(text), "FIRST:END, such as 10:15, or nothing")
+    return range(int(match[1]), int(match[2]))
 
 
 def duration(

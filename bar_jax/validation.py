@@ -11,6 +11,7 @@ from bar_jax.config import (
     bits_per_token,
     duration,
     flatten,
+    profiled_steps,
     real_valued,
     token_grid,
 )
@@ -88,6 +89,7 @@ def validate(config: ConfigDict) -> None:
         if amount and not 0 <= value < math.inf:
             raise InputError(name, str(value), "a number of at least 0")
     check_seed(config.seed)
+    profiled_steps(config.profile)
     _validate_model(config)
     if real_valued(config):
         _validate_real_tokenizer(config)

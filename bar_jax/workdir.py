@@ -6,8 +6,13 @@ metrics.jsonl    a line per logged step; tensorboard/ the same as events
 tokenizer/       checkpoints of stage 1, with the config they were begun with
 cache/           tokens of the data set
 generator/       checkpoints of stage 2, with the config they were begun with
+report.html      the run on one page; pictures/ are those of the evaluations
+profile/         traces of --config.profile, for xprof
 tokenizer.safetensors, generator.safetensors  both as published files, by job=export_weights
-samples.npz      generated images and labels
+samples.npz      generated images and labels; samples.partial-...: of a set that is being drawn
+evaluations.jsonl  a line per evaluation, with all that its numbers depend on
+classifier-KEY.safetensors  that of the data set, which small samples are measured by
+reference/       what samples are compared with, in the eyes of each network; reference.npz
 basis/           A during training, and pictures of it; see jobs/basis.py
 samples.png, samples_during_training.png, reconstructions.png, figure_4.png, figure_6.png, psnr.png
 """

@@ -5,7 +5,15 @@ import math
 import pytest
 
 from bar_jax import config as config_lib
-from bar_jax.config import default_config, duration, flatten, sized, tiny, unknown_field
+from bar_jax.config import (
+    default_config,
+    duration,
+    flatten,
+    profiled_steps,
+    sized,
+    tiny,
+    unknown_field,
+)
 from bar_jax.errors import InputError
 
 NAN, INF = math.nan, math.inf
@@ -109,3 +117,16 @@ def test_bits_and_grid_with_token_shuffling():
     config = tiny(default_config())
     config.model.generator.patch_size = 2
     assert (config_lib.token_grid(config), config_lib.bits_per_token(config)) == ((4, 4), 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"), [("", range(0)), ("10:15", range(10, 15)), ("0:1", range(1))]
+)
+def test_profiled_steps(text, steps):
+    assert profiled_steps(text) == steps
+
+
+@pytest.mark.parametrize("text", ["10", "5:5", "7:2", "a:b", "-1:3", "1:2:3"])
+def test_profiled_steps_name_what_is_wrong(text):
+    with pytest.raises(InputError, match=f"^profile: found '{text}', expected FIRST:END"):
+        profiled_steps(text)

@@ -333,7 +333,7 @@ WRONG = [
     ({"sample__labels": (3, 10)}, "sample.labels", "10", "integers from 0 to 9"),
     ({"sample__labels": (-1,)}, "sample.labels", "-1", "integers from 0 to 9"),
     ({"sample__labels": (1.5,)}, "sample.labels", "1.5", "integers from 0 to 9"),
-    ({"evaluate__metrics": ("fid",)}, "evaluate.metrics", "'fid'", "class_accuracy"),
+    ({"evaluate__metrics": ("fidd",)}, "evaluate.metrics", "'fidd'", "class_accuracy"),
 ]
 
 

@@ -64,6 +64,7 @@ def check_devices(config: ConfigDict) -> None:
     if config.job == "benchmark":
         cut = {"sampling": "sample", "training": "train_generator", "basis": "train_generator"}
         cut |= {"tokenizer": "encode", "tokenizer_training": "train_tokenizer"}
+        cut |= {"metrics": "evaluate"}
         names = [cut[part] for part in config.benchmark.parts if part in cut]
     else:
         names = BATCHES.get(config.job, ())

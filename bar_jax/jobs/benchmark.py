@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import frozen, models
+from bar_jax import feature_networks, frozen, models
 from bar_jax.bases import LEARNED
 from bar_jax.config import bits_per_token, real_valued, token_channels, token_grid
 from bar_jax.flops import product_flops
@@ -30,6 +30,7 @@ from bar_jax.jobs.encode import tokens
 from bar_jax.jobs.sample import pixels, schedule
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
+from bar_jax.metrics import timing
 from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training.step import init_state, jit_once
 from bar_jax.validation import validate
@@ -64,6 +65,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         "basis": _basis,
         "tokenizer": _tokenizer,
         "tokenizer_training": _tokenizer_training,
+        "metrics": _metrics,
     }
     measured = {}
     for name in config.benchmark.parts:
@@ -78,6 +80,20 @@ def run(config: ConfigDict) -> dict[str, object]:
         "peak_flops_source": source,
         **measured,
     }
+
+
+def _metrics(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
+    """Inception's features of images, and numbers from 50,000 and 10,000 features of 2048."""
+    del peak
+    config = config.copy_and_resolve_references()
+    config.evaluate.weights.inception = feature_networks.RANDOM
+    sizes = {"batch_size": config.evaluate.batch_size, "size": config.data.image_size}
+    with jax.set_mesh(mesh):
+        network = feature_networks.load(config, mesh, "inception")
+        measured = timing.time_features(
+            mesh, network, "inception/pool", batches=config.benchmark.repeats, **sizes
+        )
+    return sizes | measured | timing.time_numbers()
 
 
 def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:

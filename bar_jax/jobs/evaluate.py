@@ -76,6 +76,8 @@ def check(config: ConfigDict) -> None:
     names = scores.networks_of(metrics)
     feature_networks.check(config.evaluate.weights, names, "evaluate.metrics")
     compared = any(map(scores.needs_reference, metrics))
+    if "clip_score" in metrics:
+        _class_tokens(config)
     if "classifier" in names or (compared and spec in reference_lib.SPLITS):
         data.open_images(config)
     elif compared and not pathlib.Path(spec).expanduser().exists():
@@ -145,7 +147,7 @@ def prepare(
     reference = None
     if compared:
         chosen = [network for network in networks if network.name in compared]
-        reference = reference_lib.open_reference(config, mesh, chosen)
+        reference = reference_lib.open_reference(config, mesh, chosen, metrics)
     settings = dict(reference.settings) if reference else {}
     for network in networks:
         settings[f"features_{network.name}"] = f"{network.weights}; resized {network.resize}"
@@ -156,7 +158,7 @@ def prepare(
     texts = None
     if "clip_score" in metrics:
         clip = next(network for network in networks if network.name == "clip_l14")
-        texts = _class_texts(config, clip)
+        texts = feature_networks.text_features(clip, _class_tokens(config))
     settings |= {f"evaluated_{name}": value for name, value in environment().items()}
     return Measuring(metrics, networks, reference, texts, settings)
 
@@ -221,22 +223,21 @@ def _real(config, mesh, measuring) -> dict[str, float]:
     return {"real_class_accuracy": accuracy}
 
 
-def _class_texts(config, clip) -> np.ndarray:
-    """CLIP's features of a text for each class, [C, D]."""
+def _class_tokens(config) -> np.ndarray:
+    """A text for each class as CLIP's token ids, [C, 77]."""
     spec, classes = config.evaluate.class_names, config.data.num_classes
     names = clip_text.class_names(spec) if spec else data.open_images(config).class_names
     if len(names) != classes:
         expected = f"{classes}, one for each class"
         raise InputError("evaluate.class_names", f"{len(names)} names", expected)
     texts = [CLIP_TEXT.format(name) for name in names]
-    tokens = clip_text.tokenize(texts, config.evaluate.clip_vocabulary)
-    return feature_networks.text_features(clip, tokens)
+    return clip_text.tokenize(texts, config.evaluate.clip_vocabulary)
 
 
 def _is_own(name: str) -> bool:
     """Whether a name in summary.json is of an evaluation."""
-    numbers = name.removeprefix("sample_").removeprefix("real_").removesuffix("_omitted")
-    return name.startswith(OWN) or numbers in scores.NUMBERS or numbers in scores.NEEDS
+    number = name.removeprefix("sample_").removeprefix("real_").removesuffix("_omitted")
+    return name.startswith(OWN) or number in scores.NUMBERS or number in scores.NEEDS
 
 
 def _tell(found: dict[str, object], settings: dict[str, object]) -> None:

@@ -1,18 +1,20 @@
 """The masked-bit paper's Figures 4 and 6, with the numbers of finished runs beside the paper's.
 
-Writes `figure_4.png` and `figure_6.png`, and where runs have a PSNR `psnr.png`: Figure 4 with PSNR
-in the place of rFID. `figures.runs` lists workdirs; what is read of each:
+Writes `figure_4.png` and `figure_6.png`; where runs have a PSNR `psnr.png`: Figure 4 with PSNR in
+the place of rFID; and where runs measured FID in training `convergence.png`, the basis paper's
+Figure 7. `figures.runs` lists workdirs; what is read of each:
 
-    config.json   the tokenizer's bits and grid, model.head.kind
-    summary.json  reconstruction_fid        FID of reconstructed validation images: rFID
-                  reconstruction_psnr       dB
-                  sample_fid                FID of the samples: gFID
-                  sample_guidance_scale     what they were drawn with; above 1 is "with guidance"
+    config.json    the tokenizer's bits and grid, model.head.kind
+    summary.json   reconstruction_fid        FID of reconstructed validation images: rFID
+                   reconstruction_psnr       dB
+                   sample_fid                FID of the samples: gFID
+                   evaluated_guidance_scale  what they were drawn with; above 1: "with guidance"
+    metrics.jsonl  fid, or else classifier_fid, of every evaluation of the generator
 
-No job of bar_jax computes FID yet: `summary.json` needs it written in from elsewhere (the ADM
-evaluator reads `samples.npz`). Numbers that a run does not have are left out, and the log says so.
+Numbers that a run does not have are left out, and the log says so.
 """
 
+import json
 import logging
 import math
 import pathlib
@@ -26,7 +28,13 @@ from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 from bar_jax.tokenizers import bit_budget
 from bar_jax.training.writer import update_summary
-from bar_jax.visualize.figures import Point, draw_figure_4, draw_figure_6, draw_psnr
+from bar_jax.visualize.figures import (
+    Point,
+    draw_convergence,
+    draw_figure_4,
+    draw_figure_6,
+    draw_psnr,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +52,9 @@ def run(config: ConfigDict) -> dict[str, object]:
             continue
         write_atomically(folder / f"{name}.png", draw(points))
         summary[f"{name}_points"] = [point._asdict() for point in points]
+    metric, curves = convergence([str(path).strip() for path in config.figures.runs])
+    if curves:
+        write_atomically(folder / "convergence.png", draw_convergence(metric, curves))
     return update_summary(config.workdir, summary)
 
 
@@ -82,12 +93,38 @@ def figure_6_points(run: str) -> tuple[list[Point], list[str]]:
     config, summary = _read(run)
     bits, head = config.model.tokenizer.bits, config.model.head.kind
     points, missing = _points(run, summary, "reconstruction_fid", "reconstruction_fid", "", bits)
-    guidance_scale = summary.get("sample_guidance_scale")
+    guidance_scale = summary.get("evaluated_guidance_scale")
     if not isinstance(guidance_scale, int | float):
-        return points, [*missing, "sample_guidance_scale"]
+        return points, [*missing, "evaluated_guidance_scale"]
     quantity = "sample_fid_guided" if guidance_scale > 1 else "sample_fid"
     generated, lacking = _points(run, summary, "sample_fid", quantity, head, bits)
     return points + generated, missing + lacking
+
+
+def convergence(runs: Sequence[str]) -> tuple[str, dict[str, list[tuple[int, float]]]]:
+    """The metric that runs measured at their evaluations, and by run its steps and values.
+
+    It is FID if any of them measured that; runs without it are left out.
+    """
+    logged = {run: _evaluations(run) for run in runs}
+    for metric in ("fid", "classifier_fid"):
+        curves = {
+            run: [(line["step"], line[metric]) for line in lines if _drawable(line.get(metric))]
+            for run, lines in logged.items()
+        }
+        if any(curves.values()):
+            return metric, {run: curve for run, curve in curves.items() if curve}
+    return "", {}
+
+
+def _evaluations(run: str) -> list[dict]:
+    """What a run logged of its generator."""
+    path = pathlib.Path(run) / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        return [line for line in map(json.loads, lines) if line["stage"] == "train_generator"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(path, f"an unreadable line ({error})", "what a job logged") from error
 
 
 def _read(run: str) -> tuple[ConfigDict, dict]:

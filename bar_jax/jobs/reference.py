@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from bar_jax.errors import InputError
 from bar_jax.files import replacing, write_atomically
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.moments import Gaussian, gaussian
-from bar_jax.metrics.scores import Reference
+from bar_jax.metrics.scores import NEEDS, Reference
 from bar_jax.training import preemption
 from bar_jax.training.progress import progress
 from bar_jax.training.writer import update_summary
@@ -57,7 +57,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     source, name = open_source(config)
     with jax.set_mesh(mesh):
         networks = [feature_networks.load(config, mesh, n) for n in names]
-        reference = open_reference(config, mesh, networks)
+        reference = open_reference(config, mesh, networks, NEEDS)
     if jax.process_index() == 0:
         images = _images(config, source)
         arrays = {"arr_0": images, "settings": json.dumps(reference.settings)}
@@ -82,12 +82,17 @@ def open_source(config: ConfigDict) -> tuple[Sequence, str]:
 
 
 def open_reference(
-    config: ConfigDict, mesh: jax.sharding.Mesh, networks: Sequence[FeatureNetwork]
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    networks: Sequence[FeatureNetwork],
+    needed: Collection[str],
 ) -> Reference:
     """What `evaluate.reference` is in the eyes of networks, computed or read.
 
     Args:
       networks: those whose features are compared.
+      needed: metrics; of an .npz with statistics, images are looked at only for those that need
+        more.
 
     Raises:
       InputError: it cannot be opened, or is an .npz of images of another size, or one that holds
@@ -122,13 +127,20 @@ def open_reference(
                 found = "neither images (arr_0) nor " + " and ".join(STATISTICS[lacking[0]])
                 raise InputError(spec, found, f"what {network.name} can be compared by")
             missing |= dict.fromkeys(KEPT_ROWS, f"{name} holds no images (arr_0)")
-        else:
+        elif not _stored_whole(needed, network, stored):
             own, own_rows = statistics(config, mesh, network, source, digest)
             gaussians |= own
             rows |= own_rows
     if source is not None and stored:
         settings["reference_images"] = f"as stored; {len(source)} for other statistics"
     return Reference(name, settings, gaussians | stored, rows, missing)
+
+
+def _stored_whole(metrics, network, stored) -> bool:
+    """Whether stored statistics are all that metrics need of a network."""
+    needs = [NEEDS[metric] for metric in metrics if NEEDS[metric].network == network.name]
+    needs = [need for need in needs if need.of_reference]
+    return all(not need.rows and need.moments in stored for need in needs)
 
 
 def _read_npz(path: pathlib.Path):
@@ -223,7 +235,7 @@ def batches_of(config: ConfigDict, source: Sequence, crop: str, what: str) -> It
         for batch in batches:
             preemption.check(f"{what}: nothing is kept")
             yield batch
-            advance(config.evaluate.batch_size)
+            advance(int((batch["index"] >= 0).sum()) * jax.process_count())
 
 
 def _images(config: ConfigDict, source: Sequence) -> np.ndarray:

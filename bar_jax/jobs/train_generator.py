@@ -3,7 +3,7 @@
 Writes `generator/` (checkpoints), `samples_during_training.png`, and into `summary.json` the
 validation loss: of bits in bits per bit, of real-valued tokens as the generator's own. Where the
 basis is a matrix it is also kept and drawn at every evaluation, see `jobs/basis.py`; FID or another
-of `train_generator.evaluate_metrics` is measured on samples then (Figure 7 of both papers). With
+of `train_generator.evaluate_metrics` is measured on samples then (basis paper, Figure 7). With
 `data.source=tokens` the cache is packed first if it is not there, and without a tokenizer in the
 workdir no pictures are drawn.
 """
@@ -125,6 +125,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         folder=folder,
         init_from=_init_from(config),
         config=workdir.to_json(config),
+        advice="the token cache is read from its files, which may lie on a slow disk",
     )
     found = {final: results[name] for name, final in FINAL.items() if name in results}
     seconds = {f"seconds_{STAGE}": round(results["seconds"], 1)}

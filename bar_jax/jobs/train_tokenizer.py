@@ -81,6 +81,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         folder=folder,
         init_from=pathlib.Path(config.init_from) / "tokenizer" if config.init_from else None,
         config=workdir.to_json(config),
+        advice="more data.num_workers decode ahead, and images cropped beforehand take a sixth",
     )
     (rows, columns), bits = token_grid(config), config.model.tokenizer.bits
     return update_summary(

@@ -22,13 +22,15 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from bar_jax import mesh as mesh_lib
-from bar_jax.config import duration
+from bar_jax.config import duration, profiled_steps
 from bar_jax.errors import InputError
 from bar_jax.training import checkpoint, preemption
 from bar_jax.training.players import Program
 from bar_jax.training.progress import format_seconds
 from bar_jax.training.step import TrainState, init_state, stream_key
+from bar_jax.training.watch import Profiler, Watch
 from bar_jax.training.writer import MetricsWriter
+from bar_jax.visualize.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ def train(
     folder: str | os.PathLike,
     init_from: str | os.PathLike | None,
     config: dict,
+    advice: str,
 ) -> tuple[int, Results]:
     """Trains one stage to its end, going on from its last checkpoint if there is one.
 
@@ -65,7 +68,8 @@ def train(
       evaluate: final numbers of a state; called every `evaluate_every` steps and at the end.
       folder: of the checkpoints; logs go into its parent.
       init_from: folder of other checkpoints whose parameters to start from, or None.
-      config: the run's fields, saved with each checkpoint.
+      config: the run's fields, saved with each checkpoint; `profile` of it names steps to trace.
+      advice: what makes input faster, for the warning that devices wait for it.
 
     Returns:
       The steps of the stage, and the last evaluation with `seconds` of all runs together.
@@ -108,10 +112,13 @@ def train(
 
         key, start = stream_key(seed, stage), int(state.step)
         began, earlier = time.monotonic(), results.get("seconds", 0.0)
-        stop_asked = preemption.watch(manager)
+        stop_asked, watch = preemption.watch(manager), Watch(stage, advice)
+        workdir = pathlib.Path(folder).parent
+        traced = profiled_steps(config["profile"]), workdir / "profile"
         with (
             contextlib.closing(batches(start)) as data,
-            contextlib.closing(MetricsWriter(pathlib.Path(folder).parent, stage, start)) as writer,
+            contextlib.closing(MetricsWriter(workdir, stage, start)) as writer,
+            contextlib.closing(Profiler(*traced)) as profiler,
             tqdm(total=steps, initial=start, desc=stage, disable=not sys.stderr.isatty()) as bar,
         ):
             metrics, logged = {}, _Logged(start, None)
@@ -123,16 +130,20 @@ def train(
 
                 if moved and (evaluate_now or save_now or step % section.log_every == 0):
                     saved = manager.latest_step()
-                    logged = _log(writer, stage, step, steps, size, metrics, logged, saved)
+                    logged = _log(writer, stage, step, steps, size, metrics, logged, saved, watch)
                 if evaluate_now:
                     results = dict(evaluate(state, writer))
                     writer.scalars(step, results)
                     found = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
                     logger.info("%s step %d: %s", stage, step, found)
                     logged = _Logged(step, time.monotonic())
+                    watch.reset()
+                    if jax.process_index() == 0:
+                        write_report(workdir)
                 if save_now:
                     results["seconds"] = earlier + time.monotonic() - began
-                    checkpoint.save(manager, state, config, results)
+                    with watch.checkpoint():
+                        checkpoint.save(manager, state, config, results)
                 if stop:
                     manager.wait_until_finished()
                     done = f"saved at step {step}" if step else "not begun"
@@ -140,8 +151,11 @@ def train(
                 if last:
                     break
 
-                batch = mesh_lib.put_batch(mesh, next(data))
+                with watch.input(metrics):
+                    batch = mesh_lib.put_batch(mesh, next(data))
+                profiler.before(step)
                 state, new = jitted(program.step(step))(state, batch, key, program.frozen)
+                profiler.after(step, new)
                 metrics |= new  # each kind of step has its own: the last of every kind is logged
                 bar.update()
         manager.wait_until_finished()
@@ -200,6 +214,7 @@ def _log(
     metrics: dict[str, jax.Array],
     logged: _Logged,
     saved: int | None,
+    watch: Watch,
 ) -> _Logged:
     """Logs a step's numbers and the speed since the last time, unless they are not finite."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -213,7 +228,10 @@ def _log(
     if logged.time is not None:
         rate = (step - logged.step) / (now - logged.time)
         values |= {"steps_per_second": rate, "images_per_second": rate * batch_size}
+        values |= watch.split(step - logged.step, now - logged.time)
         eta = f", {rate:.1f} steps/s, {format_seconds((steps - step) / rate)} left"
+    else:
+        watch.reset()
     writer.scalars(step, values)
     # A run that goes on in the middle of a game may have seen one player's step alone.
     losses = ", ".join(

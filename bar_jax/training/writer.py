@@ -13,6 +13,8 @@ import tensorboardX
 
 import bar_jax
 from bar_jax.files import write_atomically
+from bar_jax.visualize.grid import save_png
+from bar_jax.visualize.report import PICTURE_FOLDER
 from bar_jax.workdir import read_summary
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
@@ -33,6 +35,7 @@ class MetricsWriter:
             return
         path = pathlib.Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._pictures = path.parent / PICTURE_FOLDER
         _forget(path, stage, start_step)
         self._lines = path.open("a")
         self._events = tensorboardX.SummaryWriter(
@@ -55,9 +58,11 @@ class MetricsWriter:
             self._events.add_histogram(name, np.asarray(values), step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Logs a picture, uint8 [H, W, 3]."""
+        """Logs a picture, uint8 [H, W, 3], and keeps it in `pictures/` for the report."""
         if self._active:
             self._events.add_image(name, image, step, dataformats="HWC")
+            self._pictures.mkdir(exist_ok=True)
+            save_png(self._pictures / f"{self._stage}-{name}-{step:08}.png", image)
 
     def close(self) -> None:
         """Flushes and closes both."""

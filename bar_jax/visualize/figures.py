@@ -1,12 +1,12 @@
 """The masked-bit paper's Figures 4 and 6: its numbers, and the same numbers of runs beside them.
 
-And Figure 4 in PSNR, which the paper does not give, of runs alone.
+And of runs alone: Figure 4 in PSNR, which the paper does not give, and the basis paper's Figure 7.
 
 The paper's numbers are those of its tables and text alone; what only its figures show (other
 tokenizers, BAR-FSQ at 128 bits) is not read off them. matplotlib is the extra `figures`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bar_jax.visualize.canvas import new_figure, png
@@ -87,6 +87,24 @@ def draw_psnr(points: Sequence[Point]) -> bytes:
     _bits_axis(axes, x, points, "bit budget (bits per image)")
     axes.margins(y=0.15)
     axes.set_ylabel("PSNR of reconstructions (dB)")
+    return png(figure)
+
+
+def draw_convergence(metric: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
+    """A metric over the steps of training (basis paper, Figure 7). Returns a PNG.
+
+    Args:
+      metric: what it is called: `fid` or `classifier_fid`.
+      curves: by run, steps and values.
+    """
+    figure = new_figure(FIGURE_4_INCHES)
+    axes = figure.subplots()
+    for run, curve in curves.items():
+        axes.plot(*zip(*curve, strict=True), marker="o", markersize=4, label=run)
+    axes.set_xlabel("steps")
+    axes.set_ylabel(f"{metric} during training")
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
     return png(figure)
 
 

@@ -122,7 +122,8 @@ def test_numbers_do_not_depend_on_the_order(config, tmp_path):
 
 def test_clip_score_is_the_mean_cosine_with_the_text_of_the_class(config, monkeypatch):
     texts = np.random.default_rng(1).normal(size=(10, 4))
-    monkeypatch.setattr(evaluate, "_class_texts", lambda *_: texts)
+    monkeypatch.setattr(evaluate, "_class_tokens", lambda *_: None)
+    monkeypatch.setattr(feature_networks, "text_features", lambda *_: texts)
     config.evaluate.metrics = ("clip_score",)
     images = stand_ins.features("clip_l14", "image", DRAWN)
     cosines = [
@@ -208,6 +209,14 @@ def test_stored_statistics_count_more_than_the_images_beside_them(config):
     assert summary["reference_images"] == "as stored; 12 for other statistics"
 
 
+def test_images_beside_the_statistics_are_not_looked_at_for_fid(config, monkeypatch):
+    config.evaluate.metrics = ("fid", "inception_score")
+    store(config.evaluate.reference, REAL, **statistics(REAL))
+    monkeypatch.setattr(reference, "extract", None)
+    real, drawn = (stand_ins.features("inception", "pool", images) for images in (REAL, DRAWN))
+    assert evaluate.run(config)["sample_fid"] == pytest.approx(frechet(real, drawn), rel=1e-5)
+
+
 def test_without_images_precision_and_recall_are_left_out_with_the_reason(config, caplog):
     np.savez(config.evaluate.reference, **statistics(REAL))
     with caplog.at_level(logging.WARNING):
@@ -218,9 +227,10 @@ def test_without_images_precision_and_recall_are_left_out_with_the_reason(config
     assert "sample_precision" not in summary and "sample_fid" in summary
 
 
-def test_without_labels_class_metrics_are_left_out_with_the_reason(config, tmp_path):
+def test_without_labels_class_metrics_are_left_out_with_the_reason(config, tmp_path, monkeypatch):
     store(tmp_path / "samples.npz", DRAWN)
     config.evaluate.metrics = ("fid", "clip_score")
+    monkeypatch.setattr(evaluate, "_class_tokens", lambda *_: None)
     summary = evaluate.run(config)
     assert summary["sample_clip_score_omitted"] == "the samples have no labels"
     assert "sample_fid" in summary
@@ -349,6 +359,14 @@ def test_an_absent_weight_file_is_named_with_its_source_and_the_alternative(conf
     told = str(error.value)
     assert told.startswith("evaluate.weights.inception: found no file missing.pth, expected pt_inc")
     assert "pytorch-fid" in told and "classifier_fid" in told
+
+
+def test_names_of_classes_are_as_many(config, tmp_path):
+    config.evaluate.metrics = ("clip_score",)
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    config.evaluate.class_names = str(tmp_path / "names.txt")
+    with pytest.raises(InputError, match="evaluate.class_names: found 2 names, expected 10"):
+        evaluate.check(config)
 
 
 def test_tokens_alone_are_no_reference(config):

@@ -10,7 +10,12 @@ import pytest
 from PIL import Image
 
 from bar_jax.errors import InputError
-from bar_jax.jobs.figures import figure_4_points, figure_6_points, psnr_points
+from bar_jax.jobs.figures import (
+    convergence,
+    figure_4_points,
+    figure_6_points,
+    psnr_points,
+)
 from bar_jax.main import main
 from bar_jax.visualize.figures import Point
 
@@ -45,7 +50,7 @@ def _figures(folder, *runs) -> dict:
 )
 @pytest.mark.parametrize("head", ["linear", "bit", "masked_bit"])
 def test_points_of_a_run(make_run, scale, quantity, head):
-    measured = {"reconstruction_fid": 0.75, "sample_fid": 1.5, "sample_guidance_scale": scale}
+    measured = {"reconstruction_fid": 0.75, "sample_fid": 1.5, "evaluated_guidance_scale": scale}
     run = make_run("a", measured, head)
     assert figure_4_points(run) == ([Point(run, "reconstruction_fid", "", 8192, 0.75)], [])
     points = [Point(run, "reconstruction_fid", "", 32, 0.75), Point(run, quantity, head, 32, 1.5)]
@@ -61,7 +66,7 @@ def test_a_tokenizer_alone_is_in_the_first_panel(make_run):
     run = make_run("a", {"reconstruction_fid": 0.75})
     points, missing = figure_6_points(run)
     assert points == [Point(run, "reconstruction_fid", "", 32, 0.75)]
-    assert missing == ["sample_guidance_scale"]
+    assert missing == ["evaluated_guidance_scale"]
 
 
 @pytest.mark.parametrize("value", [None, "1.2", True, float("nan"), float("inf"), 0, -1.0])
@@ -72,7 +77,7 @@ def test_what_is_no_number_is_missing(make_run, value):
 
 def test_the_command(make_run, tmp_path, caplog):
     """One run that has the numbers and one that has not."""
-    measured = {"reconstruction_fid": 0.75, "sample_fid": 1.5, "sample_guidance_scale": 5.0}
+    measured = {"reconstruction_fid": 0.75, "sample_fid": 1.5, "evaluated_guidance_scale": 5.0}
     run, other = make_run("a", measured, "bit"), make_run("b", {})
     with caplog.at_level(logging.INFO, "bar_jax"):
         printed = _figures(tmp_path / "figures", run, other)
@@ -95,7 +100,7 @@ def test_a_folder_without_a_summary(tmp_path, capsys):
 
 
 def test_samples_without_a_fid(make_run):
-    run = make_run("a", {"sample_guidance_scale": 5.0})
+    run = make_run("a", {"evaluated_guidance_scale": 5.0})
     assert figure_6_points(run) == ([], ["reconstruction_fid", "sample_fid"])
 
 
@@ -116,3 +121,30 @@ def test_psnr_is_drawn_of_runs_that_have_it(make_run, tmp_path):
     assert Image.open(tmp_path / "both" / "psnr.png").size == (1200, 800)
     assert "psnr_points" not in _figures(tmp_path / "none", other)
     assert not (tmp_path / "none" / "psnr.png").exists()
+
+
+# --- the basis paper's Figure 7 ------------------------------------------------------------------
+
+
+def _log(run, *lines):
+    text = "".join(json.dumps({"stage": "train_generator", **line}) + "\n" for line in lines)
+    Path(run, "metrics.jsonl").write_text(text)
+
+
+def test_fid_over_training_is_drawn_of_the_runs_that_have_it(make_run, tmp_path):
+    runs = [make_run(name, {"reconstruction_psnr": 25.0}) for name in "abc"]
+    _log(runs[0], {"step": 1, "loss": 2.0}, {"step": 2, "fid": 9.5}, {"step": 4, "fid": 7.0})
+    _log(runs[1], {"step": 2, "classifier_fid": 0.5})
+    assert convergence(runs) == ("fid", {runs[0]: [(2, 9.5), (4, 7.0)]})
+    assert convergence(runs[1:]) == ("classifier_fid", {runs[1]: [(2, 0.5)]})
+    assert convergence(runs[2:]) == ("", {})
+    _figures(tmp_path / "figures", *runs)
+    with Image.open(tmp_path / "figures/convergence.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_a_log_that_cannot_be_read_is_named(make_run):
+    run = make_run("a", {})
+    Path(run, "metrics.jsonl").write_text("{\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl: found an unreadable line"):
+        convergence([run])

@@ -50,7 +50,7 @@ class Fake:
 
     def __init__(self, folder, **changes):
         self.folder, self.section, self.calls = folder, section(**changes), []
-        self.closed, self.loss_fn = 0, squares
+        self.closed, self.loss_fn, self.profile = 0, squares, ""
 
     def make_program(self, *durations):
         return one_player(init_params, self.loss_fn, self.section, *durations)
@@ -79,7 +79,8 @@ class Fake:
             evaluate=self.evaluate,
             folder=self.folder,
             init_from=init_from,
-            config={"seed": 0},
+            config={"seed": 0, "profile": self.profile},
+            advice="read faster",
         )
 
     def saved(self):
@@ -382,3 +383,42 @@ def test_accumulation_changes_no_number(fake, tmp_path):
         list(fake.logged("loss").values()), list(whole.logged("loss").values()), rtol=1e-5
     )
     assert len(fake.logged("loss")) == 6
+
+
+# --- watching ------------------------------------------------------------------------------------
+
+
+def test_where_the_time_of_a_step_goes(fake):
+    fake.train()
+    parts = [fake.logged(f"{part}_seconds") for part in ("input", "checkpoint", "compute")]
+    rates = fake.logged("steps_per_second")
+    assert rates and all(part.keys() == rates.keys() for part in parts)
+    for step, rate in rates.items():
+        assert sum(part[step] for part in parts) == pytest.approx(1 / rate, rel=1e-6)
+    assert parts[1][5] > 0 == parts[1][2]  # step 4 was saved before step 5 was made
+
+
+def test_a_report_is_written_at_every_evaluation(fake, monkeypatch):
+    written = []
+    monkeypatch.setattr(loop, "write_report", written.append)
+    fake.train()
+    assert written == [fake.folder.parent] * 2
+
+
+def test_traces_are_of_the_steps_that_are_named(fake, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append(folder))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(list(fake.calls)))
+    fake.profile = "2:4"
+    fake.train()
+    assert calls[0] == str(fake.folder.parent / "profile") and len(calls) == 2
+    assert calls[1][-1] == "draw 3"  # steps 2 and 3 were dispatched
+
+
+def test_a_trace_ends_with_the_loop(fake, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    fake.profile = "2:100"
+    fake.train()
+    assert calls == ["start", "stop"]
