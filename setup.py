@@ -38,7 +38,7 @@ REQUIRED = [
     "safetensors>=0.5",
     "tensorboardX>=2.6.2",
     "tqdm>=4.66",
-    "scikit-learn>=1.6",  # the quickstart's digits, and its classifier
+    "scikit-learn>=1.6",  # the quickstart's digits
 ]
 FIGURES = ["matplotlib>=3.9"]
 TFDS = ["tensorflow-datasets>=4.9.10", "array_record>=0.8.3"]

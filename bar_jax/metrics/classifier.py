@@ -3,6 +3,12 @@
 Small data sets have no published feature network. What this one says of an image is used twice:
 its logits tell whether a sample shows its class (`class_accuracy`), and its features stand in for
 Inception's in the Frechet distance (`classifier_fid`, a number of this data set alone).
+
+Held-out digits of 8 px are read at 0.989 to 0.994 (three seeds, 12 s of CPU time), CIFAR-10's test
+images at 0.747 (50,000 training images, 293 s). `classifier_fid` of real images against all of the
+training images is the smaller the more there are: 0.15 of 176 held-out digits, 0.02 of CIFAR-10's
+10,000 test images. Noise, fewer classes and fewer distinct images raise it at every degree tried,
+and so does blur that changes the pixels. Compare sets of equal numbers of images only.
 """
 
 import functools
@@ -39,7 +45,8 @@ CONVOLUTIONS = ((1, 16), (2, 8), (4, 8), (8, 4))
 GROUP = 16  # channels that are normalised together, over all of an image
 MANY = 10_000  # images, from which on they may be photographs and deserve minutes
 WIDTH, WIDTH_OF_MANY = 16, 32
-BATCH, EPOCHS, FEWEST_STEPS, STEPS_OF_MANY = 64, 6, 100, 4000
+EPOCHS, EPOCHS_OF_MANY = 6, 26
+BATCH, FEWEST_STEPS, MOST_STEPS = 64, 100, 4000
 LEARNING_RATE, WARMUP, WEIGHT_DECAY = 4e-3, 1 / 6, 0.05
 LABEL_SMOOTHING = 0.1
 SHIFT = 1 / 8  # of the side, at most, each way: what changes no digit's class (a mirror image may)
@@ -91,10 +98,9 @@ def train_classifier(
     """
     _check(images, labels, num_classes)
     images = np.concatenate([shrink(images[i : i + 1000]) for i in range(0, len(images), 1000)])
-    if len(images) < MANY:
-        width, steps = WIDTH, max(EPOCHS * len(images) // BATCH, FEWEST_STEPS)
-    else:
-        width, steps = WIDTH_OF_MANY, STEPS_OF_MANY
+    few = len(images) < MANY
+    width, epochs = (WIDTH, EPOCHS) if few else (WIDTH_OF_MANY, EPOCHS_OF_MANY)
+    steps = int(np.clip(epochs * len(images) // BATCH, FEWEST_STEPS, MOST_STEPS))
     batch_size = min(BATCH, len(images))
     model = Classifier(num_classes, width)
     params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *images.shape[1:])))["params"]
