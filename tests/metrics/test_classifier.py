@@ -127,9 +127,17 @@ def test_what_is_saved_is_loaded(params, tmp_path):
     _assert_equal_trees(classifier.load(tmp_path / "classifier.safetensors"), params)
 
 
-def test_refuses_the_tensors_of_something_else(params, tmp_path):
+@pytest.mark.parametrize("missing", ["conv1/bias", "conv0/bias", "logits/bias", "mean"])
+def test_refuses_a_file_without_a_tensor(params, tmp_path, missing):
     path = tmp_path / "classifier.safetensors"
     tensors = classifier.flatten_dict(params, sep="/")
-    save_file({name: tensors[name] for name in tensors if name != "conv1/bias"}, path)
-    with pytest.raises(InputError, match=r"classifier\.safetensors.*bias"):
+    save_file({name: tensors[name] for name in tensors if name != missing}, path)
+    with pytest.raises(InputError, match=rf"classifier\.safetensors.*{missing}"):
+        classifier.load(path)
+
+
+def test_refuses_a_file_with_tensors_of_something_else(params, tmp_path):
+    path = tmp_path / "classifier.safetensors"
+    save_file(classifier.flatten_dict(params, sep="/") | {"conv9/bias": np.zeros(3)}, path)
+    with pytest.raises(InputError, match=r"classifier\.safetensors.*conv9/bias"):
         classifier.load(path)
