@@ -27,7 +27,8 @@ PICTURE_FOLDER = "pictures"
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 76em; color: #222; }
 figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top; }
-figcaption { font-size: 12px; color: #555; }
+figure.curve { width: 286px; }
+figcaption { overflow-wrap: anywhere; font-size: 12px; color: #555; }
 svg { border-left: 1px solid #bbb; border-bottom: 1px solid #bbb; }
 polyline { fill: none; stroke: #0072b2; stroke-width: 1.5; }
 circle { fill: #0072b2; }
@@ -44,7 +45,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
         last = max(steps[-1][0] for steps in logged.values())
         parts.append(f"<h2>{html.escape(stage)}, step {last}</h2>")
         names = sorted(logged, key=lambda name: (name not in FIRST, name))
-        parts += [curve(name, logged[name]) for name in names]
+        parts += [curve(name, logged[name]) for name in names if len(logged[name]) > 1]
+        parts.append(_table({n: logged[n][0][1] for n in names if len(logged[n]) == 1}))
         parts += _pictures(folder / PICTURE_FOLDER, stage)
     parts += _numbers(folder / "summary.json") + _config(folder / "config.json")
     page = f"<style>{STYLE}</style>\n" + "\n".join(parts)
@@ -74,9 +76,10 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> str:
     line = " ".join(f"{x},{y}" for x, y in places)
     x, y = places[-1]
     scale = ", logarithmic" if logarithmic else ""
+    box = f'width="{WIDTH}" height="{HEIGHT}" viewBox="-3 -3 {WIDTH + 6} {HEIGHT + 6}"'
     told = f"{html.escape(name)} {points[-1][1]:.4g} ({low:.4g} to {high:.4g}{scale})"
     return (
-        f'<figure><svg width="{WIDTH}" height="{HEIGHT}" viewBox="-3 -3 {WIDTH + 6} {HEIGHT + 6}">'
+        f'<figure class="curve"><svg {box}>'
         f'<polyline points="{line}"/><circle cx="{x}" cy="{y}" r="3"/></svg>'
         f"<figcaption>{told}<br>steps {first} to {last}</figcaption></figure>"
     )
@@ -116,11 +119,15 @@ def _pictures(folder: pathlib.Path, stage: str) -> list[str]:
 def _numbers(path: pathlib.Path) -> list[str]:
     if not path.exists():
         return []
+    return ["<h2>Summary</h2>", _table(json.loads(path.read_text()))]
+
+
+def _table(values: Mapping[str, object]) -> str:
     rows = (
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in json.loads(path.read_text()).items()
+        for name, value in values.items()
     )
-    return ["<h2>Summary</h2>", f"<table>{''.join(rows)}</table>"]
+    return f"<table>{''.join(rows)}</table>"
 
 
 def _config(path: pathlib.Path) -> list[str]:
