@@ -70,7 +70,10 @@ wait
 $python - "$folder" <<'PYTHON'
 import collections, json, pathlib, statistics, sys
 
-NUMBERS = ("generator_loss", "basis_energy_of_pca", "basis_orthogonality", "sample_class_accuracy")
+NUMBERS = (
+    "generator_loss", "basis_energy_of_pca", "basis_orthogonality",
+    "sample_class_accuracy", "sample_classifier_fid",
+)
 runs = collections.defaultdict(list)
 for done in sorted(pathlib.Path(sys.argv[1]).glob("*_[0-9]/done")):
     runs[done.parent.name[:-2]].append(json.loads((done.parent / "summary.json").read_text()))
