@@ -17,9 +17,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 stopped=75
 dry_run="" main_arguments=()
 
-# parse_flags VALUED SWITCHES ARGUMENT...: --FLAG=VALUE or --FLAG VALUE sets the variable FLAG if the
-# list VALUED has it; --FLAG alone sets it to "true" if SWITCHES has it (a "-" in a flag's name is a
-# "_" in the variable's). What follows "--" goes to the array main_arguments.
+# parse_flags VALUED SWITCHES ARGUMENT...: --FLAG=VALUE or --FLAG VALUE sets the variable FLAG if
+# the list VALUED has it; --FLAG alone sets it to "true" if SWITCHES has it (a "-" in a flag's name
+# is a "_" in the variable's). What follows "--" goes to the array main_arguments.
 parse_flags() {
   local _valued=" $1 " _switches=" $2 dry-run " _name _value
   shift 2
@@ -38,7 +38,7 @@ parse_flags() {
     elif [[ $1 == *=* ]]; then
       _value=${1#*=}
     else
-      [[ ${2:---} != --* ]] || refuse "--$_name has no value"
+      [[ ${2:---} != --* ]] || refuse "--$_name has no value, expected --$_name=VALUE"
       _value=$2 && shift
     fi
     printf -v "${_name//-/_}" %s "$_value"
@@ -65,7 +65,7 @@ need_name() {
     refuse "--$1 is '$2', expected up to 40 lower-case letters, digits and '-', the first a letter"
 }
 
-# need_main WHERE: sets workdir to that of main_arguments. On a "cluster" all must be able to see it.
+# need_main WHERE: sets workdir to that of main_arguments; on a "cluster" all must see it.
 need_main() {
   local before="" each config=""
   workdir=""

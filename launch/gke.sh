@@ -75,9 +75,9 @@ case $1 in
     ;;
   collect) # from Cloud Logging, which has those of pods that are gone too
     run mkdir -p "$logs"
-    run gcloud logging read "--project=$project" --order=asc --freshness=30d \
-      "--format=value(resource.labels.pod_name,textPayload)" \
-      "resource.type=\"k8s_container\" labels.\"k8s-pod/jobset_sigs_k8s_io/jobset-name\"=\"$name\"" |
+    of_job="labels.\"k8s-pod/jobset_sigs_k8s_io/jobset-name\"=\"$name\""
+    run gcloud logging read "resource.type=\"k8s_container\" $of_job" "--project=$project" \
+      --order=asc --freshness=30d "--format=value(resource.labels.pod_name,textPayload)" |
       if [[ -n $dry_run ]]; then cat; else
         awk -F '\t' -v "to=$logs" '{ log = to "/" $1 ".log"; sub(/^[^\t]*\t/, ""); print > log }'
       fi

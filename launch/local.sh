@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs bar_jax.main on this machine, on its CPU or on all its GPUs. Started again it goes on.
 #
-#   bash launch/local.sh [FLAGS] -- --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
+#   bash launch/local.sh [FLAGS] -- --config=configs/NAME.py --workdir=DIR [...]
 #
 #   --platform cpu|gpu  (gpu if there is nvidia-smi, else cpu)
 #   --processes N       1: one process with all devices. More: on gpu one for each of the first N
-#                       GPUs (or of CUDA_VISIBLE_DEVICES), on cpu a cluster for trying things out (1)
+#                       GPUs (or of CUDA_VISIBLE_DEVICES), on cpu a cluster to try things out (1)
 #   --devices N         virtual devices of each process on cpu (1)
 #   --restarts N        how often a run that crashed is started again (0)
 #   --logs DIR          a log of each process (WORKDIR/logs)
@@ -21,12 +21,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 platform=cpu processes=1 devices=1 restarts=0 logs="" port=12355 python=""
 ! command -v nvidia-smi > /dev/null || platform=gpu
 parse_flags "platform processes devices restarts logs port python" "" "$@"
-[[ $platform == cpu || $platform == gpu ]] || refuse "--platform is '$platform', expected cpu or gpu"
+[[ $platform =~ ^(cpu|gpu)$ ]] || refuse "--platform is '$platform', expected cpu or gpu"
 need_number processes "$processes" 1
 need_number devices "$devices" 1
 need_number restarts "$restarts" 0
 need_number port "$port" 1024
-[[ $platform == cpu || $devices == 1 ]] || refuse "--devices is of --platform cpu: a GPU is one device"
+[[ $platform == cpu || $devices == 1 ]] || refuse "--devices is $devices, expected --platform=cpu"
 need_main machine
 [[ -n $logs ]] || logs=$workdir/logs
 IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((processes - 1)))}"

@@ -2,7 +2,7 @@
 # Submits bar_jax.main to SLURM: a process for each GPU, queued again after a preemption or at the
 # end of the time limit, until the run is finished.
 #
-#   bash launch/slurm.sh [FLAGS] -- --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
+#   bash launch/slurm.sh [FLAGS] -- --config=configs/NAME.py --workdir=DIR [...]
 #
 #   --nodes N           (1)
 #   --gpus N            of each node; 0: one process a node, on its CPU (8)
@@ -11,7 +11,7 @@
 #   --warning SECONDS   how long before the end of a turn the run is told to save and stop (300)
 #   --name NAME         of the job (bar-jax)
 #   --partition NAME, --account NAME  as sbatch takes them (the cluster's default)
-#   --sbatch "OPTIONS"  further options of sbatch, such as "--qos=low --constraint=h100"
+#   --sbatch="OPTIONS"  further options of sbatch, such as --sbatch="--qos=low --constraint=h100"
 #   --restarts N        how often a run that crashed is started again within a turn (3)
 #   --logs DIR          of the job and of each process (WORKDIR/logs)
 #   --python FILE       a Python that has bar_jax's packages (.venv/bin/python, or python3)
@@ -68,7 +68,7 @@ for ((attempt = 0; attempt <= restarts; attempt++)); do
   "${command[@]}" || status=$?
   case $status in
     0 | 2) exit "$status" ;; # finished; a mistake in the arguments
-    "$stopped") echo "bar_jax: stopped; the next turn goes on" && exec scontrol requeue "$SLURM_JOB_ID" ;;
+    "$stopped") exec scontrol requeue "$SLURM_JOB_ID" ;; # the next turn goes on
   esac
   echo "bar_jax: ended with status $status; attempt $attempt" >&2
 done

@@ -5,7 +5,7 @@
 #   bash launch/tpu_keep.sh [FLAGS of tpu.sh] -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN
 #
 # It runs on your machine and may be stopped and started at any time: it looks at what there is. A
-# new slice gets the commit that is checked out then. --dry-run prints what happens if all goes well.
+# new slice gets the commit checked out then. --dry-run prints what it runs if all goes well.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

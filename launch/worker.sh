@@ -4,10 +4,10 @@
 #   bash launch/worker.sh [FLAGS] -- ARGUMENTS of bar_jax.main
 #
 #   --logs DIR        gets NAME.TIME.log at every start, and NAME.status when it has ended (logs)
-#   --name NAME       which process (the index that SLURM or Kubernetes gives it, or the host's name)
+#   --name NAME       of the process (the index from SLURM or Kubernetes, or the host's name)
 #   --python FILE     a Python that has bar_jax's packages (.venv/bin/python, or python3)
 #   --prepare COMMAND run first, at every start, such as what fetches the data if they are missing
-#   --upload gs://... gets the log when it has ended: a machine that is taken away takes its disk along
+#   --upload gs://... gets the log when it has ended: a machine that goes takes its disk along
 #   --dry-run         prints the command and runs nothing
 #
 # The log is shown too. SIGTERM and Ctrl-C reach the process as SIGTERM: it saves and ends. Exit
