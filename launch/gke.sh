@@ -79,7 +79,7 @@ case $1 in
     run gcloud logging read "resource.type=\"k8s_container\" $of_job" "--project=$project" \
       --order=asc --freshness=30d "--format=value(resource.labels.pod_name,textPayload)" |
       if [[ -n $dry_run ]]; then cat; else
-        awk -F '\t' -v "to=$logs" '{ log = to "/" $1 ".log"; sub(/^[^\t]*\t/, ""); print > log }'
+        awk -F '\t' -v "to=$logs" '{ pod = to "/" $1 ".log"; sub(/^[^\t]*\t/, ""); print > pod }'
       fi
     ;;
   delete) run "${kubectl[@]}" delete jobset "$name" ;;

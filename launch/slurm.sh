@@ -59,7 +59,7 @@ fi
 # ignored, which srun would inherit. SIGTERM to srun itself would kill them at once.)
 trap : TERM
 if ((gpus > 0)); then platform=cuda,cpu; else platform=cpu; fi
-command=(env "JAX_PLATFORMS=$platform" srun "--cpus-per-task=$cpus" --output=0 --kill-on-bad-exit=0)
+command=(env "JAX_PLATFORMS=$platform" srun "--cpus-per-task=$cpus" --kill-on-bad-exit=0)
 command+=(bash launch/worker.sh "--logs=$logs" ${python:+"--python=$python"})
 command+=(-- "${main_arguments[@]}")
 for ((attempt = 0; attempt <= restarts; attempt++)); do

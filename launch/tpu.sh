@@ -59,11 +59,12 @@ case $step in
     done
     ;;
   setup)
-    [[ -z $(git status --porcelain --untracked-files=no) ]] ||
+    [[ -n $dry_run || -z $(git status --porcelain --untracked-files=no) ]] ||
       echo "bar_jax: changes that are not committed are not copied" >&2
-    run git archive --output=bar_jax.tar.gz HEAD
-    run "${vm[@]}" scp bar_jax.tar.gz "$name:" "${where[@]}" --worker=all
-    run rm bar_jax.tar.gz
+    archive=${TMPDIR:-/tmp}/$name.tar.gz
+    run git archive "--output=$archive" HEAD
+    run "${vm[@]}" scp "$archive" "$name:bar_jax.tar.gz" "${where[@]}" --worker=all
+    run rm -f "$archive"
     # shellcheck disable=SC2016
     workers "if $alive; then echo 'error: a run is going on: stop it first' >&2; exit 2; fi;"'
 rm -rf bar_jax && mkdir bar_jax && tar -xzf bar_jax.tar.gz -C bar_jax &&

@@ -14,7 +14,7 @@ flags=("$@") poll=30 restarts=3 zone="" project="" name=bar-jax
 parse_flags "zone project type runtime name logs poll restarts prepare" "spot" "${@:---help}"
 need_main cluster
 
-step() { bash launch/tpu.sh "$1" "${flags[@]}"; }
+step() { bash launch/tpu.sh "$@" "${flags[@]}"; }
 if [[ -n $dry_run ]]; then
   for each in create wait setup run status collect delete; do step "$each"; done
   exit 0

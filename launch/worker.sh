@@ -51,7 +51,9 @@ trap forward TERM INT
 { bash -c "${prepare:-true}" && exec "${command[@]}"; } >> "$log" 2>&1 &
 process=$!
 [[ -z $asked ]] || kill -TERM "$process" 2> /dev/null || true # it came before there was a process
-(trap '' TERM INT && exec tail -n +1 -f "$log") &
+# SLURM's processes share an output: the first of them shows its log.
+if [[ ${SLURM_PROCID:-0} == 0 ]]; then shown=$log; else shown=/dev/null; fi
+(trap '' TERM INT && exec tail -n +1 -f "$shown") &
 shown=$!
 disown "$shown" # bash is not to report its end
 
@@ -61,7 +63,7 @@ while true; do
   wait "$process" || status=$?
   [[ -n $signalled ]] || break
 done
-sleep 1 # the last lines
+sleep 0.5 # the last lines
 kill -KILL "$shown" 2> /dev/null || true
 
 # bar_jax.main ends with status 0 in both cases; a scheduler has to know which it was. In many
