@@ -37,6 +37,7 @@ fi
 mkdir -p "$logs"
 log=$logs/$name.$(date -u +%Y%m%dT%H%M%SZ).log
 rm -f "$logs/$name.status"
+: >> "$log" # so that it can be shown from the first line on
 
 asked="" signalled="" process=""
 # shellcheck disable=SC2329
