@@ -109,9 +109,9 @@ def finish(manager: ocp.CheckpointManager) -> None:
 
 
 def check(manager: ocp.CheckpointManager) -> None:
-    """Raises SaveError if a save that has begun is known to have failed; waits for nothing."""
-    with _saving(manager):
-        manager.check_for_errors()
+    """Raises SaveError if the last save has failed by now; does not wait for it."""
+    if not manager.is_saving_in_progress():
+        finish(manager)
 
 
 def _save(manager, step: int, items: dict, config: dict, results: dict[str, float]) -> None:

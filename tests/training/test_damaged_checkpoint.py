@@ -1,8 +1,6 @@
 """Checkpoints whose files changed after they were saved, and saves that fail."""
 
-import contextlib
 import json
-import re
 import resource
 import shutil
 import time
@@ -24,7 +22,7 @@ def fresh():
     """A state at step 0 on one device, and its shapes."""
 
     def init(key):
-        params = {"kernel": jax.random.normal(key, (16, 64)), "bias": jnp.arange(16.0)}
+        params = {"kernel": jax.random.normal(key, (32, 1024)), "bias": jnp.arange(16.0)}
         return fresh_state(params, optax.sgd(0.1, 0.9), keep_ema=True)
 
     mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
@@ -210,8 +208,7 @@ def test_no_file_can_change_unnoticed(saved, tmp_path, how):
             assert str(error).startswith(f"{tmp_path}/run/2: found a damaged checkpoint")
             noticed.append(str(name))
         shutil.rmtree(tmp_path / "run")
-    for needed in ("2/meta/metadata", "2/params/manifest.ocdbt", "2/params/_METADATA"):
-        assert needed in noticed
+    assert {"2/meta/metadata", "2/params/manifest.ocdbt"} < set(noticed)
 
 
 def test_a_checkpoint_from_before_there_were_checksums(folder):
@@ -230,57 +227,56 @@ def test_a_checkpoint_from_before_there_were_checksums(folder):
 # --- a save that fails ---------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def small_files():
-    """No file can grow beyond 1000 bytes, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.fixture
-def failed(tmp_path):
-    """A manager in which the save of step 2 fails, with step 1 saved before."""
+def small_files():
+    """No file can grow beyond 100 kB, less than the parameters need: as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+WAYS_TO_NOTICE = {
+    "waiting for it": checkpoint.finish,
+    "asking for it": checkpoint.check,
+    "saving again": lambda manager: checkpoint.save(manager, at(fresh()[0], 3), {}, {}),
+    "closing": lambda manager: None,
+}
+
+
+@pytest.mark.parametrize("notice", WAYS_TO_NOTICE)
+def test_a_save_that_failed_is_told(tmp_path, small_files, notice):
+    """With the folder, and what is there: the last one, though only one is kept."""
     save(tmp_path, 1)
-    with contextlib.suppress(checkpoint.SaveError):
+    told = f"^{tmp_path}: a checkpoint could not be saved .*File too large.*; step 1 is the last"
+    with pytest.raises(checkpoint.SaveError, match=told):
         with checkpoint.closing(checkpoint.open_manager(tmp_path, keep=1)) as manager:
-            with small_files(), contextlib.suppress(checkpoint.SaveError):
-                checkpoint.save(manager, at(fresh()[0], 2), {}, {})
-                checkpoint.finish(manager)
-            yield manager
+            small_files()
+            checkpoint.save(manager, at(fresh()[0], 2), {}, {})
+            for _ in range(100):
+                WAYS_TO_NOTICE[notice](manager)
+                time.sleep(0 if notice == "closing" else 0.05)
+            assert notice == "closing"
 
 
-def told(manager):
-    """What is told of it."""
-    return f"^{re.escape(str(manager.directory))}: a checkpoint could not be saved .*; step 1 is"
+def test_a_failed_save_leaves_the_last_one(tmp_path, small_files):
+    """What was cut off is gone after the next start, and its step can be saved then."""
+    save(tmp_path, 1)
+    small_files()
+    with pytest.raises(checkpoint.SaveError):
+        save(tmp_path, 2)
+    equal(restore(tmp_path)[0], at(fresh()[0], 1))
+    assert steps(tmp_path) == ["1"]
 
 
-@pytest.mark.parametrize("when", ["finish", "check", "save"])
-def test_a_save_that_failed_is_told(failed, when):
-    """With the folder, and what is there; when it is waited for, asked for, or saved again."""
-    calls = {
-        "finish": checkpoint.finish,
-        "check": checkpoint.check,
-        "save": lambda manager: checkpoint.save(manager, at(fresh()[0], 3), {}, {}),
-    }
-    with pytest.raises(checkpoint.SaveError, match=told(failed)):
-        for _ in range(100):
-            calls[when](failed)
-            time.sleep(0.05)
-
-
-def test_a_failed_save_leaves_the_last_one(failed, tmp_path):
-    """Though only one is kept; what was cut off is gone after the next start."""
-    folder = Path(shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-copy"))
-    state, _ = restore(folder)
-    equal(state, at(fresh()[0], 1))
-    assert steps(folder) == ["1"]
-
-
-def test_a_first_save_that_fails(tmp_path):
+def test_a_first_save_that_fails(tmp_path, small_files):
+    small_files()
     with pytest.raises(checkpoint.SaveError, match="could not be saved .*; there is none yet$"):
-        with small_files():
-            save(tmp_path, 1)
+        save(tmp_path, 1)
+
+
+def test_another_error_is_not_hidden_by_it(tmp_path, small_files):
+    with pytest.raises(KeyError):
+        with checkpoint.closing(checkpoint.open_manager(tmp_path, keep=1)) as manager:
+            small_files()
+            checkpoint.save(manager, at(fresh()[0], 2), {}, {})
+            raise KeyError
