@@ -243,6 +243,9 @@ def _training(batch_size: int, epochs: float, warmup_epochs: float) -> ConfigDic
     train.log_every = 100  # steps
     train.save_every = 1000  # steps
     train.keep_checkpoints = 3  # older ones are deleted
+    # The newest checkpoint's files are not what was saved: refuse | previous (go on from, or use,
+    # the one before it; the damaged one is renamed when training goes on).
+    train.on_damaged_checkpoint = "refuse"
     train.evaluate_every = 5000  # steps
     train.evaluate_images = 1000  # at most this many validation images
     return train

@@ -63,6 +63,7 @@ def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
         tokenizer,
         lambda k: init_tokenizer(tokenizer, k),
         mesh,
+        config.train_tokenizer.on_damaged_checkpoint,
     )
 
 
@@ -76,14 +77,14 @@ def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
     generator = make_generator(config)
     init = lambda k: init_generator(generator, k)
     folder = workdir.trained(config, "generator")
-    loaded = _load(folder, generator, init, mesh)
+    loaded = _load(folder, generator, init, mesh, config.train_generator.on_damaged_checkpoint)
     if generator.basis.has_matrix:
         check_invertible(mesh_lib.whole(loaded.params[MATRIX]), f"the basis in {folder}")
     return loaded
 
 
-def _load(folder, module, init, mesh) -> Trained:
-    params, step = checkpoint.restore_params(folder, param_shapes(init, mesh))
+def _load(folder, module, init, mesh, on_damaged: str) -> Trained:
+    params, step = checkpoint.restore_params(folder, param_shapes(init, mesh), on_damaged)
     return Trained(module, params, step)
 
 

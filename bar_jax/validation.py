@@ -25,6 +25,8 @@ CHOICES = {
     "model.tokenizer.kind": ("bar_fsq", "kl_vae", "pixels"),
     "model.tokenizer.encoder.kind": ("siglip2", "vit"),
     "train_tokenizer.stage": ("full", "decoder_finetune"),
+    "train_tokenizer.on_damaged_checkpoint": ("refuse", "previous"),
+    "train_generator.on_damaged_checkpoint": ("refuse", "previous"),
     "model.basis.projection": ("none", "hard", "soft"),
     "model.basis.objective": ("bar", "residual"),
     "model.basis.inverse": ("inverse", "transpose"),

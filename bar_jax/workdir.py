@@ -33,7 +33,7 @@ from bar_jax.files import write_atomically
 FREE = (
     "basis.inverse", "data.path", "data.on_damaged", "data.num_workers",
     "accumulate", "remat", "log_every", "save_every", "evaluate_every", "evaluate_images",
-    "evaluate_metrics", "evaluate_samples", "keep_checkpoints",
+    "evaluate_metrics", "evaluate_samples", "keep_checkpoints", "on_damaged_checkpoint",
 )  # fmt: skip
 TOKENIZER_FIELDS = ("model.tokenizer.", "data.image_size")
 GENERATOR_FIELDS = (

@@ -71,11 +71,7 @@ class TokenCache:
         if self._records is not None:
             records = self._records[indices]
         else:
-            try:
-                read = b"".join(self._disk.__getitems__(indices.tolist()))
-            except RuntimeError as error:
-                raise InputError(self.path, f"a damaged shard ({error})", "intact files") from error
-            records = np.frombuffer(read, record_dtype(self.header))
+            records = np.frombuffer(b"".join(self._read(indices)), record_dtype(self.header))
         examples = {"label": records["label"].copy(), "index": records["index"].copy()}
         for name in ("tokens", "tokens_mirrored")[: 1 + self.mirrored]:
             flat = records[name]
@@ -85,6 +81,24 @@ class TokenCache:
                 flat = flat.copy()
             examples[name] = flat.reshape(-1, self.num_tokens, self.width)
         return examples
+
+    def _read(self, indices: np.ndarray) -> list[bytes]:
+        """Records from the disk; InputError names the shard of one that is not there whole."""
+        try:
+            read = self._disk.__getitems__(indices.tolist())
+            error = None
+        except RuntimeError as raised:
+            read, error = [], raised
+        size = record_dtype(self.header).itemsize
+        # Of a shard that was cut off after it had been opened the records are missing or empty.
+        if [len(record) for record in read] == [size] * len(indices):
+            return read
+        if len(indices) > 1:  # which one?
+            return [record for index in indices for record in self._read(index[None])]
+        stops = np.cumsum([shard["count"] for shard in self.header["shards"]])
+        shard = self.header["shards"][int(np.searchsorted(stops, indices[0], side="right"))]
+        found = f"a damaged shard ({error or 'records are missing'})"
+        raise InputError(self.path / shard["file"], found, "an intact file") from error
 
 
 def open_cache(

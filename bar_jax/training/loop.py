@@ -75,7 +75,8 @@ def train(
       The steps of the stage, and the last evaluation with `seconds` of all runs together.
 
     Raises:
-      InputError: a checkpoint that does not fit.
+      InputError: a checkpoint that does not fit, or is damaged.
+      SaveError: a checkpoint could not be written, as when the disk is full.
       NonFinite: a logged loss or gradient norm is not finite; nothing is saved after that.
       Preempted: SIGTERM came; the state is saved.
     """
@@ -86,20 +87,22 @@ def train(
         for name in ("warmup", "constant")
     )
     with (
-        contextlib.closing(checkpoint.open_manager(folder, section.keep_checkpoints)) as manager,
+        checkpoint.closing(checkpoint.open_manager(folder, section.keep_checkpoints)) as manager,
         jax.set_mesh(mesh),
     ):
         if (manager.latest_step() or 0) > steps:
             found = f"{steps} steps for {examples} images"
             expected = f"at least {manager.latest_step()}, which {folder} has reached"
             raise InputError(f"{stage}.steps", found, expected)
-        if manager.latest_step() == steps:
+        # A last checkpoint that may be damaged is read, to make it again.
+        if manager.latest_step() == steps and section.on_damaged_checkpoint == "refuse":
             logger.info("%s: finished at step %d, nothing to do", stage, steps)
             return steps, checkpoint.read_meta(folder)["results"]
 
         program = make_program(steps, warmup, constant)
         make_state, shapes = init_state(program.init, stream_key(seed, f"{stage}/params"), mesh)
-        state, results = _start(manager, make_state, shapes, program, init_from, stage)
+        on_damaged = section.on_damaged_checkpoint
+        state, results = _start(manager, make_state, shapes, program, init_from, stage, on_damaged)
         layout, frozen = (
             jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (shapes, program.frozen)
         )
@@ -129,6 +132,7 @@ def train(
                 save_now = moved and (last or stop or step % section.save_every == 0)
 
                 if moved and (evaluate_now or save_now or step % section.log_every == 0):
+                    checkpoint.check(manager)
                     saved = manager.latest_step()
                     logged = _log(writer, stage, step, steps, size, metrics, logged, saved, watch)
                 if evaluate_now:
@@ -145,7 +149,7 @@ def train(
                     with watch.checkpoint():
                         checkpoint.save(manager, state, config, results)
                 if stop:
-                    manager.wait_until_finished()
+                    checkpoint.finish(manager)
                     done = f"saved at step {step}" if step else "not begun"
                     raise preemption.Preempted(f"{stage}: {done}")
                 if last:
@@ -158,7 +162,7 @@ def train(
                 profiler.after(step, new)
                 metrics |= new  # each kind of step has its own: the last of every kind is logged
                 bar.update()
-        manager.wait_until_finished()
+        checkpoint.finish(manager)
     return steps, results
 
 
@@ -169,15 +173,16 @@ def _start(
     program: Program,
     init_from: str | os.PathLike | None,
     stage: str,
+    on_damaged: str,
 ) -> tuple[TrainState, Results]:
     """The three ways to start: own checkpoint, else `init_from`, else fresh and pretrained."""
     if manager.latest_step() is not None:
-        state, results = checkpoint.restore_state(manager, shapes)
+        state, results = checkpoint.restore_state(manager, shapes, on_damaged)
         logger.info("%s: goes on at step %d", stage, int(state.step))
         return state, results
     state = make_state()
     if init_from:
-        params, step = checkpoint.restore_params(init_from, shapes.params)
+        params, step = checkpoint.restore_params(init_from, shapes.params, on_damaged)
         logger.info("%s: starts from %s, step %d", stage, init_from, step)
     else:
         params = _replaced(state.params, program.pretrained)

@@ -2,21 +2,27 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
+import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
-import tensorboardX
+import tensorboardX.summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import bar_jax
-from bar_jax.files import write_atomically
+from bar_jax.files import naming, write_atomically
 from bar_jax.visualize.grid import save_png
 from bar_jax.visualize.report import PICTURE_FOLDER
 from bar_jax.workdir import read_summary
 
+FLUSH_SECONDS = 120  # TensorBoard sees numbers at most this much later
+HISTOGRAM_BINS = 30  # to which TensorBoard reduces any other number
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
 
 
@@ -24,7 +30,7 @@ class MetricsWriter:
     """Writes `metrics.jsonl` and TensorBoard events of one stage; only process 0 writes.
 
     A run that goes on at step s first forgets what was logged after s, so that nothing
-    stands in the file twice.
+    stands in the file twice. A file that cannot be written raises an OSError with its name.
     """
 
     def __init__(self, workdir: str | os.PathLike, stage: str, start_step: int = 0):
@@ -37,38 +43,72 @@ class MetricsWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._pictures = path.parent / PICTURE_FOLDER
         _forget(path, stage, start_step)
-        self._lines = path.open("a")
-        self._events = tensorboardX.SummaryWriter(
-            str(path.parent / "tensorboard" / stage), purge_step=start_step or None
-        )
+        self._path, self._lines = path, path.open("a")
+        self._events = _Events(path.parent / "tensorboard" / stage, start_step)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Logs numbers at a step."""
         if not self._active:
             return
         values = {name: float(value) for name, value in values.items()}
-        self._lines.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
-        self._lines.flush()
+        with naming(self._path):
+            self._lines.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
+            self._lines.flush()
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._events.add(step, tensorboardX.summary.scalar(name, value))
 
     def histogram(self, step: int, name: str, values: list[float]) -> None:
         """Logs how a list of numbers is spread, as a TensorBoard event alone."""
         if self._active:
-            self._events.add_histogram(name, np.asarray(values), step)
+            values = np.asarray(values)
+            self._events.add(
+                step, tensorboardX.summary.histogram(name, values, bins=HISTOGRAM_BINS)
+            )
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a picture, uint8 [H, W, 3], and keeps it in `pictures/` for the report."""
         if self._active:
-            self._events.add_image(name, image, step, dataformats="HWC")
+            self._events.add(step, tensorboardX.summary.image(name, image, dataformats="HWC"))
             self._pictures.mkdir(exist_ok=True)
             save_png(self._pictures / f"{self._stage}-{name}-{step:08}.png", image)
 
     def close(self) -> None:
         """Flushes and closes both."""
         if self._active:
-            self._lines.close()
+            with naming(self._path):
+                self._lines.close()
             self._events.close()
+
+
+class _Events:
+    """A file of TensorBoard events.
+
+    tensorboardX's own writer hands events to a thread: on a full disk the thread dies, and the
+    training waits for it for ever. Here a write that fails raises.
+    """
+
+    def __init__(self, folder: pathlib.Path, start_step: int):
+        """Opens a new file; TensorBoard forgets what others have from `start_step` on, if not 0."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._flushed = folder, -math.inf
+        with naming(folder):
+            self._file = EventsWriter(str(folder / "events"))
+            if start_step:
+                restart = SessionLog(status=SessionLog.START)
+                self._file.write_event(Event(step=start_step, session_log=restart))
+
+    def add(self, step: int, summary) -> None:
+        """Adds a tensorboardX summary."""
+        with naming(self._folder):
+            self._file.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+            if time.monotonic() > self._flushed + FLUSH_SECONDS:
+                self._file.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        with naming(self._folder):
+            self._file.close()
 
 
 def _forget(path: pathlib.Path, stage: str, after: int) -> None:

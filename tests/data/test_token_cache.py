@@ -1,6 +1,8 @@
 import json
+import os
 import pickle
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -376,8 +378,37 @@ def test_damaged_records_are_refused(path, monkeypatch, in_memory):
     packed = np.packbits(tokens_of(12)).tobytes()
     content[content.index(packed)] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match=f"^{shard}: found (a )?damaged"):
         open_cache(path).read(range(21))
+
+
+FAULTS = {
+    "disappears": Path.unlink,
+    "is cut off": lambda shard: os.truncate(shard, shard.stat().st_size // 2),
+    "is emptied": lambda shard: os.truncate(shard, 0),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("begun", [True, False], ids=["after a read", "before it is read"])
+def test_a_shard_that_changes_while_it_is_used(tmp_path, monkeypatch, fault, begun):
+    """What is read is what was written, or the shard is named; 4 shards of 1 MB."""
+    monkeypatch.setattr(token_cache, "IN_MEMORY_BYTES", 0)
+    big = dict(width=64, grid=(16, 16), num_examples=1000, mirrored=False)
+    cache = open_cache(make_cache(tmp_path, **big))
+    shard = tmp_path / "tokens-00002-of-00004.array_record"
+    if begun:
+        cache.read([500])
+    FAULTS[fault](shard)
+    others = cache.read([0, 249, 250, 499, 750, 999])["index"]
+    np.testing.assert_array_equal(others, [0, 249, 250, 499, 750, 999])
+    try:
+        found = cache.read([700])["tokens"][0]
+    except InputError as error:
+        assert str(error).startswith(f"{shard}: found a damaged shard (")
+    else:
+        assert begun  # it is open, or has been read
+        np.testing.assert_array_equal(found, tokens_of(700, 64, (16, 16)))
 
 
 def test_a_cache_of_a_later_format_is_refused(path):

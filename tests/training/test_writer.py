@@ -109,3 +109,26 @@ def test_a_list_of_numbers_is_a_histogram(tmp_path):
         for value in event.summary.value
     ]
     assert (histogram.num, histogram.min, histogram.max) == (3, 0.25, 1.0)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard/train_tokenizer"])
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch, name):
+    """And does not hang: every event is written by the time the call returns, or raises."""
+    writer = MetricsWriter(tmp_path, "train_tokenizer")
+    full = open("/dev/full", "wb" if name.startswith("tensorboard") else "w")
+    if name == "metrics.jsonl":
+        monkeypatch.setattr(writer, "_lines", full)
+    else:
+        monkeypatch.setattr(writer._events._file._py_recordio_writer, "_writer", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / name}'"):
+        for step in range(100):
+            writer.scalars(step, {"loss": 1.0})
+    with pytest.raises(OSError):  # a buffer is still full
+        full.close()
+
+
+def test_a_run_that_goes_on_tells_tensorboard(tmp_path):
+    """Which then forgets the events from there on."""
+    _log(tmp_path, "train_tokenizer", [4], start=3)
+    events = list(_events(tmp_path / "tensorboard/train_tokenizer"))
+    assert [event.step for event in events if event.HasField("session_log")] == [3]
