@@ -126,11 +126,14 @@ def _load_classifier(config, mesh) -> FeatureNetwork:
         told = f"{image_sets.fingerprint(source)} {config.data.image_size} {classifier.RECIPE}"
         key = hashlib.sha256(told.encode()).hexdigest()[:16]
         path = Path(config.workdir) / f"classifier-{key}.safetensors"
-        if jax.process_index() == 0 and not path.is_file():
-            images, labels = _training_images(config, source)
-            classes = config.data.num_classes
-            classifier.save(path, classifier.train_classifier(images, labels, classes))
-        mesh_lib.wait_for_all("classifier")
+        if not mesh_lib.first_says(path.is_file):
+            with mesh_lib.all_or_none():
+                images, labels = _training_images(config, source)
+            # By all at once: it takes no longer, and they stay in step.
+            trained = classifier.train_classifier(images, labels, config.data.num_classes)
+            with mesh_lib.all_or_none():
+                if jax.process_index() == 0:
+                    classifier.save(path, trained)
     params = classifier.load(path)
     classes = params["logits"]["bias"].shape[0]
     if classes != config.data.num_classes:

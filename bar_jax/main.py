@@ -2,6 +2,9 @@
 
     python -m bar_jax.main --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
 
+The same command on every process of a cluster works on it together. TPU pods, SLURM, Open MPI and
+GKE are found; elsewhere --coordinator=HOST:PORT --num_processes=N --process_id=I say so.
+
 All fields, among them `job` and what it may be, are in bar_jax/config.py and bar_jax/jobs/.
 """
 
@@ -11,18 +14,20 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bar_jax import config as config_lib
-from bar_jax import validation
+from bar_jax import distributed, validation
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.training import preemption
 
 logger = logging.getLogger("bar_jax")
+FLAGS = ("config", "workdir", *distributed.Cluster._fields)
 WITHOUT_WORKDIR = ("describe", "benchmark")  # these jobs print and write nothing
 
 
@@ -35,26 +40,38 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        return run(parse(argv))
+        return run(parse(argv), distributed.from_flags(_split(argv[1:])))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return distributed.leave(2)
+    except Exception:
+        if distributed.is_alone():
+            raise
+        traceback.print_exc()
+        return distributed.leave(1)
 
 
-def run(config: ConfigDict) -> int:
-    """Validates a config and runs its job; returns the exit status."""
+def run(config: ConfigDict, cluster: distributed.Cluster | None = None) -> int:
+    """Validates a config and runs its job; returns the exit status.
+
+    Args:
+      cluster: that flags describe; None looks for one.
+    """
     preemption.install()
     validation.validate(config)
     # Imported here so that a misspelt field is told before JAX has started.
-    from bar_jax import jobs, workdir
+    import jax
+
+    from bar_jax import jobs, mesh, workdir
 
     if config.job not in jobs.JOBS:
         raise InputError("job", repr(config.job), " | ".join(jobs.JOBS))
     job = jobs.JOBS[config.job]
+    distributed.start(cluster)
     jobs.check_devices(config)
     if config.job not in WITHOUT_WORKDIR:
-        workdir.check(config)
-        workdir.write_config(config)
+        mesh.first_alone(lambda: workdir.check(config))
+        mesh.first_alone(lambda: workdir.write_config(config))
     try:
         preemption.check(f"{config.job} was not begun")
         with logging_redirect_tqdm(loggers=[logging.getLogger()]):  # lines above the bar
@@ -62,7 +79,8 @@ def run(config: ConfigDict) -> int:
     except preemption.Preempted as stopped:
         logger.info("told to stop; %s. The same command goes on from there.", stopped)
         return 0
-    print(json.dumps(summary, indent=2))
+    if jax.process_index() == 0:
+        print(json.dumps(summary, indent=2))
     return 0
 
 
@@ -79,6 +97,8 @@ def parse(argv: Sequence[str]) -> ConfigDict:
     workdir = given.pop("workdir", "")
     fields = dict(config_lib.flatten(config))
     for flag, text in given.items():
+        if flag in distributed.Cluster._fields:
+            continue
         name = flag.removeprefix("config.")
         if name not in fields:
             raise config_lib.unknown_field(name)
@@ -98,8 +118,8 @@ def _split(arguments: Sequence[str]) -> dict[str, str]:
         name = flag.lstrip("-")
         if name == flag:
             raise InputError("command line", repr(argument), "--config.FIELD=VALUE")
-        if name not in ("config", "workdir") and not name.startswith("config."):
-            close = difflib.get_close_matches(name, ("config", "workdir"), n=1, cutoff=0.5)
+        if name not in FLAGS and not name.startswith("config."):
+            close = difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.5)
             hint = f"; did you mean --{close[0]}?" if close else ""
             raise InputError(flag, "no such flag", f"--config, --workdir, --config.FIELD{hint}")
         if not equals:

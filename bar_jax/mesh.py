@@ -6,8 +6,11 @@ logical axis names (`embed`, `mlp`, ...); the table below is the only place that
 mesh. The same program runs on one CPU, eight GPUs and a pod.
 """
 
+import contextlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -19,6 +22,7 @@ from bar_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+T = TypeVar("T")
 
 # logical axis of a parameter -> mesh axis. An axis that is not listed is never split.
 RULES = {
@@ -75,11 +79,58 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+class Share(NamedTuple):
+    """What a process holds of every batch: rows that it reads, computes and tells of.
+
+    Where `tensor` is larger than a process, several processes hold the same rows.
+
+    Attributes:
+      pieces: numbers of the pieces, of `ways`, that its devices hold; ascending.
+      ways: into how many pieces a batch is cut.
+      index, count: which share it is, and how many different ones there are; all are as large.
+      first: whether this process is the first that holds it, and so the one that counts it.
+    """
+
+    pieces: tuple[int, ...]
+    ways: int
+    index: int
+    count: int
+    first: bool
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Its rows of a batch, as `put_batch` takes them: ascending int64 [batch_size / count]."""
+        size = batch_size // self.ways
+        return np.concatenate(
+            [np.arange(piece * size, (piece + 1) * size) for piece in self.pieces]
+        )
+
+
+def batch_share(mesh: jax.sharding.Mesh) -> Share:
+    """This process's share of every batch.
+
+    Raises:
+      InputError: processes whose rows overlap without being the same.
+    """
+    ways, pieces = batch_ways(mesh), {}
+    for piece, devices in enumerate(mesh.devices.reshape(ways, -1)):
+        for device in devices:
+            pieces.setdefault(device.process_index, {})[piece] = None
+    held = {process: tuple(found) for process, found in pieces.items()}
+    shares = sorted(set(held.values()))
+    if sum(map(len, shares)) != ways or len(set(map(len, shares))) > 1:
+        found = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        expected = f"mesh.tensor that divides a process's {jax.local_device_count()} devices"
+        raise InputError("mesh", found, f"{expected}, or is a multiple of them")
+    me = jax.process_index()
+    first = min(process for process in held if held[process] == held[me]) == me
+    return Share(held[me], ways, shares.index(held[me]), len(shares), first)
+
+
 def put_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Puts this process's rows of a global batch on its devices.
 
     Args:
-      batch: arrays [B_local, ...]; process p of n holds rows p * B_local to (p + 1) * B_local.
+      batch: arrays [B_local, ...], the rows `batch_share(mesh).rows(B)` of the global batch.
 
     Returns:
       Global arrays [B, ...], cut over `data` and `fsdp`.
@@ -88,14 +139,14 @@ def put_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is cut along its first axis."""
+    """This process's rows of an array that is cut as batches are, see `constrain_batch`."""
     shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def whole(x: jax.Array) -> np.ndarray:
-    """An array that is cut along its first axis, whole on every process."""
-    if jax.process_count() == 1:
+    """An array on the host, whole on every process; all processes call it."""
+    if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     from jax.experimental import multihost_utils
 
@@ -126,6 +177,55 @@ def wait_for_all(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """Of a block in which no process waits for another: it fails on all if it fails on one.
+
+    Without it the others would wait for the one that failed at their next common step.
+
+    Raises:
+      InputError: on the processes where it did not fail, naming one where it did.
+    """
+    try:
+        yield
+    except Exception:
+        from_all(np.array([True]))
+        raise
+    failed = np.concatenate(from_all(np.array([False])))
+    if failed.any():
+        found = f"an error of process {int(np.argmax(failed))}"
+        raise InputError("another process", found, "none; its log says what is wrong")
+
+
+def first_says(function: Callable[[], T]) -> T:
+    """What a function returns on process 0, for all.
+
+    Of what processes could see differently, such as files. The others do not even look: a network
+    file system may remember for a while that a file was not there.
+
+    Args:
+      function: returns what JSON can hold.
+    """
+    if jax.process_count() == 1:
+        return function()
+    with all_or_none():
+        told = json.dumps(function() if jax.process_index() == 0 else None)
+    return json.loads(from_all(np.frombuffer(told.encode(), np.uint8))[0].tobytes())
+
+
+def first_alone(function: Callable[[], T]) -> T:
+    """Calls a function that writes files on process 0, and then, with all there, on the others.
+
+    Raises:
+      InputError: another process failed.
+    """
+    first = jax.process_index() == 0
+    with all_or_none():
+        result = function() if first else None
+    with all_or_none():
+        return result if first else function()
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

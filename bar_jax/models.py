@@ -7,7 +7,6 @@ import typing
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import mesh as mesh_lib
@@ -113,5 +112,5 @@ def fingerprint(config: ConfigDict, params: dict) -> str:
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(jax.device_get(leaf)).tobytes())
+        digest.update(mesh_lib.whole(leaf).tobytes())
     return digest.hexdigest()[:16]

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from bar_jax.config import default_config, flatten, from_scratch, real_valued
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
+from bar_jax.mesh import all_or_none
 
 # Fields of a training stage that may change when it goes on: they alter what is seen of the run,
 # or where it runs, but not what it computes.
@@ -146,11 +147,12 @@ def begin_training(config: ConfigDict, part: str) -> pathlib.Path:
     """
     folder = pathlib.Path(config.workdir) / part
     path = folder / "config.json"
-    if begun(folder):
-        _compare_training(path, config, part)
-    elif jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _dump(to_json(config)))
+    with all_or_none():
+        if begun(folder):
+            _compare_training(path, config, part)
+        elif jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, _dump(to_json(config)))
     return folder
 
 

@@ -31,6 +31,7 @@ from bar_jax.data.token_cache import TokenCache, open_cache
 from bar_jax.data.token_writer import (
     CachePlan,
     Shard,
+    all_shards,
     finish_cache,
     missing_shards,
     plan_cache,
@@ -72,6 +73,7 @@ __all__ = [
     "Subset",
     "TokenCache",
     "TokenFormat",
+    "all_shards",
     "center_crop",
     "center_crop_adm",
     "check_labels",

@@ -28,8 +28,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     num_workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
     on_damaged: str = "skip",
 ) -> Iterator[dict]:
     """Shuffled, augmented training images without end.
@@ -44,25 +43,24 @@ def train_batches(
       image_size: S, the side of the crops.
       crop: `adm`, `random` or `center`.
       mirror: flip half of the images, drawn anew each time an image comes up.
-      batch_size: global, a multiple of `process_count`.
+      batch_size: B, global.
       seed: of the order and the augmentation.
       start_step: the first step to make a batch for.
       num_workers: processes that decode (the source must be picklable, and a script needs the
         `__main__` guard); 0 decodes in threads.
-      process_index: which process this is of those that share the global batch.
-      process_count: how many those are.
+      rows: `[b]` of the B rows to read, ascending; None for all.
       on_damaged: `skip` warns once per damaged image and takes the next good one of the source in
         its place; `refuse` raises.
 
     Returns:
-      a generator of `image [b, S, S, 3] uint8` and `label [b] int32`, b = batch_size /
-      process_count; `close()` stops its threads and workers.
+      a generator of `image [b, S, S, 3] uint8` and `label [b] int32`; `close()` stops its threads
+      and workers.
 
     Raises:
       InputError: now, if an argument or the source is wrong; while iterating, if a damaged image
         is refused, 100 in a row are damaged or a label is not in range(num_classes).
     """
-    _check(source, batch_size, process_count, on_damaged)
+    _check(source, batch_size, on_damaged)
     if crop not in ("adm", "random", "center"):
         raise InputError("data.crop", repr(crop), "adm, random or center")
     read = partial(
@@ -72,7 +70,7 @@ def train_batches(
         crop=crop,
         mirrored=mirror,
         seed=seed,
-        rows=(batch_size, process_index, process_count),
+        rows=(batch_size, rows),
     )
     batches = stream.prefetch(read, start_step, num_workers=num_workers)
     return _checked(batches, source.num_classes, on_damaged)
@@ -88,8 +86,7 @@ def eval_batches(
     start: int = 0,
     stop: int | None = None,
     on_damaged: str = "skip",
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict]:
     """The images `start` to `stop` of a source, once and in order.
 
@@ -97,13 +94,13 @@ def eval_batches(
       source: see `sources.py`.
       image_size: S, the side of the crops.
       crop: `adm` or `center`.
-      batch_size: global, a multiple of `process_count`.
+      batch_size: B, global.
       mirrors: give the mirror images as well.
       start: first index.
       stop: the index to end before; None for the length of the source.
       on_damaged: `skip` warns and masks a damaged image; `refuse` raises.
-      process_index: which process this is of those that share the global batch.
-      process_count: how many those are. All get the same number of batches.
+      rows: `[b]` of the B rows of a batch to read, ascending; None for all. Their number does not
+        change that of the batches.
 
     Returns:
       a generator of `image [b, S, S, 3] uint8`, `label [b] int32`, `index [b] int64` into the
@@ -113,7 +110,7 @@ def eval_batches(
     Raises:
       InputError: as `train_batches`.
     """
-    _check(source, batch_size, process_count, on_damaged)
+    _check(source, batch_size, on_damaged)
     if crop not in ("adm", "center"):
         raise InputError("data.crop", repr(crop), "adm or center, where nothing is random")
     stop = len(source) if stop is None else stop
@@ -125,7 +122,7 @@ def eval_batches(
         mirrors=mirrors,
         start=start,
         stop=stop,
-        rows=(batch_size, process_index, process_count),
+        rows=(batch_size, rows),
     )
     batches = stream.prefetch(read, 0, -(-(stop - start) // batch_size))
     return _checked(batches, source.num_classes, on_damaged)
@@ -138,15 +135,14 @@ def token_batches(
     seed: int,
     mirror: bool,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict]:
     """Shuffled cached tokens without end, with the guarantees of `train_batches`.
 
     Args:
       cache: from `open_cache`.
       mirror: take the tokens of the mirror image half of the time.
-      batch_size, seed, start_step, process_index, process_count: as `train_batches`.
+      batch_size, seed, start_step, rows: as `train_batches`.
 
     Returns:
       a generator of `tokens [b, N, K]` (of the cache's dtype; bits: uint8 in {0, 1}) and
@@ -155,7 +151,7 @@ def token_batches(
     Raises:
       InputError: mirror images are asked for and not in the cache, or the batch does not divide.
     """
-    _check_batch_size(batch_size, process_count)
+    _check_batch_size(batch_size)
     if mirror and not cache.mirrored:
         raise InputError(
             "data.mirror",
@@ -167,7 +163,7 @@ def token_batches(
         cache=cache,
         mirrored=mirror,
         seed=seed,
-        rows=(batch_size, process_index, process_count),
+        rows=(batch_size, rows),
     )
     return stream.prefetch(read, start_step)
 
@@ -176,8 +172,7 @@ def token_eval_batches(
     cache: TokenCache,
     *,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict]:
     """All cached tokens, once and in order.
 
@@ -186,16 +181,14 @@ def token_eval_batches(
       was encoded, `mask [b] bool` and, if the cache has them, `tokens_mirrored`. The last batch is
       padded with rows of zeros, index -1 and mask False.
     """
-    _check_batch_size(batch_size, process_count)
-    read = partial(
-        _read_tokens_in_order, cache=cache, rows=(batch_size, process_index, process_count)
-    )
+    _check_batch_size(batch_size)
+    read = partial(_read_tokens_in_order, cache=cache, rows=(batch_size, rows))
     return stream.prefetch(read, 0, -(-len(cache) // batch_size))
 
 
 # --- one batch -----------------------------------------------------------------------------------
-# `rows` is (batch_size, process_index, process_count). Readers run in threads or other processes;
-# they hand damaged images on as `damaged`, for `_checked` to judge in the process that iterates.
+# `rows` is (batch_size, rows of it or None). Readers run in threads or other processes; they hand
+# damaged images on as `damaged`, for `_checked` to judge in the process that iterates.
 
 
 def _read_training_images(step, *, source, image_size, crop, mirrored, seed, rows) -> dict:
@@ -312,16 +305,14 @@ def _checked(batches: Iterator[dict], num_classes: int, on_damaged: str) -> Iter
             yield batch
 
 
-def _check(source, batch_size: int, process_count: int, on_damaged: str) -> None:
-    _check_batch_size(batch_size, process_count)
+def _check(source, batch_size: int, on_damaged: str) -> None:
+    _check_batch_size(batch_size)
     if on_damaged not in ("skip", "refuse"):
         raise InputError("data.on_damaged", repr(on_damaged), "skip or refuse")
     if not len(source):
         raise InputError("data.source", "no images", "at least one")
 
 
-def _check_batch_size(batch_size: int, process_count: int) -> None:
-    if batch_size < 1 or batch_size % process_count:
-        raise InputError(
-            "batch_size", str(batch_size), f"a positive multiple of the {process_count} processes"
-        )
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError("batch_size", str(batch_size), "a positive number")

@@ -36,7 +36,7 @@ from bar_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 _PROBES = 16  # files that the fingerprint reads
-_FILES_PER_BATCH = 256
+FILES_PER_BATCH = 256
 
 
 class TokenFormat(NamedTuple):
@@ -195,22 +195,23 @@ def _read_moments(name: str, array: np.ndarray, token_format: TokenFormat) -> np
 
 def published_batches(
     source: PublishedTokens, start: int, stop: int, *, on_damaged: str
-) -> Iterator[tuple[int, dict]]:
+) -> Iterator[dict]:
     """The tokens of source[start:stop] in order, read ahead in threads.
 
     Args:
       on_damaged: `skip` warns of a damaged file and leaves it out; `refuse` raises.
 
     Returns:
-      a generator of (files of the batch, `label [b] int32`, `index [b] int64` into the source,
-      `tokens [b, N, K]` and, if mirrored, `tokens_mirrored`); b is less where files are damaged.
+      a generator, for every FILES_PER_BATCH files, of `label [b] int32`, `index [b] int64` into the
+      source, `tokens [b, N, K]` and, if mirrored, `tokens_mirrored`; b is less where files are
+      damaged.
 
     Raises:
       InputError: while iterating, if a damaged file is refused, or batch after batch holds not one
         readable file, 100 files or more.
     """
     read = partial(_read_batch, source=source, start=start, stop=stop)
-    batches = stream.prefetch(read, 0, -(-(stop - start) // _FILES_PER_BATCH))
+    batches = stream.prefetch(read, 0, -(-(stop - start) // FILES_PER_BATCH))
     unreadable = 0  # files in a row
     with closing(batches):
         for batch in batches:
@@ -224,13 +225,13 @@ def published_batches(
                     expected = 'a readable one, or data.on_damaged="skip"'
                     raise InputError(name, f"damaged tokens ({reason})", expected)
                 logger.warning("Skipped damaged tokens: %s (%s)", name, reason)
-            yield len(batch["index"]) + len(damaged), batch
+            yield batch
 
 
 def _read_batch(number: int, *, source: PublishedTokens, start: int, stop: int) -> dict:
-    first = start + number * _FILES_PER_BATCH
+    first = start + number * FILES_PER_BATCH
     indices, examples, damaged = [], [], []
-    for index in range(first, min(first + _FILES_PER_BATCH, stop)):
+    for index in range(first, min(first + FILES_PER_BATCH, stop)):
         try:
             examples.append(source[index])
             indices.append(index)

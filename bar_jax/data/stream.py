@@ -21,17 +21,20 @@ _THREADS = min(8, os.cpu_count() or 1)
 _ENDLESS = 2**62
 
 
-def positions(step: int, batch_size: int, process_index: int, process_count: int) -> np.ndarray:
-    """Positions of this process's rows of one step: rows index * b to (index + 1) * b - 1.
+def positions(step: int, batch_size: int, rows: np.ndarray | None = None) -> np.ndarray:
+    """Positions of rows of one step's batch.
 
-    That is how `mesh.put_batch` lays a global batch over processes, so an example keeps its row,
-    and what is drawn for it, whatever their number.
+    A process asks for the rows that `mesh.put_batch` takes from it, so an example keeps its row,
+    and what is drawn for it, whatever the number of processes.
+
+    Args:
+      rows: `[b]` integers; None for all of them.
 
     Returns:
-      `[b]` int64, b = batch_size // process_count.
+      `[b]` int64.
     """
-    local = batch_size // process_count
-    return step * batch_size + process_index * local + np.arange(local, dtype=np.int64)
+    rows = np.arange(batch_size) if rows is None else rows
+    return step * batch_size + rows.astype(np.int64)
 
 
 def examples_at(positions: np.ndarray, seed: int, size: int) -> np.ndarray:

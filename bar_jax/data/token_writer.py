@@ -1,7 +1,7 @@
 """Writes a cache of tokens (format: `token_cache.py`) so that a killed encoder can go on.
 
     plan = plan_cache(path, fingerprint=..., ...)
-    for shard in missing_shards(plan, process_index, process_count):
+    for shard in missing_shards(plan):                      # each by one process
         with shard_writer(plan, shard) as write:
             write(labels, indices, tokens, tokens_mirrored)  # of source[shard.start:shard.stop]
     finish_cache(plan)                                      # one process, after all are done
@@ -115,14 +115,21 @@ def plan_cache(
     return CachePlan(path, started)
 
 
-def missing_shards(plan: CachePlan, process_index: int = 0, process_count: int = 1) -> list[Shard]:
-    """The shards that this process still has to write: every process_count-th of all."""
+def all_shards(plan: CachePlan) -> list[Shard]:
+    """The shards of a cache, written or not."""
     num_shards, size = plan.fields["num_shards"], plan.fields["num_examples"]
     return [
         Shard(number, size * number // num_shards, size * (number + 1) // num_shards)
-        for number in range(process_index, num_shards, process_count)
-        if not shard_path(plan.path, number, num_shards).exists()
+        for number in range(num_shards)
     ]
+
+
+def missing_shards(plan: CachePlan) -> list[Shard]:
+    """The shards that are still to be written."""
+    # Listed: a network file system may remember of a single file that it was not there.
+    written, num_shards = set(os.listdir(plan.path)), plan.fields["num_shards"]
+    path = lambda shard: shard_path(plan.path, shard.number, num_shards)
+    return [shard for shard in all_shards(plan) if path(shard).name not in written]
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ is needed.
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -14,11 +15,13 @@ import time
 
 import flax.linen as nn
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import token_grid
+from bar_jax.data.published_tokens import FILES_PER_BATCH
 from bar_jax.errors import InputError
 from bar_jax.tokenizers import cached_as
 from bar_jax.training import preemption
@@ -91,23 +94,28 @@ def _encode_images(config) -> tuple[str, dict[str, tuple[int, bool]]]:
 
 def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
     source = data.open_images(config, validation=split == "validation")
-    mirrored = _mirrored(config, split)
+    mirrored, share = _mirrored(config, split), mesh_lib.batch_share(mesh)
+    # Each share of a batch is of another shard.
+    size, side = config.encode.batch_size // share.count, config.data.image_size
+    names = ("image", "image_mirrored")[: 1 + mirrored]
+    empty = dict.fromkeys(names, np.zeros((size, side, side, 3), np.uint8))
+    empty |= {"mask": np.zeros(size, bool)}
+    empty |= dict.fromkeys(("label", "index"), np.zeros(size, np.int32))
 
     def rows(start, stop):
         batches = data.eval_batches(
             source,
-            image_size=config.data.image_size,
+            image_size=side,
             crop=CROP,
-            batch_size=config.encode.batch_size,
+            batch_size=size,
             mirrors=mirrored,
             start=start,
             stop=stop,
             on_damaged=config.data.on_damaged,
         )
         with contextlib.closing(batches):
-            for batch in batches:
-                count = int((batch["index"] >= 0).sum())
-                yield count, _encode_batch(mesh, tokenizer, batch, mirrored)
+            for batch in itertools.chain(batches, itertools.repeat(empty)):
+                yield _encode_batch(mesh, tokenizer, batch, names)
 
     preprocessing = {
         "source": config.data.source,
@@ -116,14 +124,15 @@ def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
         "image_size": config.data.image_size,
         "crop": CROP,
     }
-    return _write_cache(config, split, fingerprint, preprocessing, len(source), rows)
+    sizes = (len(source), size)
+    return _write_cache(config, split, fingerprint, preprocessing, sizes, share, rows)
 
 
-def _encode_batch(mesh, tokenizer, batch, mirrored):
+def _encode_batch(mesh, tokenizer, batch, names):
     """Labels, indices, tokens and mirrored tokens of the images that the mask keeps."""
     keep = batch["mask"]
     rows = [batch["label"][keep], batch["index"][keep]]
-    for name in ("image", "image_mirrored") if mirrored else ("image",):
+    for name in names:
         images = mesh_lib.put_batch(mesh, {"image": batch[name]})["image"]
         codes = tokens(tokenizer.module, tokenizer.params, images)
         rows.append(mesh_lib.local_rows(codes)[keep])
@@ -142,7 +151,8 @@ def tokens(tokenizer: nn.Module, params: dict, images: jax.Array) -> jax.Array:
 
     Bits {0, 1} uint8 of BAR-FSQ, moments float32 of KL-16, values uint8 of pixels.
     """
-    return tokenizer.apply({"params": params}, data.to_float(images), method=tokenizer.encode)
+    codes = tokenizer.apply({"params": params}, data.to_float(images), method=tokenizer.encode)
+    return mesh_lib.constrain_batch(codes)
 
 
 # --- tokens of the published code ----------------------------------------------------------------
@@ -157,7 +167,7 @@ def packed_fingerprint(config: ConfigDict) -> str:
       InputError: they are needed and not there, or the cache holds tokens of images.
     """
     headers = [cache_path(config, split) / "header.json" for split in SPLITS]
-    if not all(header.exists() for header in headers):
+    if not mesh_lib.first_says(lambda: all(header.exists() for header in headers)):
         return run(config)["tokenizer_fingerprint"]
     if os.path.isdir(os.path.expanduser(config.data.path)):
         return _published_fingerprint(config)
@@ -172,15 +182,7 @@ def packed_fingerprint(config: ConfigDict) -> str:
 def _pack_published(config) -> tuple[str, dict[str, tuple[int, bool]]]:
     """The tokens' fingerprint, and what `_write_cache` returns for each split."""
     fingerprint = _published_fingerprint(config)
-    # The first process packs; the others would write the same files, and find them there.
-    first = jax.process_index() == 0
-    if not first:
-        mesh_lib.wait_for_all("published tokens are packed")
-    try:
-        return fingerprint, {split: _pack(config, fingerprint, split) for split in SPLITS}
-    finally:  # also if this one failed: the others then fail by themselves
-        if first:
-            mesh_lib.wait_for_all("published tokens are packed")
+    return fingerprint, {split: _pack(config, fingerprint, split) for split in SPLITS}
 
 
 def _published_fingerprint(config) -> str:
@@ -200,16 +202,21 @@ def _pack(config, fingerprint, split) -> tuple[int, bool]:
         mirrored=_mirrored(config, split),
     )
     data.check_labels(source, section.num_classes)
+    names = ("label", "index", "tokens", "tokens_mirrored")[: 3 + source.mirrored]
 
     def rows(start, stop):
         batches = data.published_batches(source, start, stop, on_damaged=section.on_damaged)
         with contextlib.closing(batches):
-            for count, batch in batches:
-                names = ("label", "index", "tokens", "tokens_mirrored")
-                yield count, [batch[name] for name in names[: 3 + source.mirrored]]
+            for batch in batches:
+                yield [batch[name] for name in names]
+        yield from itertools.repeat(None)
 
     preprocessing = {"source": "tokens", "files": data.files_digest(source)}
-    return _write_cache(config, split, fingerprint, preprocessing, len(source), rows)
+    # Nothing is computed: every process packs shards of its own.
+    own, count = jax.process_index(), jax.process_count()
+    share = mesh_lib.Share((own,), count, own, count, first=True)
+    sizes = (len(source), FILES_PER_BATCH)
+    return _write_cache(config, split, fingerprint, preprocessing, sizes, share, rows)
 
 
 # --- both ----------------------------------------------------------------------------------------
@@ -219,43 +226,60 @@ def _mirrored(config, split) -> bool:
     return config.data.mirror and split == "train"
 
 
-def _write_cache(config, split, fingerprint, preprocessing, examples, rows) -> tuple[int, bool]:
-    """Writes the shards that are missing.
+def _write_cache(config, split, fingerprint, preprocessing, sizes, share, rows) -> tuple[int, bool]:
+    """Writes the shards that are missing, as many at a time as there are shares of the processes.
 
     Args:
-      examples: length of the source.
-      rows: (start, stop) -> generator of (examples read, [labels, indices, tokens] of the good
-        ones, with their mirrored tokens if mirrored).
+      sizes: examples of the source, and of a batch of one share.
+      share: this process's.
+      rows: (start, stop) -> generator of [labels, indices, tokens] of the good examples, with their
+        mirrored tokens if mirrored, batch by batch; then without end of none, or None. All
+        processes ask equally often, since they may compute a batch together.
 
     Returns:
       The images in the cache, and whether anything was written.
     """
     dtype, width = cached_as(config)
-    plan = data.plan_cache(
-        cache_path(config, split),
-        fingerprint=fingerprint,
-        dtype=dtype,
-        width=width,
-        grid=token_grid(config),
-        num_classes=config.data.num_classes,
-        mirrored=_mirrored(config, split),
-        preprocessing=preprocessing,
-        num_examples=examples,
-        # A shard is at least a batch: what is left of a batch is computed and thrown away.
-        num_shards=min(config.encode.shards, -(-examples // config.encode.batch_size)),
+    path, (examples, size) = cache_path(config, split), sizes
+    plan = mesh_lib.first_alone(
+        lambda: data.plan_cache(
+            path,
+            fingerprint=fingerprint,
+            dtype=dtype,
+            width=width,
+            grid=token_grid(config),
+            num_classes=config.data.num_classes,
+            mirrored=_mirrored(config, split),
+            preprocessing=preprocessing,
+            num_examples=examples,
+            # A shard is at least a batch: what is left of a batch is computed and thrown away.
+            num_shards=min(config.encode.shards, -(-examples // config.encode.batch_size)),
+        )
     )
-    shards = data.missing_shards(plan)
+    missing = mesh_lib.first_says(lambda: [s.number for s in data.missing_shards(plan)])
+    shards = [shard for shard in data.all_shards(plan) if shard.number in missing]
     done = examples - sum(shard.stop - shard.start for shard in shards)
     with progress(f"encode {split}", examples, "image", done) as advance:
-        for shard in shards:
-            batches = rows(shard.start, shard.stop)
-            with data.shard_writer(plan, shard) as write, contextlib.closing(batches):
-                for count, arrays in batches:
+        for first in range(0, len(shards), share.count):
+            together = shards[first : first + share.count]
+            lengths = np.array([shard.stop - shard.start for shard in together])
+            own = together[share.index] if share.index < len(together) else None
+            writes = own is not None and share.first
+            writer = data.shard_writer(plan, own) if writes else contextlib.nullcontext()
+            batches = rows(own.start, own.stop) if own else rows(0, 0)
+            with writer as write, contextlib.closing(batches):
+                for begin in range(0, lengths.max(), size):
                     preemption.check(f"encode {split}: finished shards are kept")
-                    write(*arrays)
-                    advance(count)
-    if shards or not (cache_path(config, split) / "header.json").exists():
-        data.finish_cache(plan)
-    count = len(data.open_cache(cache_path(config, split)))
+                    arrays = next(batches)
+                    if writes and arrays is not None:
+                        write(*arrays)
+                    advance(int(np.clip(lengths - begin, 0, size).sum()))
+    # Before that, another process may still be writing.
+    mesh_lib.wait_for_all(f"shards of {split}")
+    if shards or not mesh_lib.first_says((path / "header.json").exists):
+        with mesh_lib.all_or_none():
+            if jax.process_index() == 0:
+                data.finish_cache(plan)
+    count = len(data.open_cache(path))
     logger.info("encode %s: %d of %d images are in the cache", split, count, examples)
     return count, bool(shards)

@@ -49,7 +49,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     labelled = getattr(samples, "labelled", True)
     with jax.set_mesh(mesh):
         measuring = prepare(config, mesh, metrics, labelled)
-        batches = reference_lib.batches_of(config, samples, reference_lib.CROP, "evaluate")
+        batches = reference_lib.batches_of(config, mesh, samples, reference_lib.CROP, "evaluate")
         features = extract(
             mesh, measuring.networks, batches, **scores.outputs_of(measuring.metrics)
         )
@@ -214,7 +214,7 @@ def measure_generator(
 def _real(config, mesh, measuring) -> dict[str, float]:
     """The same classifier's accuracy on held-out real images, for comparison."""
     source = data.open_images(config, validation=True)
-    batches = reference_lib.batches_of(config, source, reference_lib.CROP, "real images")
+    batches = reference_lib.batches_of(config, mesh, source, reference_lib.CROP, "real images")
     chosen = [
         network for network in measuring.networks if network.name == feature_networks.CLASSIFIER
     ]

@@ -155,8 +155,7 @@ def measure(
         crop=CROP,
         batch_size=batch_size,
         on_damaged=config.data.on_damaged,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=mesh_lib.batch_share(mesh).rows(batch_size),
     )
     totals, originals, decoded = None, {}, {}
     for batch in batches:
@@ -190,7 +189,7 @@ def _reconstruct(tokenizer, params, networks, images, mask):
     decoded, x = _decoded(tokenizer, params, images)
     bits = x if x.dtype == np.uint8 else None  # real numbers are float32
     sums = reconstruction_sums(images, decoded, bits, mask, networks)
-    return sums, data.to_uint8(decoded)
+    return sums, mesh_lib.constrain_batch(data.to_uint8(decoded))
 
 
 def frechet_distances(
@@ -214,7 +213,7 @@ def frechet_distances(
         originals |= reference.statistics(config, mesh, network, source, digest, CROP)[0]
 
     def decoded():
-        for batch in reference.batches_of(config, source, CROP, "reconstructions"):
+        for batch in reference.batches_of(config, mesh, source, CROP, "reconstructions"):
             images = mesh_lib.put_batch(mesh, {"image": batch["image"]})["image"]
             yield batch | {"image": _rounded(tokenizer.module, tokenizer.params, images)}
 

@@ -58,17 +58,22 @@ def run(config: ConfigDict) -> dict[str, object]:
     with jax.set_mesh(mesh):
         networks = [feature_networks.load(config, mesh, n) for n in names]
         reference = open_reference(config, mesh, networks, NEEDS)
-    if jax.process_index() == 0:
-        images = _images(config, source)
-        arrays = {"arr_0": images, "settings": json.dumps(reference.settings)}
-        for output, found in reference.gaussians.items():
-            arrays |= dict(zip(STATISTICS[output], found, strict=True))
-        with replacing(path) as temporary:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)
-        logger.info("reference: %s, of %s", path, name)
-    mesh_lib.wait_for_all("reference.npz")
+    with mesh_lib.all_or_none():
+        if jax.process_index() == 0:
+            _write(config, path, source, reference)
+    logger.info("reference: %s, of %s", path, name)
     return update_summary(config.workdir, reference.settings)
+
+
+def _write(config, path, source, reference) -> None:
+    """Writes `reference.npz`."""
+    images = _images(config, source)
+    arrays = {"arr_0": images, "settings": json.dumps(reference.settings)}
+    for output, found in reference.gaussians.items():
+        arrays |= dict(zip(STATISTICS[output], found, strict=True))
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
 
 
 def open_source(config: ConfigDict) -> tuple[Sequence, str]:
@@ -183,13 +188,13 @@ def statistics(
     told = f"{digest} {size} {crop} {network.weights} {network.resize}"
     key = hashlib.sha256(told.encode()).hexdigest()[:16]
     path = pathlib.Path(config.workdir) / "reference" / f"{network.name}-{key}.npz"
-    if mesh_lib.from_all(np.array([path.is_file()]))[0][0]:
+    if mesh_lib.first_says(path.is_file):
         arrays = {name: image_sets.read_array(path, name) for name in image_sets.npz_names(path)}
     else:
         features = extract(
             mesh,
             [network],
-            batches_of(config, source, crop, f"reference of {network.name}"),
+            batches_of(config, mesh, source, crop, f"reference of {network.name}"),
             moments=moments,
             rows=rows,
             keep=_spread(len(source), ROWS),
@@ -220,22 +225,24 @@ def _spread(count: int, limit: int) -> np.ndarray:
     return keep
 
 
-def batches_of(config: ConfigDict, source: Sequence, crop: str, what: str) -> Iterator[dict]:
-    """This process's batches of a set of images, with a bar."""
+def batches_of(
+    config: ConfigDict, mesh: jax.sharding.Mesh, source: Sequence, crop: str, what: str
+) -> Iterator[dict]:
+    """This process's share of the batches of a set of images, with a bar."""
+    share = mesh_lib.batch_share(mesh)
     batches = data.eval_batches(
         source,
         image_size=config.data.image_size,
         crop=crop,
         batch_size=config.evaluate.batch_size,
         on_damaged=config.data.on_damaged,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=share.rows(config.evaluate.batch_size),
     )
     with progress(what, len(source), "image") as advance:
         for batch in batches:
             preemption.check(f"{what}: nothing is kept")
             yield batch
-            advance(int((batch["index"] >= 0).sum()) * jax.process_count())
+            advance(int((batch["index"] >= 0).sum()) * share.count)
 
 
 def _images(config: ConfigDict, source: Sequence) -> np.ndarray:

@@ -54,7 +54,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         generator = models.load_generator(config, mesh)
         tokenizer = models.load_tokenizer(config, mesh)
         settings = _settings(config, generator.step, tokenizer.step)
-        if _stored_settings(path) == settings:
+        if mesh_lib.first_says(lambda: _stored_settings(path) == settings):
             logger.info("sample: %s is finished, nothing to do", path)
             return update_summary(config.workdir, settings)
         began = time.monotonic()
@@ -73,13 +73,13 @@ def run(config: ConfigDict) -> dict[str, object]:
                     preemption.check(told)
     seconds = {"seconds_sample": round(time.monotonic() - began, 1)}
     summary = update_summary(config.workdir, settings | seconds)
-    if jax.process_index() == 0:
-        picture = class_grid(kept.images, labels)
-        save_png(path.with_suffix(".png"), picture)
-        # Last: it says that all is there.
-        checkpoint = str(pathlib.Path(config.workdir) / "generator" / str(generator.step))
-        kept.finish(path, labels, settings | {CHECKPOINT: checkpoint})
-    mesh_lib.wait_for_all("samples.npz")
+    with mesh_lib.all_or_none():
+        if jax.process_index() == 0:
+            picture = class_grid(kept.images, labels)
+            save_png(path.with_suffix(".png"), picture)
+            # Last: it says that all is there.
+            checkpoint = str(pathlib.Path(config.workdir) / "generator" / str(generator.step))
+            kept.finish(path, labels, settings | {CHECKPOINT: checkpoint})
     return summary
 
 
@@ -135,12 +135,10 @@ def draw(
       `index` and `label`, and `mask`, False where the last batch is filled up.
     """
     section, size = config.sample, config.sample.batch_size
-    key = stream_key(config.seed, "sample")
+    key, own = stream_key(config.seed, "sample"), mesh_lib.batch_share(mesh).rows(size)
     with progress("sample", len(labels), "image", done=start) as advance:
         for begin in range(start, len(labels), size):
-            rows = np.arange(begin, begin + size)
-            # Process p draws the rows p * b to (p + 1) * b - 1 of the batch.
-            local = np.array_split(rows, jax.process_count())[jax.process_index()]
+            local = begin + own
             inside = np.minimum(local, len(labels) - 1)
             batch = {"index": local.astype(np.int32), "label": labels[inside]}
             kept = {} if given is None else {"image": given[inside], "keep": keep[inside]}
@@ -297,7 +295,7 @@ class Unfinished:
                 found = workdir.read_json(self._folder / "count.json")["images"]
             except (OSError, ValueError) as error:
                 logger.warning("sample: %s is damaged (%s); drawn anew", self._folder, error)
-        self.count = int(mesh_lib.from_all(np.array([found]))[0][0])
+        self.count = mesh_lib.first_says(lambda: found)
         if self.count:
             logger.info("sample: goes on after %d images of %s", self.count, self._folder)
 

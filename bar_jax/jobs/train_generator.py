@@ -78,8 +78,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             seed=config.seed,
             mirror=config.data.mirror,
             start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=mesh_lib.batch_share(mesh).rows(section.batch_size),
         )
 
     def evaluate(state, writer):
@@ -210,8 +209,7 @@ def validation_loss(
         data.token_eval_batches(
             cache,
             batch_size=batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=mesh_lib.batch_share(mesh).rows(batch_size),
         )
     ):
         arrays = mesh_lib.put_batch(mesh, {n: batch[n] for n in ("tokens", "label", "mask")})

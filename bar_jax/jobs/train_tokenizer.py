@@ -21,7 +21,7 @@ from bar_jax.losses import weighted
 from bar_jax.losses.gram import gram
 from bar_jax.losses.perceptual import convnext_distance, lpips, vgg_pair
 from bar_jax.losses.reconstruction import absolute_error, squared_error
-from bar_jax.mesh import make_mesh
+from bar_jax.mesh import batch_share, make_mesh
 from bar_jax.metrics.reconstruction import bit_entropies
 from bar_jax.tokenizers import bit_budget, make_tokenizer
 from bar_jax.tokenizers.bar_fsq import parameter_group
@@ -50,8 +50,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             seed=config.seed,
             start_step=start,
             num_workers=config.data.num_workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=batch_share(mesh).rows(section.batch_size),
             on_damaged=config.data.on_damaged,
         )
 

@@ -129,7 +129,7 @@ def train_classifier(
     with progress("classifier", steps, "step") as advance:
         for i in range(steps):
             preemption.check("evaluate: the classifier is not kept")
-            places = stream.positions(i, batch_size, 0, 1)
+            places = stream.positions(i, batch_size)
             rows = stream.examples_at(places, seed, len(images))
             params, state = step(params, state, _shift(images[rows], places, seed), labels[rows])
             advance(1)

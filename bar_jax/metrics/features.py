@@ -76,7 +76,7 @@ def extract(
     """
     sums: dict[str, Moments] = {}
     kept: dict[str, list[np.ndarray]] = {name: [] for name in (*rows, "index", "label")}
-    count, pending = 0, None
+    count, pending, own = 0, None, mesh_lib.batch_share(mesh).first
     wanted = frozenset((*moments, *rows))
     for batch in batches:
         images = batch["image"]
@@ -89,7 +89,8 @@ def extract(
                 outputs |= _outputs(network.apply, network.name, chosen, network.params, images)
         if pending is not None:
             count += _absorb(*pending, sums, kept, moments, rows, keep)
-        pending = outputs, batch
+        # Rows that an earlier process holds too are counted there.
+        pending = outputs, {**batch, "mask": np.asarray(batch["mask"]) & own}
     if pending is not None:
         count += _absorb(*pending, sums, kept, moments, rows, keep)
     return _of_all(count, sums, kept, rows)
@@ -105,7 +106,7 @@ def _outputs(apply, name, chosen, params, images):
 def _absorb(outputs, batch, sums, kept, moments, rows, keep) -> int:
     """Adds a batch to what is kept; returns its number of images."""
     local = {name: mesh_lib.local_rows(value) for name, value in outputs.items()}
-    mask, index = np.asarray(batch["mask"]), np.asarray(batch["index"])
+    mask, index = batch["mask"], np.asarray(batch["index"])
     for name in moments:
         if name not in sums:
             sums[name] = zero_moments(local[name].shape[-1])

@@ -53,9 +53,21 @@ def _items(state: TrainState) -> dict[str, object]:
 # --- saving --------------------------------------------------------------------------------------
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which does not ask for preemptions itself.
+
+    It would only log them. But its questions are numbered by training steps and asked late, from
+    another thread: they would get in between those of `training.preemption`, which all processes
+    must ask in the same order.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 def open_manager(directory: str | os.PathLike, keep: int) -> ocp.CheckpointManager:
     """The checkpoints of one stage, `keep` of them; leftovers of a cut-off save are removed."""
-    return ocp.CheckpointManager(
+    return _Manager(
         os.path.abspath(directory),
         item_handlers=_handlers(),
         options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),

@@ -10,13 +10,13 @@ import logging
 import math
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -26,7 +26,7 @@ from bar_jax.config import duration, profiled_steps
 from bar_jax.errors import InputError
 from bar_jax.training import checkpoint, preemption
 from bar_jax.training.players import Program
-from bar_jax.training.progress import format_seconds
+from bar_jax.training.progress import format_seconds, has_terminal
 from bar_jax.training.step import TrainState, init_state, stream_key
 from bar_jax.training.watch import Profiler, Watch
 from bar_jax.training.writer import MetricsWriter
@@ -90,6 +90,7 @@ def train(
         checkpoint.closing(checkpoint.open_manager(folder, section.keep_checkpoints)) as manager,
         jax.set_mesh(mesh),
     ):
+        _check_agreement(manager, folder)
         if (manager.latest_step() or 0) > steps:
             found = f"{steps} steps for {examples} images"
             expected = f"at least {manager.latest_step()}, which {folder} has reached"
@@ -115,19 +116,19 @@ def train(
 
         key, start = stream_key(seed, stage), int(state.step)
         began, earlier = time.monotonic(), results.get("seconds", 0.0)
-        stop_asked, watch = preemption.watch(manager), Watch(stage, advice)
+        watch = Watch(stage, advice)
         workdir = pathlib.Path(folder).parent
         traced = profiled_steps(config["profile"]), workdir / "profile"
         with (
             contextlib.closing(batches(start)) as data,
             contextlib.closing(MetricsWriter(workdir, stage, start)) as writer,
             contextlib.closing(Profiler(*traced)) as profiler,
-            tqdm(total=steps, initial=start, desc=stage, disable=not sys.stderr.isatty()) as bar,
+            tqdm(total=steps, initial=start, desc=stage, disable=not has_terminal()) as bar,
         ):
             metrics, logged = {}, _Logged(start, None)
             for step in range(start, steps + 1):
                 last, moved = step == steps, step > start
-                stop = not last and stop_asked(step)
+                stop = not last and preemption.asked()
                 evaluate_now = moved and (last or step % section.evaluate_every == 0)
                 save_now = moved and (last or stop or step % section.save_every == 0)
 
@@ -164,6 +165,15 @@ def train(
                 bar.update()
         checkpoint.finish(manager)
     return steps, results
+
+
+def _check_agreement(manager: ocp.CheckpointManager, folder: str | os.PathLike) -> None:
+    """Checks that all processes see the same checkpoints: a file may show up late elsewhere."""
+    own = np.array([-1 if manager.latest_step() is None else manager.latest_step()])
+    latest = [int(step) for step in np.concatenate(mesh_lib.from_all(own))]
+    if len(set(latest)) > 1:
+        found = f"as latest step by process: {latest} (-1: none)"
+        raise InputError(folder, found, "the same: one folder that all processes see; or try again")
 
 
 def _start(

@@ -1,48 +1,56 @@
 """Being told to stop: SIGTERM from a scheduler, on one machine or on any of many."""
 
-from __future__ import annotations
-
+import os
 import signal
-import typing
-from collections.abc import Callable
-
-if typing.TYPE_CHECKING:  # `install` comes before JAX has been imported, which takes seconds
-    import orbax.checkpoint as ocp
+import sys
 
 
 class Preempted(Exception):
     """The run was told to stop and has saved its work; the program ends with status 0."""
 
 
-_asked = False
+_received = False
+_questions = 0  # asked so far; all processes ask the same ones
 
 
 def install() -> None:
-    """Remembers SIGTERM instead of dying of it; `watch` and `check` ask for it."""
-    global _asked
-    _asked = False
+    """Remembers SIGTERM instead of dying of it; `asked` and `check` tell."""
+    global _received
+    _received = False
 
     def remember(signum, frame):
-        global _asked
-        _asked = True
+        global _received
+        _received = True
 
     signal.signal(signal.SIGTERM, remember)
 
 
-def check(where: str) -> None:
-    """Raises `Preempted` if SIGTERM came; for work that can be cut off anywhere."""
-    if _asked:
-        raise Preempted(where)
+def hand_over() -> None:
+    """Leaves SIGTERM to JAX, which tells all processes; called once `jax.distributed` has begun.
 
-
-def watch(manager: ocp.CheckpointManager) -> Callable[[int], bool]:
-    """A function of the step that tells whether to save and stop now.
-
-    Under `jax.distributed` all processes must agree on the step; Orbax sees to that, and the
-    signal is its own (no handler of ours may be installed then).
+    Its handler took the place of ours. What came before is sent again.
     """
-    import jax
+    if _received:
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    if jax.distributed.is_initialized():
-        return manager.reached_preemption
-    return lambda step: _asked
+
+def asked() -> bool:
+    """Whether to stop now.
+
+    With several processes the answer is the same on all of them, and so they have to ask equally
+    often: SIGTERM on any of them is answered by True to one question, the same one, of all.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return _received
+    from jax.experimental import multihost_utils
+
+    global _questions
+    _questions += 1
+    return multihost_utils.reached_preemption_sync_point(_questions)
+
+
+def check(where: str) -> None:
+    """Raises `Preempted` if `asked`; for work that can be cut off anywhere."""
+    if asked():
+        raise Preempted(where)

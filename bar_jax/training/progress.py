@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+import jax
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ def progress(name: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
       unit: what is counted, singular.
       done: units that were done before.
     """
-    terminal = sys.stderr.isatty()
+    terminal = has_terminal()
     start = reported = time.monotonic()
     before = done
 
@@ -38,6 +39,11 @@ def progress(name: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
 
     with tqdm(total=total, initial=done, desc=name, unit=unit, disable=not terminal) as bar:
         yield advance
+
+
+def has_terminal() -> bool:
+    """Whether to show bars: there is a terminal, and no other process that shows them."""
+    return sys.stderr.isatty() and jax.process_index() == 0
 
 
 def format_seconds(seconds: float) -> str:
