@@ -3,7 +3,8 @@
     python -m bar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 8 x 8 px images, 2 x 2 px patches: 16 tokens of 16 bits. The same modules as at full size, small.
-Expect about 26 dB reconstructions and samples that a classifier reads at 0.93 or better.
+Expect about 26 dB reconstructions and samples that a classifier reads at 0.93 or better (its FID
+below 0.6).
 """
 
 from bar_jax.config import classifier_metrics, default_config, from_scratch, sized
