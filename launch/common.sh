@@ -65,7 +65,7 @@ need_name() {
     refuse "--$1 is '$2', expected up to 40 lower-case letters, digits and '-', the first a letter"
 }
 
-# need_main WHERE: sets workdir to that of main_arguments; on a "cluster" all must see it.
+# need_main FOLDER: sets workdir to that of main_arguments, which has to lie in FOLDER (with a /).
 need_main() {
   local before="" each config=""
   workdir=""
@@ -79,8 +79,8 @@ need_main() {
   done
   [[ -n $config && -n $workdir ]] ||
     refuse "arguments of bar_jax.main, expected -- --config=configs/NAME.py --workdir=DIR [...]"
-  [[ $1 != cluster || $workdir == gs://?* || $workdir == /* ]] ||
-    refuse "--workdir is '$workdir', expected gs://BUCKET/FOLDER or an absolute path all can see"
+  [[ $workdir == "$1"?* ]] ||
+    refuse "--workdir is '$workdir', expected a folder that all machines see: $1FOLDER"
 }
 
 # quoted ARGUMENT...: one line that a shell reads back as these arguments.

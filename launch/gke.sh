@@ -2,7 +2,7 @@
 # bar_jax.main on Google Kubernetes Engine, on TPUs or GPUs: a JobSet (jobset.yaml) with a process
 # for each node, started again after preemptions and crashes. gke_cluster.sh makes the nodes.
 #
-#   bash launch/gke.sh STEP [FLAGS] -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN [...]
+#   bash launch/gke.sh STEP [FLAGS] -- --config=configs/NAME.py --workdir=/mnt/BUCKET/RUN [...]
 #
 #   STEP  build    makes and pushes the image      status   of the job and of its processes
 #         run      submits the job                 logs     follows the log of process 0
@@ -11,6 +11,7 @@
 #
 #   --zone ZONE      required                    --project ID    required
 #   --image IMAGE    required, such as us-docker.pkg.dev/PROJECT/REPOSITORY/bar_jax:1
+#   --bucket BUCKET  required: all processes see it at /mnt/BUCKET (Cloud Storage FUSE)
 #   --cluster NAME   (bar-jax)                   --pool NAME     of the nodes (bar-jax)
 #   --machine TYPE   of the nodes (ct5lp-hightpu-4t)
 #   --accelerator A  of TPUs, as GKE calls them (tpu-v5-lite-podslice)
@@ -23,10 +24,11 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 zone="" project="" image="" cluster=bar-jax pool=bar-jax machine=ct5lp-hightpu-4t
-accelerator=tpu-v5-lite-podslice topology=4x4 nodes=1 name=bar-jax restarts=3 logs=logs prepare=""
+accelerator=tpu-v5-lite-podslice topology=4x4 nodes=1 name=bar-jax restarts=3 logs=logs bucket=""
+prepare=""
 need_step "build run status logs collect delete" "$@"
 parse_flags "zone project image cluster pool machine accelerator topology nodes name restarts logs \
-prepare" "" "${@:2}"
+prepare bucket" "" "${@:2}"
 # shellcheck source=launch/gke_nodes.sh
 source launch/gke_nodes.sh
 need_name name "$name"
@@ -42,7 +44,7 @@ manifest() { # jobset.yaml with the values of this job
   printf -v text ", '%s'" "${command[@]//\'/\'\'}"
   local values=(COMMAND "${text:2}" NAME "$name" RESTARTS "$restarts" PROCESSES "$nodes"
     IMAGE "$image" SELECTOR "$selector" RESOURCE "$resource" DEVICES "$devices"
-    PLATFORM "$platform" CACHE "${workdir%/*}/compiled")
+    PLATFORM "$platform" CACHE "${workdir%/*}/compiled" BUCKET "$bucket")
   text=$(< launch/jobset.yaml)
   for ((i = 0; i < ${#values[@]}; i += 2)); do text=${text//@${values[i]}@/"${values[i + 1]}"}; done
   printf '%s\n' "$text"
@@ -58,7 +60,8 @@ case $1 in
  --build-arg=EXTRAS=$extras - && docker push $image"
     ;;
   run)
-    need_main cluster
+    need_bucket
+    need_main "/mnt/$bucket/"
     if [[ -n $dry_run ]]; then
       echo "$(quoted "${kubectl[@]}") apply -f - << 'EOF'" && manifest && echo EOF
     else

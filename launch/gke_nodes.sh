@@ -9,10 +9,10 @@ need_name cluster "$cluster"
 need_number nodes "$nodes" 1
 [[ $machine =~ -([0-9]+)([tg])$ ]] ||
   refuse "--machine is '$machine', expected a name that ends in its TPUs or GPUs, -4t or -8g"
-devices=${BASH_REMATCH[1]} platform=cuda extras=cuda,gcp
+devices=${BASH_REMATCH[1]} platform=cuda extras=cuda
 resource=nvidia.com/gpu selector="cloud.google.com/gke-nodepool: $pool"
 if [[ ${BASH_REMATCH[2]} == t ]]; then
-  platform=tpu extras=tpu,gcp resource=google.com/tpu
+  platform=tpu extras=tpu resource=google.com/tpu
   [[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] ||
     refuse "--topology is '$topology', expected such as 4x4 or 2x2x2"
   nodes=$((${topology//x/*} / devices))
@@ -22,3 +22,8 @@ if [[ ${BASH_REMATCH[2]} == t ]]; then
 fi
 where=("--zone=$zone" "--project=$project")
 kubectl=(kubectl "--context=gke_${project}_${zone}_$cluster") # as get-credentials names it
+
+need_bucket() {
+  [[ $bucket =~ ^[a-z0-9][a-z0-9._-]+$ ]] ||
+    refuse "--bucket is '$bucket', expected the name of a bucket, without gs://"
+}

@@ -27,7 +27,7 @@ need_number devices "$devices" 1
 need_number restarts "$restarts" 0
 need_number port "$port" 1024
 [[ $platform == cpu || $devices == 1 ]] || refuse "--devices is $devices, expected --platform=cpu"
-need_main machine
+need_main ""
 [[ -n $logs ]] || logs=$workdir/logs
 IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((processes - 1)))}"
 [[ $platform == cpu ]] || ((processes == 1 || processes <= ${#gpus[@]})) ||

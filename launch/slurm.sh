@@ -35,8 +35,7 @@ need_number restarts "$restarts" 0
 need_name name "$name"
 [[ $time =~ ^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$ ]] ||
   refuse "--time is '$time', expected minutes, HH:MM:SS or DAYS-HH:MM:SS"
-need_main cluster
-[[ $workdir == /* || -n $logs ]] || refuse "--logs is missing: SLURM cannot write to $workdir"
+need_main /
 logs=${logs:-$workdir/logs}
 tasks=$((gpus > 0 ? gpus : 1))
 

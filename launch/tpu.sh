@@ -2,16 +2,17 @@
 # bar_jax.main on a TPU VM or a pod slice, which Google Cloud hands out as a queued resource. Every
 # worker of the slice runs one process. tpu_keep.sh takes the steps by itself.
 #
-#   bash launch/tpu.sh STEP [FLAGS] -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN [...]
+#   bash launch/tpu.sh STEP [FLAGS] -- --config=configs/NAME.py --workdir=/mnt/BUCKET/RUN [...]
 #
 #   STEP  create   asks for the slice              status   of each worker: running, or how it ended
 #         wait     until the slice is there        logs     follows the log of worker 0
-#         setup    copies HEAD there, installs     stop     the run saves and ends
+#         setup    copies HEAD, installs, mounts   stop     the run saves and ends
 #         run      starts, in the background       collect  the logs of all workers, into --logs
 #         delete   gives the slice back
 #
 #   --zone ZONE       required                     --project ID     (gcloud's own setting)
 #   --type TYPE       of the slice (v5litepod-16)  --runtime NAME   of its VMs (v2-alpha-tpuv5-lite)
+#   --bucket BUCKET   required: every worker sees it at /mnt/BUCKET (Cloud Storage FUSE)
 #   --name NAME       of the slice (bar-jax)       --spot           cheaper, may be taken away
 #   --logs DIR        on this machine (logs)       --poll SECONDS   between two looks (30)
 #   --dry-run         prints the commands and runs none
@@ -22,19 +23,17 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 zone="" project="" type=v5litepod-16 runtime=v2-alpha-tpuv5-lite name=bar-jax spot="" logs=logs
-poll=30 restarts=3 prepare=""
+poll=30 restarts=3 prepare="" bucket=""
 need_step "create wait setup run status logs stop collect delete" "$@"
 step=$1
-parse_flags "zone project type runtime name logs poll restarts prepare" "spot" "${@:2}"
+parse_flags "zone project type runtime name logs poll restarts prepare bucket" "spot" "${@:2}"
 [[ -n $zone ]] || refuse "--zone is missing, such as --zone=us-west4-a"
 need_name name "$name"
 need_number poll "$poll" 0
 need_number restarts "$restarts" 0
-if [[ $step == run || $step == collect ]]; then
-  need_main cluster
-  [[ $workdir == gs://?*/?* ]] ||
-    refuse "--workdir is '$workdir', expected gs://BUCKET/RUN"
-fi
+[[ ! $step =~ ^(setup|run|collect)$ || $bucket =~ ^[a-z0-9][a-z0-9._-]+$ ]] ||
+  refuse "--bucket is '$bucket', expected the name of a bucket, without gs://"
+[[ ! $step =~ ^(run|collect)$ ]] || need_main "/mnt/$bucket/"
 where=("--zone=$zone" ${project:+"--project=$project"})
 queued=(gcloud compute tpus queued-resources) vm=(gcloud compute tpus tpu-vm)
 # Of the workers' shells; the file is written by the step run.
@@ -68,12 +67,13 @@ case $step in
     # shellcheck disable=SC2016
     workers "if $alive; then echo 'error: a run is going on: stop it first' >&2; exit 2; fi;"'
 rm -rf bar_jax && mkdir bar_jax && tar -xzf bar_jax.tar.gz -C bar_jax &&
-BAR_JAX_VENV=$HOME/bar_jax_venv bash bar_jax/launch/setup_vm.sh'
+BAR_JAX_VENV=$HOME/bar_jax_venv bash bar_jax/launch/setup_vm.sh '"$bucket"
     ;;
-  run) # What is compiled is kept in the bucket: it outlives the slice.
+  run) # What is compiled is kept in the bucket: it outlives the slice. So are logs, from their end
+    # on: what is written there is seen by others when the file is closed, so `logs` reads the disk.
     worker=(env "JAX_PLATFORMS=tpu,cpu" "JAX_COMPILATION_CACHE_DIR=${workdir%/*}/compiled" nohup
       bash bar_jax/launch/worker.sh --logs ../bar_jax_logs --python ../bar_jax_venv/bin/python
-      --upload "$workdir/logs" ${prepare:+--prepare "$prepare"} -- "${main_arguments[@]}")
+      --keep "$workdir/logs" ${prepare:+--prepare "$prepare"} -- "${main_arguments[@]}")
     # shellcheck disable=SC2016
     workers "if $alive; then echo 'already running'; exit; fi; mkdir -p bar_jax_logs;
 $(quoted "${worker[@]}") < /dev/null > /dev/null 2>&1 &"'
@@ -85,10 +85,11 @@ echo $! > bar_jax_logs/pid'
       "--command=tail -n 100 -F \"\$(ls -t bar_jax_logs/*.log | head -n 1)\""
     ;;
   stop) workers "kill -TERM \"\$(cat bar_jax_logs/pid)\"" ;;
-  collect) # Those of a slice that is gone were uploaded when their process ended.
-    workers "gcloud storage cp bar_jax_logs/*.log $(quoted "$workdir/logs/")" || true
+  collect) # Those of a slice that is gone were copied when their process ended.
+    kept=$(quoted "$workdir/logs/")
+    workers "mkdir -p $kept && cp bar_jax_logs/*.log $kept" || true
     run mkdir -p "$logs"
-    run gcloud storage cp "$workdir/logs/*.log" "$logs/"
+    run gcloud storage cp "gs://${workdir#/mnt/}/logs/*.log" "$logs/"
     ;;
   delete) run "${queued[@]}" delete "$name" "${where[@]}" --force --quiet ;;
 esac

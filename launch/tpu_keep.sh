@@ -2,7 +2,7 @@
 # Keeps bar_jax.main running on a TPU slice until it is finished: asks for the slice, sets it up,
 # starts the run; and again after each preemption (of --spot) or crash. Then gives the slice back.
 #
-#   bash launch/tpu_keep.sh [FLAGS of tpu.sh] -- --config=configs/NAME.py --workdir=gs://BUCKET/RUN
+#   bash launch/tpu_keep.sh [FLAGS of tpu.sh] -- --config=configs/NAME.py --workdir=/mnt/BUCKET/RUN
 #
 # It runs on your machine and may be stopped and started at any time: it looks at what there is. A
 # new slice gets the commit checked out then. --dry-run prints what it runs if all goes well.
@@ -11,15 +11,14 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 flags=("$@") poll=30 restarts=3 zone="" project="" name=bar-jax
-parse_flags "zone project type runtime name logs poll restarts prepare" "spot" "${@:---help}"
-need_main cluster
+parse_flags "zone project type runtime name logs poll restarts prepare bucket" "spot" "${@:---help}"
 
 step() { bash launch/tpu.sh "$@" "${flags[@]}"; }
+step run --dry-run > /dev/null # refuses at once what tpu.sh would refuse later
 if [[ -n $dry_run ]]; then
   for each in create wait setup run status collect delete; do step "$each"; done
   exit 0
 fi
-step run --dry-run > /dev/null # refuses at once what tpu.sh would refuse later
 
 crashes=0
 while true; do

@@ -7,7 +7,7 @@
 #   --name NAME       of the process (the index from SLURM or Kubernetes, or the host's name)
 #   --python FILE     a Python that has bar_jax's packages (.venv/bin/python, or python3)
 #   --prepare COMMAND run first, at every start, such as what fetches the data if they are missing
-#   --upload gs://... gets the log when it has ended: a machine that goes takes its disk along
+#   --keep DIR        gets a copy of the log when it has ended: a machine may go, with its disk
 #   --dry-run         prints the command and runs nothing
 #
 # The log is shown too. SIGTERM and Ctrl-C reach the process as SIGTERM: it saves and ends. Exit
@@ -16,9 +16,9 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-logs=logs name="" python="" prepare="" upload=""
-parse_flags "logs name python prepare upload" "" "$@"
-need_main machine
+logs=logs name="" python="" prepare="" keep=""
+parse_flags "logs name python prepare keep" "" "$@"
+need_main ""
 index=${SLURM_PROCID:-${JOB_COMPLETION_INDEX:-}}
 [[ -n $name ]] || name=${index:+process_$index}
 [[ -n $name ]] || name=$(hostname)
@@ -73,5 +73,5 @@ if ((status == 0)) && grep -q "told to stop" "$log"; then status=$stopped; fi
 # Killed by SIGTERM before Python heard signals: nothing had begun.
 if ((status == 143)) && [[ -n $asked ]]; then status=$stopped; fi
 echo "$status" > "$logs/$name.status"
-[[ -z $upload ]] || gcloud storage cp "$log" "${upload%/}/" || true
+if [[ -n $keep ]]; then mkdir -p "$keep" && cp "$log" "$keep/" || true; fi
 exit "$status"

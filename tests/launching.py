@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ("gcloud", "kubectl", "sbatch", "srun", "scontrol", "docker", "git")
 MAIN = ("--", "--config=configs/quickstart.py:tiny", "--workdir=/shared/run")
-CLOUD = ("--", "--config=configs/quickstart.py:tiny", "--workdir=gs://bucket/run")
-TPU = ("--zone=us-west4-a", "--name=slice")
-GKE = ("--zone=us-west4-a", "--project=p", "--image=docker.io/me/bar:1")
+CLOUD = ("--", "--config=configs/quickstart.py:tiny", "--workdir=/mnt/bucket/run")
+TPU = ("--zone=us-west4-a", "--bucket=bucket", "--name=slice")
+GKE = ("--zone=us-west4-a", "--project=p", "--bucket=bucket", "--image=docker.io/me/bar:1")
 
 
 def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:

@@ -19,7 +19,7 @@ SCRIPTS = sorted(ROOT.glob("launch/*.sh"))
 STEPS = {
     "tpu": "create wait setup run status logs stop collect delete".split(),
     "gke": "build run status logs collect delete".split(),
-    "gke_cluster": "create create-pool delete-pool delete".split(),
+    "gke_cluster": "create grant create-pool delete-pool delete".split(),
 }
 # Every script in every way that takes the outside to run it.
 CALLS = [
@@ -30,7 +30,7 @@ CALLS = [
     ("tpu_keep", *TPU, *CLOUD),
     *[("tpu", step, *TPU, *CLOUD) for step in STEPS["tpu"]],
     *[("gke", step, *GKE, *CLOUD) for step in STEPS["gke"]],
-    *[("gke_cluster", step, *GKE[:2]) for step in STEPS["gke_cluster"]],
+    *[("gke_cluster", step, *GKE[:3]) for step in STEPS["gke_cluster"]],
 ]
 
 
@@ -95,11 +95,16 @@ def test_help_describes_every_flag(script, outside):
         (("slurm", "--warning=5", *MAIN), "--warning is '5'"),
         (("tpu", "creat", *TPU), "the step is 'creat'"),
         (("tpu", "create"), "--zone is missing"),
-        (("tpu", "run", *TPU, *MAIN), "expected gs://BUCKET/RUN"),
+        (("tpu", "run", *TPU, *MAIN), "expected a folder that all machines see: /mnt/bucket/"),
+        (("tpu", "run", *TPU, "--bucket=gs://bucket", *CLOUD), "--bucket is 'gs://bucket'"),
+        (("tpu", "setup", "--zone=z"), "--bucket is ''"),
         (("tpu", "run", *TPU), "expected -- --config"),
         (("tpu_keep", *TPU, "--", "--config=c", "--workdir=w"), "--workdir is 'w'"),
         (("gke", "run", "--zone=z", *CLOUD), "--zone and --project"),
-        (("gke", "run", *GKE[:2], *CLOUD), "--image is missing"),
+        (("gke", "run", *GKE[:3], *CLOUD), "--image is missing"),
+        (("gke", "run", *GKE[:2], *GKE[3:], *CLOUD), "--bucket is ''"),
+        (("gke", "run", *GKE, *MAIN), "--workdir is '/shared/run'"),
+        (("gke_cluster", "grant", *GKE[:2]), "--bucket is ''"),
         (("gke", "run", *GKE, "--machine=n2-standard-8", *CLOUD), "--machine is 'n2-standard-8'"),
         (("gke", "run", *GKE, "--topology=16", *CLOUD), "--topology is '16'"),
         (("gke", "run", *GKE, "--topology=1x2", *CLOUD), "fewer TPUs"),
@@ -154,15 +159,19 @@ def test_worker_knows_mains_words():
 def test_worker_logs_and_shows_what_the_process_writes(tmp_path):
     python = python_that(tmp_path, 'echo "$JAX_COMPILATION_CACHE_DIR $@"; echo warning >&2')
     options = ("--python", python, "--logs", str(tmp_path / "logs"), "--prepare=echo fetched")
-    environment = {
-        **os.environ,
-        "SLURM_PROCID": "0",
-        "JAX_COMPILATION_CACHE_DIR": "gs://b/compiled",
-    }
+    environment = {**os.environ, "SLURM_PROCID": "0", "JAX_COMPILATION_CACHE_DIR": "/b/compiled"}
     done = launch("worker", *options, *MAIN, env=environment)
-    expected = f"fetched\ngs://b/compiled -m bar_jax.main {' '.join(MAIN[1:])}\nwarning\n"
+    expected = f"fetched\n/b/compiled -m bar_jax.main {' '.join(MAIN[1:])}\nwarning\n"
     (log,) = (tmp_path / "logs").glob("process_0.*.log")
     assert done.stdout == log.read_text() == expected
+
+
+def test_worker_keeps_a_copy_of_its_log(tmp_path):
+    python, kept = python_that(tmp_path, "echo some; exit 1"), tmp_path / "bucket/logs"
+    options = ("--python", python, "--logs", str(tmp_path / "logs"), "--keep", str(kept))
+    assert launch("worker", *options, *MAIN).returncode == 1
+    (log,) = kept.iterdir()
+    assert log.read_text() == "some\n" and (tmp_path / "logs" / log.name).exists()
 
 
 def test_worker_does_not_start_what_was_not_prepared(tmp_path):

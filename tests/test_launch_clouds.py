@@ -1,5 +1,7 @@
 """Tests of launch/tpu.sh, tpu_keep.sh, gke.sh and gke_cluster.sh."""
 
+import os
+import shutil
 import subprocess
 
 import pytest
@@ -34,7 +36,52 @@ def test_tpu_steps_reach_all_workers():
 
 def test_tpu_run_keeps_compiled_programs_beside_the_run():
     (run,) = dry("tpu", "run", *TPU, *CLOUD)
-    assert "JAX_COMPILATION_CACHE_DIR=gs://bucket/compiled" in remote(run)
+    assert "JAX_COMPILATION_CACHE_DIR=/mnt/bucket/compiled" in remote(run)
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_vm_mounts_the_bucket_once(mounted, outside, tmp_path):
+    record, stand_ins, venv = tmp_path / "record", tmp_path / "bin", tmp_path / "venv"
+    stand_in(stand_ins / "gcsfuse", "exit 1")  # it is installed
+    stand_in(stand_ins / "sudo", f'echo "$@" >> {record}')
+    stand_in(stand_ins / "mountpoint", f"exit {int(not mounted)}")
+    (venv / "bin").mkdir(parents=True)
+    stand_in(venv / "bin/python", "exit 0")
+    done = launch("setup_vm", "runs", env={**os.environ, "BAR_JAX_VENV": str(venv)})
+    assert done.returncode == 0, done.stderr
+    calls = outside()
+    assert len(calls) == (0 if mounted else 2)
+    if not mounted:
+        assert calls[0] == "mkdir -p /mnt/runs"
+        assert calls[1].startswith("gcsfuse ") and calls[1].endswith(" runs /mnt/runs")
+
+
+def test_vm_installs_what_mounts(outside, tmp_path):
+    if shutil.which("gcsfuse"):
+        pytest.skip("gcsfuse is installed here")
+    record, stand_ins, venv = tmp_path / "record", tmp_path / "bin", tmp_path / "venv"
+    stand_in(stand_ins / "sudo", f'echo "$@" >> {record}; [ $1 != tee ] || cat >> {record}')
+    stand_in(stand_ins / "curl", "echo key")
+    stand_in(stand_ins / "lsb_release", "echo jammy")
+    (venv / "bin").mkdir(parents=True)
+    stand_in(venv / "bin/python", "exit 0")
+    done = launch("setup_vm", "runs", env={**os.environ, "BAR_JAX_VENV": str(venv)})
+    assert done.returncode == 0, done.stderr
+    key = "/usr/share/keyrings/cloud.google.asc"
+    calls = outside()
+    assert calls[:2] == [f"tee {key}", "key"]
+    assert (
+        calls[3]
+        == f"deb [signed-by={key}] https://packages.cloud.google.com/apt gcsfuse-jammy main"
+    )
+    assert calls[5].startswith("apt-get ") and calls[5].endswith(" install gcsfuse")
+    assert calls[-1].startswith("gcsfuse ")
+
+
+def test_tpu_collects_from_the_bucket():
+    copy, _, fetch = dry("tpu", "collect", *TPU, *CLOUD)
+    assert remote(copy).endswith("cp bar_jax_logs/*.log /mnt/bucket/run/logs/")
+    assert fetch == ["gcloud", "storage", "cp", "gs://bucket/run/logs/*.log", "logs/"]
 
 
 def test_tpu_keep_asks_and_gives_back_once():
@@ -46,6 +93,8 @@ def test_tpu_keep_asks_and_gives_back_once():
 @pytest.fixture
 def keep(tmp_path, outside):
     """Runs tpu_keep.sh with a cloud of one worker, whose shell commands are run in a folder.
+
+    The folder "vm" goes with the slice; "mnt", where the worker has the bucket, stays.
 
     The returned function takes what the process does at its first, second, ... start.
     """
@@ -63,7 +112,8 @@ def keep(tmp_path, outside):
             cp -r {ROOT}/launch {vm}/bar_jax && cp {tmp_path}/python {vm}/bar_jax_venv/bin ;;
           *--command=*)
             for each; do :; done
-            cd {vm} && HOME={vm} bash -c "${{each#--command=}}" ;;
+            each=${{each#--command=}}
+            cd {vm} && HOME={vm} bash -c "${{each//\\/mnt\\//{tmp_path}/mnt/}}" ;;
         esac"""
     stand_in(stand_ins / "gcloud", cloud)
     stand_in(stand_ins / "sleep", "exec /bin/sleep 0.05")
@@ -84,6 +134,7 @@ def test_tpu_keep_goes_on_after_a_crash_and_a_preemption(keep, outside, tmp_path
     calls = "\n".join(outside())
     assert calls.count("queued-resources create") == calls.count("setup_vm.sh") == 2
     assert calls.count("queued-resources delete") == 2 and not (tmp_path / "vm").exists()
+    assert list((tmp_path / "mnt/bucket/run/logs").glob("*.log"))
 
 
 @pytest.mark.parametrize("ends", [["exit 2"], ["exit 1", "exit 1"]], ids=["mistake", "crashes"])
@@ -121,6 +172,37 @@ def test_gke_on_tpus_lets_jax_find_the_cluster():
     assert pods["nodeSelector"]["cloud.google.com/gke-nodepool"] == "v5e"
     assert container["command"][-3:] == list(CLOUD)
     assert {"name": "JAX_PLATFORMS", "value": "tpu,cpu"} in container["env"]
+
+
+def test_gke_mounts_the_bucket_where_the_workdir_lies():
+    job, pods, container = job_of(manifest("--bucket=bucket"))
+    assert job["template"]["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
+    (volume,) = [volume for volume in pods["volumes"] if "csi" in volume]
+    assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
+    assert volume["csi"]["volumeAttributes"]["bucketName"] == "bucket"
+    assert " " not in volume["csi"]["volumeAttributes"]["mountOptions"]
+    assert {"name": volume["name"], "mountPath": "/mnt/bucket"} in container["volumeMounts"]
+    cache = {"name": "JAX_COMPILATION_CACHE_DIR", "value": "/mnt/bucket/compiled"}
+    assert cache in container["env"]
+
+
+def test_gke_account_of_the_pods_has_access():
+    _, pods, _ = job_of(manifest())
+    commands = dry("gke_cluster", "create", *GKE[:2])
+    assert commands[-1][-3:] == ["create", "serviceaccount", pods["serviceAccountName"]]
+    assert {"--addons=GcsFuseCsiDriver", "--workload-pool=p.svc.id.goog"} <= set(commands[0])
+
+
+def test_gke_grant_finds_the_number_of_the_project(outside, tmp_path):
+    record = f'echo "$@" >> {tmp_path}/record; [ $1 = storage ] || echo 123'
+    stand_in(tmp_path / "bin/gcloud", record)
+    assert launch("gke_cluster", "grant", *GKE[:3]).returncode == 0
+    describe, bind = outside()
+    assert describe == "projects describe p --format=value(projectNumber)"
+    assert bind.startswith("storage buckets add-iam-policy-binding gs://bucket --role=")
+    pool = "projects/123/locations/global/workloadIdentityPools/p.svc.id.goog"
+    account = f"--member=principal://iam.googleapis.com/{pool}/subject/ns/default/sa/bar-jax"
+    assert bind.endswith(account)
 
 
 def test_gke_on_gpus_names_the_coordinator():
