@@ -100,8 +100,13 @@ class BasisGenerator(nn.Module):
         """A [N', N] float32 on the host, also of a basis that is an order (not `random`)."""
         return whole(params[MATRIX]) if MATRIX in params else self._start().astype(np.float32)
 
-    def draw(self, keys: jax.Array) -> Draws:
-        """Draws for a training step, each example's from its own key [B]."""
+    def draw(self, keys: jax.Array, batch_key: jax.Array | None = None) -> Draws:
+        """Draws for a training step, each example's from its own key [B].
+
+        Args:
+          batch_key: of what the host draws once for a batch (MAR: how many tokens are hidden), the
+            same for all pieces that the batch comes in; None: as the first example draws it.
+        """
         own, host = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         length = self.grid[0] * self.grid[1]
         uniform = jax.vmap(lambda key: jax.random.uniform(key, (2 + length,)))(own)
@@ -109,7 +114,7 @@ class BasisGenerator(nn.Module):
             label=uniform[:, 0],
             order_choice=uniform[:, 1],
             order_places=uniform[:, 2:],
-            host=self.host.draw(host),
+            host=self.host.draw(host) if batch_key is None else self.host.draw(host, batch_key),
         )
 
     def loss(

@@ -57,8 +57,9 @@ class CausalDiffusion(nn.Module):
         return self.trunk.num_classes
 
     @nn.nowrap
-    def draw(self, keys: jax.Array) -> diffusion.Draws:
-        """Draws for a training step [B, R, N, ...], each example's from its own key [B]."""
+    def draw(self, keys: jax.Array, batch_key: jax.Array | None = None) -> diffusion.Draws:
+        """Draws for a training step [B, R, N, ...], each example's own [B]; `batch_key` of none."""
+        del batch_key
         draw = lambda key: self.head.draws(key, self.length, self.shared_time)
         return jax.vmap(draw)(keys)
 

@@ -96,8 +96,12 @@ class MAR(nn.Module):
         self.output_positions = table("output_positions", self.length, self.decoder.width)
 
     @nn.nowrap
-    def draw(self, keys: jax.Array) -> Draws:
-        """Draws for a training step, each example's from its own key [B]."""
+    def draw(self, keys: jax.Array, batch_key: jax.Array | None = None) -> Draws:
+        """Draws for a training step, each example's from its own key [B].
+
+        Args:
+          batch_key: of the mask ratio, the same for all pieces of a batch; None: examples draw it.
+        """
 
         def one(key):
             key, head_key = jax.random.split(key)
@@ -108,13 +112,16 @@ class MAR(nn.Module):
                 head=self.head.draws(head_key, self.length, self.shared_time),
             )
 
-        return jax.vmap(one)(keys)
+        drawn = jax.vmap(one)(keys)
+        if batch_key is None:
+            return drawn
+        ratio = mask_ratio.ppf(jax.random.uniform(batch_key), self.mask_ratio_min)
+        return drawn.replace(mask_ratio=jnp.broadcast_to(ratio, drawn.mask_ratio.shape))
 
     def predict(self, y: jax.Array, labels: jax.Array, draws: Draws) -> Prediction:
         """One training forward; with a dropout rng there is dropout.
 
-        How many tokens are hidden is one number for the whole batch, or for each piece of it where
-        the step accumulates.
+        How many tokens are hidden is one number for all, that of the first example's mask ratio.
 
         Args:
           y: [B, N, d] tokens.

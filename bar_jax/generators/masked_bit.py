@@ -64,8 +64,9 @@ class MaskedBitGenerator(nn.Module):
         bits = self.trunk.bits // self.patch_size**2
         return self.token_grid[0] * self.token_grid[1], bits
 
-    def draw(self, keys: jax.Array) -> Draws:
-        """Draws for a training step, each example's from its own key [B]."""
+    def draw(self, keys: jax.Array, batch_key: jax.Array | None = None) -> Draws:
+        """Draws for a training step, each example's from its own key [B]; `batch_key` of none."""
+        del batch_key
         length, per_token = self.trunk.num_tokens, self.head.uniforms_per_token
         # One call for all: every call of the generator costs seconds of compilation on CPU.
         size = 2 + length * (1 + per_token)

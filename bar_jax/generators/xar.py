@@ -280,8 +280,9 @@ class XAR(nn.Module):
 
     # Training.
 
-    def draw(self, keys: jax.Array) -> Draws:
-        """Draws for a training step, each example's from its own key [B]."""
+    def draw(self, keys: jax.Array, batch_key: jax.Array | None = None) -> Draws:
+        """Draws for a training step, each example's from its own key [B]; `batch_key` of none."""
+        del batch_key
         size = (1 if self.shared_time else self.cells) + self.length * self.channels
         normal = jax.vmap(lambda key: jax.random.normal(key, (size,)))(keys)
         noise = normal[:, -self.length * self.channels :]

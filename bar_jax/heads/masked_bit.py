@@ -186,9 +186,11 @@ class MaskedBitHead(nn.Module):
             hidden &= counted[:, None]
             weight *= counted[:, None]
         right = jnp.argmax(logits, axis=-1) == bits
-        count = jnp.sum(hidden)
+        # Of counts: adding thousands of times 0.1 would round, differently in pieces of a batch.
+        count, rows = jnp.sum(hidden), len(bits) if counted is None else jnp.sum(counted)
+        total_weight = count + VISIBLE_WEIGHT * (rows * bits.shape[1] - count)
         return {
-            "loss": (jnp.sum(weight * entropy), jnp.sum(weight)),
+            "loss": (jnp.sum(weight * entropy), total_weight),
             "bits_per_bit": (jnp.sum(hidden * entropy) / jnp.log(2.0), count),
             "bit_accuracy": (jnp.sum(hidden & right), count),
         }

@@ -106,7 +106,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             measuring()  # a wrong reference is told now, not hours later
         return one_player(
             lambda k: models.init_generator(generator, k),
-            make_loss_fn(generator, codec, start, end),
+            make_loss_fn(generator, codec, start, end, stream_key(config.seed, f"{STAGE}/batch")),
             section,
             *durations,
             **basis_lib.training(config, mesh, generator, moments().train if watched else None),
@@ -143,13 +143,19 @@ def _init_from(config) -> pathlib.Path | None:
 
 
 def make_loss_fn(
-    generator: nn.Module, tokenizer: nn.Module, anneal_start: int, anneal_end: int
+    generator: nn.Module,
+    tokenizer: nn.Module,
+    anneal_start: int,
+    anneal_end: int,
+    batch_key: jax.Array | None = None,
 ) -> LossFn:
     """What a training step minimises.
 
     Args:
       tokenizer: the module alone; tells what cached tokens are the tokens of.
       anneal_start, anneal_end: steps between which random orders (RAR) give way to raster.
+      batch_key: of what is drawn once for a batch, also where it comes in pieces; None: each piece
+        draws its own.
     """
 
     def loss_fn(params, batch, keys, dropout_key, step):
@@ -157,7 +163,9 @@ def make_loss_fn(
             {"params": params},
             latents(tokenizer, batch["tokens"], keys),
             batch["label"],
-            generator.draw(keys),
+            generator.draw(
+                keys, None if batch_key is None else jax.random.fold_in(batch_key, step)
+            ),
             random_share(step, anneal_start, anneal_end) if is_random(generator) else 0.0,
             deterministic=False,
             method=generator.loss,
