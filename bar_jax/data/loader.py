@@ -187,7 +187,8 @@ def token_eval_batches(
 
 
 # --- one batch -----------------------------------------------------------------------------------
-# `rows` is (batch_size, rows of it or None). Readers run in threads or other processes; they hand damaged images on as `damaged`, for `_checked` to judge in the process that iterates.
+# `rows` is (batch_size, rows of it or None). Readers run in threads or other processes; they hand
+# damaged images on as `damaged`, for `_checked` to judge in the process that iterates.
 
 
 def _read_training_images(step, *, source, image_size, crop, mirrored, seed, rows) -> dict:
