@@ -46,7 +46,9 @@ FIELDS = {
         "keep_checkpoints": 4,
     }.items()
 }
+QUICKSTART = "configs/quickstart.py:tiny"
 BITS = FIELDS | {
+    "mesh.fsdp": 2,
     "model.tokenizer.encoder.depth": 1,
     "model.tokenizer.decoder.depth": 1,
     "model.generator.order.anneal_end_steps": STEPS,
@@ -65,7 +67,7 @@ class Run:
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
             " --xla_backend_optimization_level=0",
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         command = [sys.executable, "-c", COMMAND, f"--workdir={workdir}", *arguments]
         if processes > 1:
@@ -140,11 +142,11 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def start(folder) -> Callable[..., Run]:
-    """Starts the command on a workdir: `start(name, fields, processes=2, devices=4)`."""
+    """Starts the command on a workdir: `start(NAME, **{FIELD: VALUE})`."""
 
-    def start(name, fields, processes=2, devices=4, config="configs/quickstart.py:tiny", **more):
-        classes = {"evaluate.weights.classifier": folder / "classifier.safetensors"}
-        fields = fields | classes | more
+    def start(name, processes=2, devices=4, config=QUICKSTART, **fields):
+        fields = (BITS if config == QUICKSTART else FIELDS) | fields
+        fields["evaluate.weights.classifier"] = folder / "classifier.safetensors"
         told = [f"--config.{field}={value}" for field, value in fields.items()]
         return Run(folder, folder / name, [f"--config={config}", *told], processes, devices)
 
@@ -152,17 +154,23 @@ def start(folder) -> Callable[..., Run]:
 
 
 @pytest.fixture(scope="session")
-def one(folder, start) -> Path:
-    """The workdir of a whole pipeline, made by one process with eight devices."""
-    start("one", BITS, processes=1, devices=8, **{"mesh.fsdp": 2}).succeed()
-    return folder / "one"
+def pipelines(folder, start) -> Path:
+    """Holds the workdirs `one` and `two` of a whole pipeline, made by as many processes."""
+    for run in [start("one", processes=1, devices=8), start("two")]:
+        run.succeed()
+    return folder
 
 
 @pytest.fixture(scope="session")
-def two(folder, start) -> Path:
+def one(pipelines) -> Path:
+    """The workdir of a whole pipeline, made by one process with eight devices."""
+    return pipelines / "one"
+
+
+@pytest.fixture(scope="session")
+def two(pipelines) -> Path:
     """The same, made by two processes with four devices each."""
-    start("two", BITS, **{"mesh.fsdp": 2}).succeed()
-    return folder / "two"
+    return pipelines / "two"
 
 
 @pytest.fixture(scope="session")
@@ -188,7 +196,7 @@ def logged() -> Callable[[Path], dict[tuple, list[dict]]]:
         found: dict[tuple, list[dict]] = {}
         for line in (workdir / "metrics.jsonl").read_text().splitlines():
             entry = {k: v for k, v in json.loads(line).items() if not k.endswith(TIMES)}
-            found.setdefault((entry["stage"], entry["step"]), []).append(entry)
+            found.setdefault((entry.pop("stage"), entry.pop("step")), []).append(entry)
         return found
 
     return read
