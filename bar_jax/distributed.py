@@ -78,6 +78,7 @@ def start(cluster: Cluster | None) -> None:
     """
     import jax
 
+    platforms = jax.config.jax_platforms or ""
     if cluster is not None:
         # Which devices are its own is for the one who gives flags to say (JAX_LOCAL_DEVICE_IDS,
         # CUDA_VISIBLE_DEVICES): a scheduler around it may be of another cluster.
@@ -88,10 +89,16 @@ def start(cluster: Cluster | None) -> None:
             "cluster_detection_method": "deactivate",
         }
     else:
-        options = detected(os.environ, jax.config.jax_platforms or "")
+        options = detected(os.environ, platforms)
     if options is None:
         return
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **options)
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **options)
+    except ValueError as error:  # JAX found no cluster
+        if "tpu" in platforms:  # a TPU that is none of a pod
+            return
+        expected = "--coordinator, --num_processes and --process_id"
+        raise InputError("other processes", f"none ({error})", expected) from error
     preemption.hand_over()
     process, count = jax.process_index(), jax.process_count()
     logger.info(
@@ -129,8 +136,10 @@ def detected(environment: Mapping[str, str], platforms: str) -> dict[str, object
     if "tpu" in platforms.split(","):
         hosts = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
         slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
-        # Without that list (no GKE) JAX asks the VM's metadata server.
-        return None if hosts and len(hosts.split(",")) * slices == 1 else {}
+        if hosts:
+            return {} if len(hosts.split(",")) * slices > 1 else None
+        # No GKE: JAX asks the VM's metadata server, if there is one.
+        return None if "TPU_SKIP_MDS_QUERY" in environment else {}
     if "JOB_COMPLETION_INDEX" in environment:  # a pod of an indexed Job or of a JobSet
         if not _has_kubernetes():
             found = "no package `kubernetes`, which finds the other processes"

@@ -1,0 +1,114 @@
+"""The gradient of one step over two processes is that of one, for each network that is trained."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bar_jax import mesh as mesh_lib
+from bar_jax.config import token_grid
+from bar_jax.config_file import load_config
+from bar_jax.generators import make_generator
+from bar_jax.jobs import train_tokenizer
+from bar_jax.jobs.describe import generator_program
+from bar_jax.tokenizers import cached_as
+from bar_jax.training.step import init_state, stream_key
+
+pytestmark = pytest.mark.xdist_group("processes")
+ROOT = Path(__file__).resolve().parents[2]
+NETWORKS = {"tokenizer": "quickstart", "masked_bit": "quickstart", "xar": "basis/digits"}
+# What is cut over more than a process: rows; parameters; parameters, but no rows.
+LAYOUTS = {
+    "data": dict(data=-1, fsdp=2),
+    "fsdp": dict(data=1, fsdp=8),
+    "tensor": dict(data=1, fsdp=1, tensor=8),
+}
+CASES = [("tokenizer", "data"), ("masked_bit", "fsdp"), ("masked_bit", "tensor"), ("xar", "tensor")]
+
+
+def gradient(network: str, layout: str) -> np.ndarray:
+    """The first moment of AdamW after one step, that is (1 - b1) times the gradient, flat."""
+    config = load_config(str(ROOT / f"configs/{NETWORKS[network]}.py:tiny"))
+    config.data.image_size = 8
+    mesh, rng = mesh_lib.make_mesh(**LAYOUTS[layout]), np.random.default_rng(0)
+    if network == "tokenizer":
+        size = config.train_tokenizer.batch_size
+        batch = {"image": rng.integers(0, 256, (size, 8, 8, 3), np.uint8)}
+        program = train_tokenizer.make_program(config, {}, examples=1, steps=4, warmup=0)
+    else:
+        size, (kind, width) = config.train_generator.batch_size, cached_as(config)
+        shape = (size, *token_grid(config), width)
+        tokens = rng.integers(0, 2 if kind == "bits" else 256, shape, np.uint8)
+        labels = rng.integers(0, 10, size, np.int32)
+        batch = {"tokens": tokens.reshape(size, -1, width), "label": labels}
+        program = generator_program(config, mesh, make_generator(config))
+    rows = mesh_lib.batch_share(mesh).rows(size)
+    with jax.set_mesh(mesh):
+        make_state, shapes = init_state(program.init, jax.random.key(0), mesh)
+        layouts = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        step = jax.jit(program.step(0), out_shardings=(layouts, mesh_lib.replicated(mesh)))
+        own = mesh_lib.put_batch(mesh, {name: array[rows] for name, array in batch.items()})
+        state, _ = step(make_state(), own, stream_key(0, "test"), program.frozen)
+        leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+        moments = [leaf for path, leaf in leaves if ".mu" in jax.tree_util.keystr(path)]
+        assert moments
+        return np.concatenate([mesh_lib.whole(leaf).ravel() for leaf in moments])
+
+
+def main(port: str, rank: str, path: str) -> None:
+    """One of two processes: writes the gradients of all networks and layouts."""
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(rank))
+    found = {f"{network} {layout}": gradient(network, layout) for network, layout in CASES}
+    if jax.process_index() == 0:
+        np.savez(path, **found)
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """Gradients over two processes, by network and layout."""
+    path = tmp_path_factory.mktemp("gradients") / "two.npz"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(port), str(rank), str(path)],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), errors[0][-2000:] + errors[1]
+    return np.load(path)
+
+
+@pytest.fixture(scope="module")
+def of_one():
+    """Gradients of one process, by network."""
+    return {network: gradient(network, "data") for network in NETWORKS}
+
+
+@pytest.mark.parametrize("network, layout", CASES)
+def test_gradient_over_two_processes(of_one, of_two, network, layout):
+    found, expected = of_two[f"{network} {layout}"], of_one[network]
+    assert np.linalg.norm(expected) > 1e-3
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
