@@ -143,7 +143,8 @@ def begin_training(config: ConfigDict, part: str) -> pathlib.Path:
       part: `tokenizer` or `generator`.
 
     Raises:
-      InputError: if training was begun with another value of a field that cannot change.
+      InputError: if training was begun with another value of a field that cannot change, or the
+        folder cannot be written to.
     """
     folder = pathlib.Path(config.workdir) / part
     path = folder / "config.json"
@@ -151,8 +152,12 @@ def begin_training(config: ConfigDict, part: str) -> pathlib.Path:
         if begun(folder):
             _compare_training(path, config, part)
         elif jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, _dump(to_json(config)))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, _dump(to_json(config)))
+            except OSError as error:
+                found = f"a folder that cannot be written to ({error.strerror})"
+                raise InputError(folder, found, "one that can, for checkpoints") from error
     return folder
 
 

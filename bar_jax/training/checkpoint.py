@@ -66,7 +66,18 @@ class _Manager(ocp.CheckpointManager):
 
 
 def open_manager(directory: str | os.PathLike, keep: int) -> ocp.CheckpointManager:
-    """The checkpoints of one stage, `keep` of them; leftovers of a cut-off save are removed."""
+    """The checkpoints of one stage, `keep` of them; leftovers of a cut-off save are removed.
+
+    Raises:
+      InputError: if the folder cannot be written to.
+    """
+    with mesh_lib.all_or_none():
+        try:
+            pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+            _probe(directory)
+        except OSError as error:
+            found = f"a folder that cannot be written to ({error.strerror})"
+            raise InputError(directory, found, "one that can, for checkpoints") from error
     return _Manager(
         os.path.abspath(directory),
         item_handlers=_handlers(),
@@ -139,7 +150,20 @@ def _save(manager, step: int, items: dict, config: dict, results: dict[str, floa
     arrays = {item: ocp.args.StandardSave(tree) for item, tree in items.items()}
     args = ocp.args.Composite(**arrays, meta=ocp.args.JsonSave(meta))
     with _saving(manager):
+        _probe(manager.directory)
         manager.save(step, args=args, force=True)  # force: also off the interval
+
+
+def _probe(directory: str | os.PathLike) -> None:
+    """Raises OSError if no folder can be made here.
+
+    Orbax finds that out too late: some of its threads wait for minutes for the folder, and keep
+    the program from ending.
+    """
+    probe = pathlib.Path(directory) / f".probe-{jax.process_index()}"
+    with contextlib.suppress(FileExistsError):
+        probe.mkdir()
+    probe.rmdir()
 
 
 @contextlib.contextmanager

@@ -159,10 +159,15 @@ def make_train_step(
         return gradient, sums
 
     def accumulated(params, batch, keys, dropout_key, step):
+        mesh = jax.sharding.get_abstract_mesh()
+        ways = 1 if mesh.empty else mesh_lib.batch_ways(mesh)
+
         def cut(x):
-            # Piece a holds the rows a, a + A, ...: an even share of every device's rows.
-            rows = x.shape[0] // accumulate
-            return jnp.moveaxis(x.reshape(rows, accumulate, *x.shape[1:]), 1, 0)
+            # Piece a holds the a-th of A blocks of every device's rows: nothing moves between
+            # devices, and examples that are normalised together (`losses.discriminator`) stay so.
+            rows, rest = x.shape[0] // (ways * accumulate), x.shape[1:]
+            blocks = x.reshape(ways, accumulate, rows, *rest)
+            return jnp.moveaxis(blocks, 1, 0).reshape(accumulate, ways * rows, *rest)
 
         def one(piece):
             return sums_and_gradient(params, *piece, step)

@@ -268,6 +268,20 @@ def test_a_failed_save_leaves_the_last_one(tmp_path, small_files):
     assert steps(tmp_path) == ["1"]
 
 
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    """At the start it is the user's to mend, later it is a save that failed; neither waits."""
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        InputError, match=f"^{tmp_path}/file: found a folder that cannot be written"
+    ):
+        checkpoint.open_manager(tmp_path / "file", keep=1)
+    with pytest.raises(checkpoint.SaveError, match=f"^{tmp_path}/run: a .* could not be saved"):
+        with checkpoint.closing(checkpoint.open_manager(tmp_path / "run", keep=1)) as manager:
+            (tmp_path / "run").rmdir()
+            (tmp_path / "run").touch()
+            checkpoint.save(manager, at(fresh()[0], 2), {}, {})
+
+
 def test_a_first_save_that_fails(tmp_path, small_files):
     small_files()
     with pytest.raises(checkpoint.SaveError, match="could not be saved .*; there is none yet$"):

@@ -422,3 +422,65 @@ def test_a_trace_ends_with_the_loop(fake, monkeypatch):
     fake.profile = "2:100"
     fake.train()
     assert calls == ["start", "stop"]
+
+
+def damage(folder, step):
+    """A file of a checkpoint is cut off."""
+    path = folder / str(step) / "meta/metadata"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("step", [4, 6], ids=["cut off", "finished"])
+def test_a_damaged_checkpoint_is_passed_over_if_that_is_allowed(fake, tmp_path, step):
+    """The run goes on from the one before it, to the same end, and keeps the damaged one."""
+    whole = Fake(tmp_path / "whole" / "fake")
+    expected = whole.train()[1]
+    fake.train()
+    for later in range(step + 1, 7):
+        shutil.rmtree(fake.folder / str(later), ignore_errors=True)
+    damage(fake.folder, step)
+    fake.calls.clear()
+    fake.section.on_damaged_checkpoint = "previous"
+    assert fake.train()[1]["score"] == expected["score"]
+    assert fake.calls[0] == f"draw {step - 2}"
+    equal(fake.params(), whole.params())
+    assert fake.logged("loss") == whole.logged("loss")
+    assert (fake.folder / f"{step}.damaged").is_dir()
+
+
+def test_a_damaged_checkpoint_is_refused(fake):
+    fake.train()
+    shutil.rmtree(fake.folder / "6")
+    damage(fake.folder, 4)
+    with pytest.raises(InputError, match=f"^{fake.folder}/4: found a damaged checkpoint"):
+        fake.train()
+
+
+def test_a_finished_stage_that_is_sound_does_nothing_either(fake):
+    """Where damaged checkpoints are passed over the last one is read, and nothing is made."""
+    first = fake.train()
+    fake.calls.clear()
+    fake.section.on_damaged_checkpoint = "previous"
+    assert fake.train() == first
+    assert not fake.calls and fake.closed == 1
+
+
+@pytest.mark.parametrize("failing", [2, 6])
+def test_a_save_that_fails_ends_the_run(fake, monkeypatch, failing):
+    """It is told at the next step that is logged, or at the end; data is closed as ever."""
+
+    def save(manager, state, config, results, original=checkpoint.save):
+        original(manager, state, config, results)
+        if int(state.step) == failing:
+            manager.wait_until_finished()
+            monkeypatch.setattr(manager, "wait_until_finished", full)
+            monkeypatch.setattr(manager, "close", full)
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(checkpoint.SaveError, match=f"^{fake.folder}: .*No space left"):
+        fake.train()
+    drawn = [call for call in fake.calls if call.startswith("draw")]
+    assert len(drawn) == failing + (failing < 6) and fake.closed == 1

@@ -1,0 +1,216 @@
+"""What a run does when its disk fails it: real processes, `python -m bar_jax.main`, real disks.
+
+Disks are file systems in memory that `unshare` mounts for one process and its children: no rights
+are needed, and nothing is left behind. Where that is not allowed these tests are skipped.
+tests/training/test_damaged_checkpoint.py has more faults, in one process.
+"""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from bar_jax.training import checkpoint
+
+pytestmark = pytest.mark.slow
+
+UNSHARE = ["unshare", "--map-root-user", "--mount"]
+CAN_MOUNT = (
+    shutil.which("unshare")
+    and not subprocess.run(
+        [*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True
+    ).returncode
+)
+needs_mount = pytest.mark.skipif(not CAN_MOUNT, reason="file systems cannot be mounted here")
+
+STEPS = 12
+FIELDS = {
+    "job": "train_tokenizer",
+    "data.image_size": 8,
+    "model.tokenizer.encoder.depth": 1,
+    "model.tokenizer.decoder.depth": 1,
+    "train_tokenizer.steps": STEPS,
+    "train_tokenizer.log_every": 1,
+    "train_tokenizer.save_every": 4,
+    "train_tokenizer.evaluate_every": STEPS,
+    "train_tokenizer.keep_checkpoints": 3,
+}
+
+
+def command(workdir: Path, **changes) -> list[str]:
+    fields = FIELDS | {name.replace("__", "."): value for name, value in changes.items()}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    main = [sys.executable, "-m", "bar_jax.main", "--config=configs/quickstart.py:tiny"]
+    return [*main, f"--workdir={workdir}", *flags]
+
+
+@pytest.fixture
+def run(user_env):
+    """Runs a command to its end."""
+    env = user_env | {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    return lambda arguments: subprocess.run(
+        arguments, env=env, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def made() -> dict:
+    return {}
+
+
+@pytest.fixture
+def whole(made, run, tmp_path_factory) -> Path:
+    """A workdir that was made in one go; not to be changed."""
+    if not made:
+        workdir = tmp_path_factory.mktemp("faults") / "whole"
+        done = run(command(workdir))
+        assert done.returncode == 0, done.stderr[-3000:]
+        made["whole"] = workdir
+    return made["whole"]
+
+
+def arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """Everything in the last checkpoint, by name."""
+    names = ("params", "opt_state")
+    with checkpoint.closing(checkpoint.open_manager(workdir / "tokenizer", 2)) as manager:
+        items = ocp.args.Composite(**{name: ocp.args.StandardRestore() for name in names})
+        restored = manager.restore(manager.latest_step(), args=items)
+    leaves = jax.tree_util.tree_leaves_with_path({name: restored[name] for name in names})
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """By step; a step that is logged twice fails."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    logged = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    assert len(dict(logged)) == len(logged) >= STEPS // 4
+    return dict(logged)
+
+
+def check_same(workdir: Path, whole: Path) -> None:
+    """Bit for bit, as far as they were logged the losses too."""
+    expected, found = arrays(whole), arrays(workdir)
+    assert found.keys() == expected.keys() and len(expected) > 20
+    assert not [n for n in expected if found[n].tobytes() != expected[n].tobytes()]
+    found, expected = losses(workdir), losses(whole)
+    assert found == {step: loss for step, loss in expected.items() if step in found}
+
+
+def saved(workdir: Path) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / "tokenizer").iterdir() if p.name.isdigit())
+
+
+def damage(workdir: Path, step: int) -> None:
+    """Flips bits all over the largest file of the parameters; a part of it is used by nobody."""
+    files = (p for p in (workdir / f"tokenizer/{step}/params").rglob("*") if p.is_file())
+    file = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    for place in range(50, len(data), 100):
+        data[place] ^= 1
+    file.write_bytes(data)
+
+
+# Only the checkpoints' folder is a small disk, so that it is a save that fails, not a log.
+FULL_DISK = """
+size=$1; folder=$2; out=$3; shift 3
+mkdir -p "$folder/tokenizer" && mount -t tmpfs -o size=$size tmpfs "$folder/tokenizer" || exit 99
+"$@"; status=$?
+ls "$folder/tokenizer" > "$out/left"
+mount -o remount,size=64m "$folder/tokenizer" && "$@" || exit 98
+cp -r "$folder" "$out/finished"
+exit $status
+"""
+PAGE = 4096
+
+
+@needs_mount
+def test_a_full_disk_during_a_save(whole, run, tmp_path):
+    """The first checkpoint fits, the second does not; with room again the run ends as ever."""
+    files = [p for p in (whole / "tokenizer/4").rglob("*") if p.is_file()]
+    size = sum(math.ceil(p.stat().st_size / PAGE) * PAGE for p in files) * 3 // 2
+    folder = tmp_path / "run"
+    script = [*UNSHARE, "bash", "-c", FULL_DISK, "bash", str(size), str(folder), str(tmp_path)]
+    done = run([*script, *command(folder)])
+    assert done.returncode == 1, done.stderr[-3000:]
+    told = f"SaveError: {folder}/tokenizer: a checkpoint could not be saved ("
+    [line] = [line for line in done.stderr.splitlines() if told in line]
+    assert "No space left on device" in line and line.endswith("step 4 is the last one there")
+    left = (tmp_path / "left").read_text().split()
+    assert [name for name in left if name.isdigit()] == ["4"]
+    check_same(tmp_path / "finished", whole)
+
+
+READ_ONLY = """
+mount -t tmpfs tmpfs "$1" && cp -r "$2/." "$1" && mount -o remount,ro "$1" || exit 99
+shift 2; exec "$@"
+"""
+
+
+@needs_mount
+@pytest.mark.parametrize("job", ["train_tokenizer", "reconstruct"])
+def test_a_read_only_workdir(whole, run, tmp_path, job):
+    """It is told in one line, before anything is computed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    script = [*UNSHARE, "bash", "-c", READ_ONLY, "bash", str(folder), str(whole)]
+    done = run([*script, *command(folder, job=job)])
+    line = (
+        f"error: --workdir: found {folder} (Read-only file system),"
+        " expected a folder that can be written to\n"
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (2, line, "")
+
+
+@needs_mount
+def test_checkpoints_on_a_read_only_disk(whole, run, tmp_path):
+    """The workdir can be written to, the folder of its checkpoints cannot: no step is made."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / f"tokenizer/{STEPS}")
+    shutil.copytree(folder / "tokenizer", tmp_path / "source")
+    script = [*UNSHARE, "bash", "-c", READ_ONLY, "bash", str(folder / "tokenizer")]
+    done = run([*script, str(tmp_path / "source"), *command(folder)])
+    line = (
+        f"error: {folder}/tokenizer: found a folder that cannot be written to (Read-only file"
+        " system), expected one that can, for checkpoints"
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, line)
+
+
+def test_a_damaged_checkpoint_is_refused(whole, run, tmp_path):
+    """By name, in one line; nothing is changed."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / f"tokenizer/{STEPS}")
+    damage(folder, 8)
+    done = run(command(folder))
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"error: {folder}/tokenizer/8: found a damaged checkpoint")
+    assert "on_damaged_checkpoint=previous" in line
+    assert saved(folder) == [4, 8]
+
+
+@pytest.mark.parametrize("step", [8, STEPS], ids=["of a run that was cut off", "of a finished run"])
+def test_a_damaged_checkpoint_is_passed_over(whole, run, tmp_path, step):
+    """The run goes on from the one before it, to the same end."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    if step == 8:
+        shutil.rmtree(folder / f"tokenizer/{STEPS}")
+    damage(folder, step)
+    done = run(command(folder, train_tokenizer__on_damaged_checkpoint="previous"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{folder}/tokenizer/{step}: found a damaged checkpoint" in done.stderr
+    assert (folder / f"tokenizer/{step}.damaged").is_dir()
+    check_same(folder, whole)
