@@ -10,9 +10,10 @@ def test_hash_is_splitmix64():
     assert stream._hash(np.arange(3)).tolist() == expected
 
 
-def test_positions_interleave_the_processes():
-    # step 2 of batches of 8: positions 16..23, dealt like cards
-    assert stream.positions(2, 8, 1, 4).tolist() == [18, 19]
+def test_positions_of_a_step():
+    # step 2 of batches of 8: positions 16..23
+    assert stream.positions(2, 8).tolist() == list(range(16, 24))
+    assert stream.positions(2, 8, np.array([2, 3, 6])).tolist() == [18, 19, 22]
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 5])
