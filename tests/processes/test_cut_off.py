@@ -88,7 +88,7 @@ def test_kill(folder, two, start, arrays, logged):
             assert left and statuses[1 - first] not in (0, -signal.SIGKILL)
         else:
             last = max(before, default=0)
-            run.until_step("train_generator", draw.randint(last + 1, min(last + 6, STEPS - 1)))
+            run.until_step("train_generator", draw.randint(last + 1, STEPS - 1))
             time.sleep(draw.uniform(0, 0.3))
             run.send(signal.SIGKILL, first)
             time.sleep(draw.uniform(0, 0.3))
