@@ -2,6 +2,8 @@
 
 import functools
 import math
+import types
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -67,6 +69,51 @@ def test_batches_are_cut_over_data_and_fsdp():
     rows = {shard.device.id: shard.data.tolist() for shard in batch["y"].addressable_shards}
     assert rows == {i: [2 * (i // 2), 2 * (i // 2) + 1] for i in range(8)}
     np.testing.assert_array_equal(batch["x"], np.arange(24).reshape(8, 3))
+
+
+class Device(NamedTuple):
+    """What is looked at of a device, of processes that are not there."""
+
+    process_index: int
+
+
+def share_of(process, order, data, fsdp, tensor, monkeypatch):
+    """The share of a process, of devices that belong to processes in a given order."""
+    devices = np.array([None, *map(Device, order)], object)[1:].reshape(data, fsdp, tensor)
+    mesh = types.SimpleNamespace(
+        devices=devices, shape=dict(zip(mesh_lib.AXES, devices.shape, strict=True))
+    )
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    return mesh_lib.batch_share(mesh)
+
+
+@pytest.mark.parametrize(
+    "order, sizes, rows, indices, firsts",
+    [
+        ([0, 0, 1, 1], (4, 1, 1), [[0, 1, 2, 3], [4, 5, 6, 7]], [0, 1], [True, True]),
+        ([0, 0, 1, 1], (1, 2, 2), [[0, 1, 2, 3], [4, 5, 6, 7]], [0, 1], [True, True]),
+        # A torus may lay processes out in blocks.
+        ([0, 1, 0, 1], (2, 2, 1), [[0, 1, 4, 5], [2, 3, 6, 7]], [0, 1], [True, True]),
+        # `tensor` over two processes: they hold the same rows, which count once.
+        ([0, 0, 1, 1], (1, 1, 4), [list(range(8))] * 2, [0, 0], [True, False]),
+        (
+            *([2, 1, 0, 3], (2, 1, 2)),
+            [[4, 5, 6, 7], [0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]],
+            *([1, 0, 0, 1], [True, True, False, False]),
+        ),
+    ],
+    ids=["data", "fsdp and tensor", "blocks", "tensor", "any order"],
+)
+def test_shares_of_a_batch(order, sizes, rows, indices, firsts, monkeypatch):
+    shares = [share_of(p, order, *sizes, monkeypatch) for p in range(len(set(order)))]
+    assert [share.rows(8).tolist() for share in shares] == rows
+    assert [share.index for share in shares] == indices
+    assert [share.first for share in shares] == firsts
+
+
+def test_shares_that_overlap_are_refused(monkeypatch):
+    with pytest.raises(InputError, match="^mesh: found data=2, fsdp=1, tensor=3, expected"):
+        share_of(0, [0, 0, 1, 1, 2, 2], 2, 1, 3, monkeypatch)
 
 
 def test_parameters_are_cut_by_their_logical_axes():

@@ -20,6 +20,7 @@ import math
 import pathlib
 from collections.abc import Callable, Sequence
 
+import jax
 from ml_collections import ConfigDict
 
 from bar_jax import workdir
@@ -50,12 +51,17 @@ def run(config: ConfigDict) -> dict[str, object]:
         points = _all_points(name, find, config.figures.runs)
         if name == "psnr" and not points:
             continue
-        write_atomically(folder / f"{name}.png", draw(points))
+        _write(folder / f"{name}.png", draw(points))
         summary[f"{name}_points"] = [point._asdict() for point in points]
     metric, curves = convergence([str(path).strip() for path in config.figures.runs])
     if curves:
-        write_atomically(folder / "convergence.png", draw_convergence(metric, curves))
+        _write(folder / "convergence.png", draw_convergence(metric, curves))
     return update_summary(config.workdir, summary)
+
+
+def _write(path: pathlib.Path, picture: bytes) -> None:
+    if jax.process_index() == 0:
+        write_atomically(path, picture)
 
 
 def _all_points(name: str, find: Callable, runs: Sequence[str]) -> list[Point]:

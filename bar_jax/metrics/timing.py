@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from bar_jax import mesh as mesh_lib
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.inception_score import inception_score
@@ -37,8 +38,8 @@ def time_features(
     """
 
     def drawn(count: int) -> Iterator[dict]:
-        images = np.random.default_rng(0).integers(0, 256, (batch_size, size, size, 3), np.uint8)
-        rows = np.arange(batch_size)
+        rows = mesh_lib.batch_share(mesh).rows(batch_size)
+        images = np.random.default_rng(0).integers(0, 256, (len(rows), size, size, 3), np.uint8)
         for _ in range(count):
             yield {"image": images, "index": rows, "label": rows, "mask": rows >= 0}
 

@@ -42,7 +42,7 @@ def measure():
     for seed in (0, 1):
         batches = eval_batches(
             images(seed), image_size=SIZE, crop="adm", batch_size=8,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            rows=mesh_lib.batch_share(mesh).rows(8),
         )  # fmt: skip
         with jax.set_mesh(mesh):
             outputs = dict(moments=["net/pool"], rows=["net/logits"])

@@ -42,8 +42,7 @@ FIELDS = {
         "steps": STEPS,
         "ema_decay": 0.99,
         "evaluate_every": STEPS,
-        "save_every": STEPS // 4,
-        "keep_checkpoints": 4,
+        "save_every": STEPS // 2,
     }.items()
 }
 QUICKSTART = "configs/quickstart.py:tiny"
@@ -177,11 +176,18 @@ def two(pipelines) -> Path:
 def arrays() -> Callable[[Path, str], dict[str, np.ndarray]]:
     """Reads everything in a checkpoint of a part, by name: `arrays(workdir, part)`, the last."""
 
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def shapes(saved):
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return jax.tree.map(shape, saved, is_leaf=lambda x: hasattr(x, "shape"))
+
     def read(workdir, part):
         names = ("params", "ema", "opt_state")
-        with checkpoint.open_manager(workdir / part, keep=4) as manager:
-            items = ocp.args.Composite(**{name: ocp.args.StandardRestore() for name in names})
-            restored = manager.restore(manager.latest_step(), args=items)
+        with checkpoint.open_manager(workdir / part, keep=2) as manager:
+            saved = manager.item_metadata(manager.latest_step())
+            items = {name: ocp.args.StandardRestore(shapes(saved[name].tree)) for name in names}
+            restored = manager.restore(manager.latest_step(), args=ocp.args.Composite(**items))
         leaves = jax.tree_util.tree_leaves_with_path({name: restored[name] for name in names})
         return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

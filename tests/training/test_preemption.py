@@ -25,13 +25,12 @@ def terminate():
 
 
 def test_sigterm_is_remembered(installed):
-    """Before it, `check` and `watch` see nothing; after it, and after a second one, both do."""
-    asked = preemption.watch(manager=None)
+    """Before it, `check` and `asked` see nothing; after it, and after a second one, both do."""
     preemption.check("early")
-    assert not asked(3)
+    assert not preemption.asked()
     for _ in range(2):
         terminate()
-        assert asked(3)
+        assert preemption.asked()
         with pytest.raises(preemption.Preempted, match="^late$"):
             preemption.check("late")
 
@@ -41,6 +40,22 @@ def test_a_new_job_starts_unasked(installed):
     terminate()
     preemption.install()
     preemption.check("second job")
+
+
+def test_what_came_before_the_cluster_is_handed_over(installed):
+    """JAX's handler, which tells the other processes, hears of it too."""
+    heard = []
+    terminate()
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    preemption.hand_over()
+    assert heard == [1]
+
+
+def test_without_a_signal_nothing_is_handed_over(installed):
+    heard = []
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    preemption.hand_over()
+    assert heard == []
 
 
 def test_install_does_not_wait_for_jax():
