@@ -101,6 +101,8 @@ def collectives(hlo: str) -> list[Collective]:
             kind = i.opcode.removesuffix("-start")
             if kind not in KINDS or not times[computation]:
                 continue
+            if computation.startswith("%all-reduce-scatter"):  # as the TPU's compiler writes it
+                kind = "reduce-scatter"
             operands = sum(_bytes(instructions[name].shape) for name in i.operands)
             groups = _groups(i.attributes, devices)
             size = operands * groups.shape[1] if kind == "all-gather" else operands

@@ -126,6 +126,14 @@ def test_loops_and_overlap_of_a_tpu():
     assert (permute.kind, permute.times, permute.bytes) == ("collective-permute", 4, 2 * 8 * 2)
 
 
+def test_a_reduction_that_keeps_its_share_is_a_scatter():
+    """The TPU's compiler writes it as a fusion of a reduction and a slice."""
+    hlo = TPU.replace("all-gather(", "all-reduce(").replace(
+        "%async_collective", "%all-reduce-scatter"
+    )
+    assert collectives.collectives(hlo)[0].kind == "reduce-scatter"
+
+
 @pytest.mark.parametrize(
     "text, groups",
     [

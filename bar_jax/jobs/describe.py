@@ -19,7 +19,7 @@ from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
 from bar_jax.generators.basis import BasisGenerator
 from bar_jax.generators.settings import sampling_settings
-from bar_jax.jobs.plan import compiled_step, devices, generator_program
+from bar_jax.jobs.plan import compiled_step, devices, generator_program, layout_bytes
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import bit_budget, make_tokenizer
@@ -53,8 +53,8 @@ def run(config: ConfigDict) -> dict[str, object]:
         "training_flops_per_image": training_flops(config, shapes["generator"]),
         "mesh": dict(mesh.shape),
         "state_bytes_per_device": {
-            **tokenizer_bytes(config, shapes["tokenizer"], mesh),
-            "generator": _bytes(_state(generator_program(config, None, generator), mesh)),
+            **tokenizerlayout_bytes(config, shapes["tokenizer"], mesh),
+            "generator": layout_bytes(_state(generator_program(config, None, generator), mesh)),
         },
         "steps": {step: compiled_step(config, mesh, step) for step in config.describe.steps},
     }
@@ -75,14 +75,16 @@ def tokens(config: ConfigDict) -> dict[str, object]:
     }
 
 
-def tokenizer_bytes(config: ConfigDict, params: dict, mesh: jax.sharding.Mesh) -> dict[str, int]:
+def tokenizerlayout_bytes(
+    config: ConfigDict, params: dict, mesh: jax.sharding.Mesh
+) -> dict[str, int]:
     """Bytes on each device: of its training or, where it is not trained here, of its parameters."""
     if real_valued(config):
-        return {"tokenizer": _bytes(params)}
+        return {"tokenizer": layout_bytes(params)}
     program = make_program(with_both_players(config), {}, examples=1, steps=2, warmup=1)
     return {
-        "tokenizer": _bytes(_state(program, mesh)),
-        "tokenizer_frozen_networks": _bytes(frozen.shapes(config, mesh)),
+        "tokenizer": layout_bytes(_state(program, mesh)),
+        "tokenizer_frozen_networks": layout_bytes(frozen.shapes(config, mesh)),
     }
 
 
@@ -249,11 +251,3 @@ def _kernel_flops(tree: dict) -> int:
 def _state(program: Program, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes of all that a stage changes: parameters, moments, average, discriminator."""
     return init_state(program.init, jax.random.key(0), mesh)[1]
-
-
-def _bytes(shapes: object) -> int:
-    """Bytes of a tree on each device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(shapes)
-    )
