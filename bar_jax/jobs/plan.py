@@ -10,7 +10,6 @@ gradients where others scatter them, and holds more temporaries: its numbers are
 
 import math
 import os
-import re
 import time
 
 import flax.linen as nn
@@ -46,7 +45,8 @@ def devices(name: str) -> list[jax.Device]:
         return jax.devices()
     if name.isdigit():
         return _virtual(int(name))
-    # What libtpu would ask a TPU's own machine for.
+    # It need not lock TPUs that are not used, nor ask their machine what they are.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -101,10 +101,11 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
         is one.
 
     Returns:
-      `state_bytes_per_device`: of what training changes; `memory_bytes_per_device`: of the step's arguments (state, batch, frozen networks), of its
-      temporaries, and of all together (results take the place of the state); `collectives`: see
-      `collectives.by_kind`; seconds that these take on two interconnects. If the step does not fit
-      the device, `does_not_fit` instead: what the compiler said.
+      `state_bytes_per_device`: of what training changes, by part. `memory_bytes_per_device`: of the
+      step's arguments (state, batch, frozen networks), of its temporaries, and of all together (the
+      new state takes the place of the old). `collectives`: see `collectives.by_kind`; and the
+      seconds that these take on two interconnects. If the step does not fit the device, what the
+      compiler said as `does_not_fit` instead of the last three.
 
     Raises:
       InputError: no such step; a batch that the mesh does not divide.
@@ -141,10 +142,10 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
         try:
             compiled = lowered.compile(compiler_options=QUICK)
         except jax.errors.JaxRuntimeError as error:
-            used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
-            if not used:
+            code, _, reason = str(error).partition(": ")
+            if code != "RESOURCE_EXHAUSTED":
                 raise
-            return told | {"does_not_fit": f"needs {used[1]}, the device has {used[2]}"}
+            return told | {"does_not_fit": reason.splitlines()[0]}
     memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     held = memory.argument_size_in_bytes + results

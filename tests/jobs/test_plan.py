@@ -115,3 +115,15 @@ def test_steps_are_validated():
         from bar_jax.validation import validate
 
         validate(config)
+
+
+def test_a_step_that_does_not_fit_is_told(monkeypatch):
+    """What the compiler says, in one line, and the state's size all the same."""
+
+    def refuse(self, compiler_options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 16G hbm.\nAllocations:")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    told = plan.compiled_step(_config(), make_mesh(8, 1, 1), "generator")
+    assert told["does_not_fit"] == "Used 20G of 16G hbm."
+    assert told["state_bytes_per_device"]["parameters"] > 0
