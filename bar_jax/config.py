@@ -21,6 +21,7 @@ METRICS = (
 BENCHMARKS = (
     "sampling", "training", "head", "basis", "tokenizer", "tokenizer_training", "metrics",
 )  # fmt: skip
+STEPS = ("generator", "tokenizer", "discriminator")
 DURATION_UNITS = ("steps", "epochs", "images")
 
 
@@ -216,6 +217,14 @@ def default_config() -> ConfigDict:
     # train_tokenizer.batch_size; metrics (FID's features and its numbers) at evaluate.batch_size
     c.benchmark.parts = ("sampling",)  # ... | training | head | basis | tokenizer | metrics ...
     c.benchmark.repeats = 3
+
+    c.describe = ConfigDict()
+    # Training steps to compile, for their memory and what devices send each other: generator |
+    # tokenizer | discriminator
+    c.describe.steps = ()
+    # "": the devices present; 256: so many virtual ones of the CPU; v5e:16x16: a slice of TPUs,
+    # which need not be here, but libtpu must be installed
+    c.describe.devices = ""
 
     c.figures = ConfigDict(dict(runs=()))  # workdirs whose numbers are drawn beside the paper's
 

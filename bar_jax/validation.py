@@ -8,6 +8,7 @@ from bar_jax.config import (
     BENCHMARKS,
     CLASSIFIER_METRICS,
     METRICS,
+    STEPS,
     bits_per_token,
     duration,
     flatten,
@@ -330,6 +331,7 @@ def _validate_sampling(config: ConfigDict) -> None:
         ("evaluate.metrics", config.evaluate.metrics, METRICS),
         ("train_generator.evaluate_metrics", config.train_generator.evaluate_metrics, METRICS),
         ("benchmark.parts", config.benchmark.parts, BENCHMARKS),
+        ("describe.steps", config.describe.steps, STEPS),
     ):
         for choice in chosen:
             if choice not in choices:

@@ -117,7 +117,10 @@ class DiffusionHead(nn.Module):
         Returns:
           [M, 2, d] float32: the noise, and the fraction of the log-variance (-1 to 1, not clamped).
         """
-        condition = nn.silu(self.time_embedding(times) + self.embed_condition(z))
+        # The projection's kernel is cut along its outputs: without the constraint the compiler
+        # gathers the rows of all devices.
+        condition = constrain_batch(self.embed_condition(z))
+        condition = nn.silu(self.time_embedding(times) + condition)
         x, _ = self.blocks(self.in_proj(x.astype(self.dtype)), condition)
         return self._output(x, self.out_adaln(condition))
 

@@ -144,7 +144,10 @@ class MaskedBitHead(nn.Module):
         frequencies = jax.lax.stop_gradient(self.time_embed_frequencies)
         angles = 2 * jnp.pi * hidden_ratio[:, None] * frequencies[None]
         features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-        return self.time_embed_out(nn.silu(self.time_embed_in(features)))
+        # Its kernel is cut along the hidden units, the features along the rows: without the
+        # constraint the compiler gathers the rows of all devices.
+        hidden = constrain_batch(self.time_embed_in(constrain_batch(features)))
+        return self.time_embed_out(nn.silu(hidden))
 
     @property
     def uniforms_per_token(self) -> int:

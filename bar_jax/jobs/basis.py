@@ -116,13 +116,14 @@ def _moments(generator, tokenizer, tokens, key, counted):
 
 def training(
     config: ConfigDict,
-    mesh: jax.sharding.Mesh,
+    mesh: jax.sharding.Mesh | None,
     generator: nn.Module,
     second_moment: np.ndarray | None = None,
 ) -> dict[str, object]:
     """What `players.one_player` needs to know of a basis: how it starts, whether it is trained.
 
     Args:
+      mesh: where the basis starts; None for a program that is compiled and not run.
       second_moment: of the training tokens; without it, a basis that is made of the data set's
         tokens starts as a random one.
     """
@@ -130,8 +131,9 @@ def training(
         return {}
     section = config.model.basis
     matrix = generator.basis.matrix(generator.grid, generator.own_order, second_moment)
-    matrix = jnp.asarray(matrix, jnp.float32)
-    start = {MATRIX: jax.device_put(matrix, mesh_lib.replicated(mesh))}
+    matrix = np.asarray(matrix, np.float32)
+    place = lambda x: x if mesh is None else jax.device_put(x, mesh_lib.replicated(mesh))
+    start = {MATRIX: place(matrix)}
     if generator.basis.kind != LEARNED:
         return {"fixed": start, "trained": lambda path: not is_basis(path)}
     select = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_basis(path), params)

@@ -25,8 +25,9 @@ from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.heads import make_head
-from bar_jax.jobs.describe import count, generator_program, sampling_flops, training_flops
+from bar_jax.jobs.describe import count, sampling_flops, training_flops
 from bar_jax.jobs.encode import tokens
+from bar_jax.jobs.plan import generator_program
 from bar_jax.jobs.sample import pixels, schedule
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import batch_sharding, make_mesh, replicated

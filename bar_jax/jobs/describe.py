@@ -1,7 +1,9 @@
 """What a config amounts to, without allocating it: prints JSON.
 
 Parameters per part, the bit budget where tokens are bits, the sequence length, FLOPs per image and
-the bytes of training state on each device of the mesh.
+the bytes of training state on each device of the mesh, which may be larger than this machine
+(`describe.devices`). With `describe.steps` training steps are compiled for it: memory per device,
+and what devices send each other.
 """
 
 import math
@@ -17,13 +19,12 @@ from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
 from bar_jax.generators.basis import BasisGenerator
 from bar_jax.generators.settings import sampling_settings
-from bar_jax.jobs import basis
-from bar_jax.jobs.train_generator import make_loss_fn
+from bar_jax.jobs.plan import compiled_step, devices, generator_program, layout_bytes
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import bit_budget, make_tokenizer
 from bar_jax.tokenizers.bar_fsq import parameter_group
-from bar_jax.training.players import Program, one_player
+from bar_jax.training.players import Program
 from bar_jax.training.step import TrainState, init_state
 
 TRUNK_KERNELS = ("blocks", "output_proj", "token_proj")
@@ -32,7 +33,7 @@ HEAD_SHARED = (("in_proj",), ("time_embed_in", "time_embed_out"))
 
 def run(config: ConfigDict) -> dict[str, object]:
     """Describes the configured model on the configured mesh."""
-    mesh = make_mesh(**config.mesh)
+    mesh = make_mesh(**config.mesh, devices=devices(config.describe.devices))
     tokenizer, generator = make_tokenizer(config), make_generator(config)
     shapes = {
         "tokenizer": models.param_shapes(lambda k: models.init_tokenizer(tokenizer, k), mesh),
@@ -52,22 +53,11 @@ def run(config: ConfigDict) -> dict[str, object]:
         "training_flops_per_image": training_flops(config, shapes["generator"]),
         "mesh": dict(mesh.shape),
         "state_bytes_per_device": {
-            **tokenizer_bytes(config, shapes["tokenizer"], mesh),
-            "generator": _bytes(_state(generator_program(config, mesh, generator), mesh)),
+            **tokenizerlayout_bytes(config, shapes["tokenizer"], mesh),
+            "generator": layout_bytes(_state(generator_program(config, None, generator), mesh)),
         },
+        "steps": {step: compiled_step(config, mesh, step) for step in config.describe.steps},
     }
-
-
-def generator_program(config: ConfigDict, mesh: jax.sharding.Mesh, generator: nn.Module) -> Program:
-    """What `train_generator` trains, without data: in raster order from the first step on."""
-    return one_player(
-        lambda key: models.init_generator(generator, key),
-        make_loss_fn(generator, make_tokenizer(config), 0, 0),
-        config.train_generator,
-        steps=2,
-        warmup=1,
-        **basis.training(config, mesh, generator),
-    )
 
 
 def tokens(config: ConfigDict) -> dict[str, object]:
@@ -85,14 +75,16 @@ def tokens(config: ConfigDict) -> dict[str, object]:
     }
 
 
-def tokenizer_bytes(config: ConfigDict, params: dict, mesh: jax.sharding.Mesh) -> dict[str, int]:
+def tokenizerlayout_bytes(
+    config: ConfigDict, params: dict, mesh: jax.sharding.Mesh
+) -> dict[str, int]:
     """Bytes on each device: of its training or, where it is not trained here, of its parameters."""
     if real_valued(config):
-        return {"tokenizer": _bytes(params)}
+        return {"tokenizer": layout_bytes(params)}
     program = make_program(with_both_players(config), {}, examples=1, steps=2, warmup=1)
     return {
-        "tokenizer": _bytes(_state(program, mesh)),
-        "tokenizer_frozen_networks": _bytes(frozen.shapes(config, mesh)),
+        "tokenizer": layout_bytes(_state(program, mesh)),
+        "tokenizer_frozen_networks": layout_bytes(frozen.shapes(config, mesh)),
     }
 
 
@@ -259,11 +251,3 @@ def _kernel_flops(tree: dict) -> int:
 def _state(program: Program, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes of all that a stage changes: parameters, moments, average, discriminator."""
     return init_state(program.init, jax.random.key(0), mesh)[1]
-
-
-def _bytes(shapes: object) -> int:
-    """Bytes of a tree on each device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(shapes)
-    )

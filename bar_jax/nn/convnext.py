@@ -21,13 +21,15 @@ class ConvNeXtBlock(nn.Module):
         """[B, h, w, C] -> the same, and what `nn.scan` stacks: nothing."""
         x = constrain_batch(x)
         channels = x.shape[-1]
+        # Whole on every device: to meet a kernel that is cut along the channels, the compiler would
+        # cut the images so too, and send them all to and fro; 49 weights a channel are little.
         h = nn.Conv(
             channels,
             (7, 7),
             feature_group_count=channels,
             dtype=self.dtype,
-            kernel_init=named(NORMAL_02, None, None, None, "embed"),
-            bias_init=named(nn.initializers.zeros, "embed"),
+            kernel_init=named(NORMAL_02, None, None, None, None),
+            bias_init=named(nn.initializers.zeros, None),
             name="depthwise",
         )(x)
         h = nn.LayerNorm(NORM_EPS, dtype=self.dtype, name="norm")(h)

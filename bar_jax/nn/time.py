@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bar_jax.mesh import constrain_batch
 from bar_jax.nn.linear import NORMAL_02, Init, linear
 
 MAX_PERIOD = 10_000.0
@@ -37,5 +38,8 @@ class TimeEmbedding(nn.Module):
         """Times of 0 to 1000 [...] -> [..., width]."""
         x = sinusoidal(index).astype(self.dtype)
         options = dict(kernel_init=self.kernel_init, dtype=self.dtype)
-        x = nn.silu(linear(self.width, (None, "embed"), name="first", **options)(x))
+        # The kernel is cut along the hidden units: without the constraint the compiler cuts what it
+        # gives so too, and sends that to and fro.
+        x = constrain_batch(linear(self.width, (None, "embed"), name="first", **options)(x))
+        x = nn.silu(x)
         return linear(self.width, ("embed", None), name="second", **options)(x)

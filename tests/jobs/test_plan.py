@@ -1,0 +1,129 @@
+"""Tests of bar_jax/jobs/plan.py."""
+
+import importlib.util
+import math
+
+import jax
+import pytest
+
+from bar_jax import models
+from bar_jax.config import default_config, tiny
+from bar_jax.config_file import load_config
+from bar_jax.errors import InputError
+from bar_jax.generators import make_generator
+from bar_jax.jobs import describe, plan
+from bar_jax.mesh import make_mesh
+from bar_jax.tokenizers import make_tokenizer
+
+LARGE = 1024  # images: activations of one layer are more than all parameters of a tiny model
+
+
+def _config(name="configs/masked_bit/bar_b.py"):
+    return load_config(f"{name}:tiny")
+
+
+def _parameter_bytes(config, step):
+    make, init = {
+        "generator": (make_generator, models.init_generator),
+        "tokenizer": (make_tokenizer, models.init_tokenizer),
+    }[step]
+    shapes = jax.eval_shape(lambda: init(make(config), jax.random.key(0)))
+    return 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize(
+    "name, step",
+    [
+        ("masked_bit/bar_b", "generator"),
+        ("basis/xar_b", "generator"),
+        ("basis/mar_b", "generator"),
+        ("masked_bit/bar_b", "tokenizer"),
+    ],
+)
+def test_devices_send_parameters_and_no_activations(name, step):
+    """With `fsdp` alone: gathers for the forward and the backward pass, and the gradient."""
+    config = _config(f"configs/{name}.py")
+    config.dtype = "float32"
+    config[f"train_{step}"].batch_size = LARGE
+    told = plan.compiled_step(config, make_mesh(1, 8, 1), step)["collectives"]
+    assert told.keys() <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert max(kind["bytes"] for kind in told.values()) < 3 * _parameter_bytes(config, step)
+
+
+@pytest.fixture(scope="module")
+def described():
+    config = _config()
+    config.mesh.update(dict(data=2, fsdp=2, tensor=2))
+    config.describe.steps = ("generator",)
+    return describe.run(config)
+
+
+def test_memory_is_that_of_the_layout(described):
+    """The step takes the state, the batch and a key, and gives the state back in its place."""
+    memory = described["steps"]["generator"]["memory_bytes_per_device"]
+    state = described["state_bytes_per_device"]["generator"]
+    assert state < memory["arguments"] < state + 2**14
+    assert memory["temporaries"] > 0
+    rest = memory["total"] - memory["arguments"] - memory["temporaries"]
+    assert 0 <= rest < 2**12  # metrics
+
+
+def test_what_a_step_tells(described):
+    told = described["steps"]["generator"]
+    assert (told["batch_size"], told["accumulate"], told["remat"]) == (16, 1, False)
+    assert told["compiled_for"] == "cpu"
+    assert told["collectives"]["all-reduce"]["sent_bytes"] > 0
+    seconds = told["communication_seconds"]
+    assert 0 <= seconds["H100"] <= seconds["TPU v5e"]
+
+
+def test_virtual_devices():
+    """As many as the tests have; more than JAX has started with are refused."""
+    assert plan.devices("") == jax.devices()
+    assert plan.devices("4") == jax.devices()[:4]
+    with pytest.raises(InputError, match="device_count=512"):
+        plan.devices("512")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_tpus_need_libtpu():
+    with pytest.raises(InputError, match="^describe.devices: .*libtpu"):
+        plan.devices("v5e:2x2")
+
+
+@pytest.mark.parametrize(
+    "name, step, field",
+    [
+        ("masked_bit/bar_b", "generator", "train_generator.batch_size"),
+        ("masked_bit/bar_b", "discriminator", "describe.steps"),
+        ("basis/xar_b", "tokenizer", "describe.steps"),
+    ],
+)
+def test_refused(name, step, field):
+    """A batch that the mesh does not divide; a network that the config does not train."""
+    config = _config(f"configs/{name}.py")
+    if field.endswith("batch_size"):
+        config.train_generator.batch_size = 12
+    with pytest.raises(InputError, match=f"^{field}"):
+        plan.compiled_step(config, make_mesh(8, 1, 1), step)
+
+
+def test_steps_are_validated():
+    config = tiny(default_config())
+    config.describe.steps = ("generater",)
+    with pytest.raises(InputError, match="^describe.steps: found 'generater'"):
+        from bar_jax.validation import validate
+
+        validate(config)
+
+
+def test_a_step_that_does_not_fit_is_told(monkeypatch):
+    """What the compiler says, in one line, and the state's size all the same."""
+
+    def refuse(self, compiler_options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 20G of 16G hbm.\nAllocations:")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    told = plan.compiled_step(_config(), make_mesh(8, 1, 1), "generator")
+    assert told["does_not_fit"] == "Used 20G of 16G hbm."
+    assert told["state_bytes_per_device"]["parameters"] > 0
