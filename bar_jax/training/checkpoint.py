@@ -173,7 +173,9 @@ def _saving(manager: ocp.CheckpointManager) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
         found = getattr(error, "strerror", None) or str(error)
-        complete = [int(p.name) for p in manager.directory.iterdir() if _is_step(p)]
+        complete = []
+        with contextlib.suppress(OSError):  # the folder itself may be gone
+            complete = [int(p.name) for p in manager.directory.iterdir() if _is_step(p)]
         kept = f"step {max(complete)} is the last one there" if complete else "there is none yet"
         message = f"{manager.directory}: a checkpoint could not be saved ({found}); {kept}"
         raise SaveError(message) from error
