@@ -83,9 +83,8 @@ def run(config: ConfigDict) -> dict[str, object]:
     }
 
 
-def _metrics(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
+def _metrics(config: ConfigDict, mesh: jax.sharding.Mesh, _: float) -> dict[str, object]:
     """Inception's features of images, and numbers from 50,000 and 10,000 features of 2048."""
-    del peak
     config = config.copy_and_resolve_references()
     config.evaluate.weights.inception = feature_networks.RANDOM
     sizes = {"batch_size": config.evaluate.batch_size, "size": config.data.image_size}
