@@ -53,7 +53,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         "training_flops_per_image": training_flops(config, shapes["generator"]),
         "mesh": dict(mesh.shape),
         "state_bytes_per_device": {
-            **tokenizerlayout_bytes(config, shapes["tokenizer"], mesh),
+            **tokenizer_bytes(config, shapes["tokenizer"], mesh),
             "generator": layout_bytes(_state(generator_program(config, None, generator), mesh)),
         },
         "steps": {step: compiled_step(config, mesh, step) for step in config.describe.steps},
@@ -75,7 +75,7 @@ def tokens(config: ConfigDict) -> dict[str, object]:
     }
 
 
-def tokenizerlayout_bytes(
+def tokenizer_bytes(
     config: ConfigDict, params: dict, mesh: jax.sharding.Mesh
 ) -> dict[str, int]:
     """Bytes on each device: of its training or, where it is not trained here, of its parameters."""
