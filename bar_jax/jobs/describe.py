@@ -75,9 +75,7 @@ def tokens(config: ConfigDict) -> dict[str, object]:
     }
 
 
-def tokenizer_bytes(
-    config: ConfigDict, params: dict, mesh: jax.sharding.Mesh
-) -> dict[str, int]:
+def tokenizer_bytes(config: ConfigDict, params: dict, mesh: jax.sharding.Mesh) -> dict[str, int]:
     """Bytes on each device: of its training or, where it is not trained here, of its parameters."""
     if real_valued(config):
         return {"tokenizer": layout_bytes(params)}
