@@ -101,18 +101,20 @@ def load_lpips(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
     Raises:
       InputError: if one of the two is not named; a file that cannot be read, or is another's.
     """
-    params = {}
+    paths = config.evaluate.weights
     for name in LPIPS_NETWORKS:
-        path, source = config.evaluate.weights[name], frozen.SOURCES[name]
-        if not path:
+        if not paths[name]:
+            source = frozen.SOURCES[name]
             raise InputError(
                 f"evaluate.weights.{name}",
                 "no file",
                 f"{source.file} ({source.origin}); or {PACKAGE}, the package of that name; or "
                 "neither of both networks, to leave out LPIPS",
             )
+    params = {}
+    for name in LPIPS_NETWORKS:
         layout = models.param_shapes(functools.partial(init_network, name), mesh)
-        params[name] = mesh_lib.place(read_network(name, path), layout)
+        params[name] = mesh_lib.place(read_network(name, paths[name]), layout)
     return params
 
 
