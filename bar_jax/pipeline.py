@@ -8,11 +8,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import models, published, workdir
-from bar_jax.config import real_valued, token_channels, token_grid
+from bar_jax.config import basis_inside, real_valued, token_channels, token_grid
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.jobs import encode, sample
 from bar_jax.mesh import make_mesh
+from bar_jax.tokenizers import sequence_grid
 from bar_jax.validation import check_labels, check_sampling, check_seed, validate
 
 
@@ -93,6 +94,7 @@ class Pipeline:
         temperature: float | None = None,
         unmasking_schedule: Sequence[int] | None = None,
         steps: int | None = None,
+        tokens: int | None = None,
         images: np.ndarray | None = None,
         keep: np.ndarray | None = None,
     ) -> np.ndarray:
@@ -103,6 +105,7 @@ class Pipeline:
           guidance_scale, temperature: None for those of `config.sample`.
           unmasking_schedule: of bits; None for that of `config.sample`.
           steps: of real-valued tokens, each cell's (xAR) or the diffusion head's; None likewise.
+          tokens: of basis tokens, how many of the first are written (0: all); None likewise.
           images: uint8 [B, H, W, 3], of which tokens are kept (inpainting).
           keep: bool [h, w] over the tokens' grid, or [B, h, w]: True where a token is kept.
 
@@ -127,6 +130,8 @@ class Pipeline:
         if steps is not None:
             section.steps = steps
             validate(config)
+        if tokens is not None:
+            section.tokens = tokens
         if unmasking_schedule is not None:
             section.unmasking_schedule = tuple(np.ravel(unmasking_schedule).tolist())
         labels = np.ravel(labels).tolist()
@@ -137,7 +142,7 @@ class Pipeline:
         check_sampling(config)
         if (images is None) != (keep is None):
             raise InputError("images, keep", "one of them", "both, or neither")
-        if keep is not None and real_valued(config):
+        if keep is not None and (real or basis_inside(config)):
             found = f"some, of {config.model.tokenizer.kind}"
             raise InputError("keep", found, "none: only bits are kept, of bar_fsq")
         if keep is not None:
@@ -164,17 +169,23 @@ class Pipeline:
         )
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens as `encode` returns them -> images uint8 [B, H, W, 3]."""
-        rows, columns = token_grid(self.config)
-        shape = (rows * columns, token_channels(self.config))
+        """Tokens as `encode` returns them -> images uint8 [B, H, W, 3].
+
+        Of bits the first m tokens of each image may be given alone.
+        """
+        rows, columns = sequence_grid(self.config)
+        length, channels = rows * columns, token_channels(self.config)
         tokens, real = np.asarray(tokens), real_valued(self.config)
         numeric = tokens.dtype.kind in "biuf"
         good = numeric and (np.isfinite(tokens) if real else np.isin(tokens, (0, 1))).all()
-        if tokens.shape[1:] != shape or not good:
+        shaped = tokens.ndim == 3 and tokens.shape[2] == channels
+        least = length if real else 1
+        if not (shaped and good and least <= tokens.shape[1] <= length):
+            numbers, count = ("numbers", f"{length}") if real else ("bits {0, 1}", f"1 to {length}")
             raise InputError(
                 "tokens",
                 f"{tokens.dtype}{list(tokens.shape)}",
-                f"{'numbers' if real else 'bits {0, 1}'} [B, {shape[0]}, {shape[1]}]",
+                f"{numbers} [B, {count}, {channels}]",
             )
         tokenizer, tokens = self._tokenizer, tokens.astype(np.float32 if real else np.uint8)
         return np.asarray(sample.pixels(tokenizer.module, tokenizer.params, tokens))

@@ -195,7 +195,6 @@ def encoder_shapes(
     config: ConfigDict, prefix: str = siglip2.PREFIXES[0]
 ) -> dict[str, manifest.Shape]:
     """Names and shapes of SigLIP2's vision tower as the configured tokenizer's encoder needs it."""
-    check_kind(config, "tokenizer")
     params = _params(config, "tokenizer")
     needed = jax.eval_shape(lambda p: siglip2.encoder_tensors(p, prefix), params)
     return {name: tensor.shape for name, tensor in needed.items()}

@@ -9,6 +9,7 @@ from bar_jax.config import (
     CLASSIFIER_METRICS,
     METRICS,
     STEPS,
+    basis_inside,
     bits_per_token,
     duration,
     flatten,
@@ -23,7 +24,7 @@ CHOICES = {
     "data.source": ("digits", "folder", "tfds", "tokens"),
     "data.crop": ("random", "center", "adm"),
     "data.on_damaged": ("skip", "refuse"),
-    "model.tokenizer.kind": ("bar_fsq", "kl_vae", "pixels"),
+    "model.tokenizer.kind": ("bar_fsq", "basis_fsq", "kl_vae", "pixels"),
     "model.tokenizer.encoder.kind": ("siglip2", "vit"),
     "train_tokenizer.stage": ("full", "decoder_finetune"),
     "train_tokenizer.on_damaged_checkpoint": ("refuse", "previous"),
@@ -32,6 +33,7 @@ CHOICES = {
     "model.basis.objective": ("bar", "residual"),
     "model.basis.inverse": ("inverse", "transpose"),
     "model.generator.kind": ("causal", "xar", "mar"),
+    "model.generator.rope": ("2d", "1d"),
     "model.generator.time": ("logit_normal", "uniform"),
     "model.head.kind": ("masked_bit", "bit", "linear", "diffusion", "flow"),
     "model.head.mask_ratio": ("logit_normal", "uniform", "arccos"),
@@ -78,8 +80,9 @@ def validate(config: ConfigDict) -> None:
             "predictor_width",
             "basis.rows",
             "sample.images",
+            "sample.tokens",
         )
-        counts |= name == "sample.images"
+        counts |= name in ("sample.images", "sample.tokens")
         least = 0 if name.endswith(may_be_0) else 1
         if counts and type(value) is int and "anneal" not in name and value < least:
             raise InputError(name, str(value), f"at least {least}")
@@ -169,9 +172,12 @@ def _validate_basis(config: ConfigDict) -> None:
         heads = {"xar": ("flow",)}.get(kind, ("diffusion",))
     else:
         if kind != "causal":
-            expected = "causal: model.tokenizer.kind=bar_fsq makes bits; or kl_vae, pixels"
+            made = config.model.tokenizer.kind
+            expected = f"causal: model.tokenizer.kind={made} makes bits; or kl_vae, pixels"
             raise InputError("model.generator.kind", repr(kind), expected)
         kinds, heads = (*bases.ORDERS, bases.RANDOM), ("masked_bit", "bit", "linear")
+        if basis_inside(config):
+            kinds = (*bases.MATRICES, bases.LEARNED)
     tokens = config.model.tokenizer.kind
     for name, found, choices in (
         ("model.basis.kind", basis.kind, kinds),
@@ -182,9 +188,40 @@ def _validate_basis(config: ConfigDict) -> None:
             given = f"{found!r} for {kind} and the tokens of {tokens}"
             raise InputError(name, given, " | ".join(dict.fromkeys(choices)))
     rows = token_grid(config)[0] // config.model.generator.patch_size
-    length = bases.Basis(basis.kind, basis.init, basis.block, basis.rows).length((rows, rows))
+    length = bases.make_basis(config).length((rows, rows))
     if real_valued(config):
         _validate_host(config, rows, length, bases.LEARNED, bases.RANDOM)
+    _validate_basis_tokens(config, length)
+
+
+def _validate_basis_tokens(config: ConfigDict, length: int) -> None:
+    """Checks what goes with a basis inside the tokenizer, of `length` rows, and with no other."""
+    loss, sample, generator = config.train_tokenizer.loss, config.sample, config.model.generator
+    if not basis_inside(config):
+        for name, value in (
+            ("train_tokenizer.loss.residual", loss.residual),
+            ("train_tokenizer.loss.prefix", loss.prefix),
+            ("sample.tokens", sample.tokens),
+        ):
+            if value:
+                expected = "0, or model.tokenizer.kind=basis_fsq: other tokens are no coefficients"
+                raise InputError(name, str(value), expected)
+        if generator.rope == "1d" and generator.kind != "causal":
+            expected = f"'2d': {generator.kind} knows no other"
+            raise InputError("model.generator.rope", "'1d'", expected)
+        return
+    no_place = "basis tokens have no place in the image"
+    for name, value, expected in (
+        ("model.generator.rope", generator.rope, "1d"),
+        ("model.generator.patch_size", generator.patch_size, 1),
+        ("sample.order", sample.order, "basis"),
+        ("sample.keep", sample.keep, "none"),
+    ):
+        if value != expected:
+            raise InputError(name, repr(value), f"{expected!r}: {no_place}")
+    if config.data.source == "tokens":
+        expected = "a data.source of images: published tokens are those of bar_fsq"
+        raise InputError("model.tokenizer.kind", "'basis_fsq' with data.source=tokens", expected)
 
 
 def _validate_host(config: ConfigDict, rows: int, length: int, learned: str, random: str) -> None:
@@ -346,6 +383,13 @@ def _validate_sampling(config: ConfigDict) -> None:
 def check_sampling(config: ConfigDict) -> None:
     """Checks what the sampler is given."""
     section, bits = config.sample, bits_per_token(config)
+    if basis_inside(config):
+        from bar_jax.bases import make_basis  # imports JAX
+
+        length = make_basis(config).length(token_grid(config))
+        if not 0 <= section.tokens <= length:
+            expected = f"1 to {length}, the tokens of an image, or 0 for all"
+            raise InputError("sample.tokens", f"{section.tokens}", expected)
     for name in ("guidance_scale", "temperature"):
         if not (math.isfinite(section[name]) and section[name] >= 0):
             raise InputError(f"sample.{name}", str(section[name]), "a number of at least 0")

@@ -24,7 +24,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax.config import default_config, flatten, from_scratch, real_valued
+from bar_jax.config import basis_inside, default_config, flatten, from_scratch, real_valued
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 from bar_jax.mesh import all_or_none
@@ -202,12 +202,17 @@ def _compare_training(path: pathlib.Path, config: ConfigDict, part: str) -> None
     if read_json(path).get("job") == "import_weights":  # without an optimiser's state
         expected = f"another --workdir with --config.init_from={config.workdir} to train from them"
         raise InputError(path.parent, "imported weights", expected)
-    _compare(path, config, TRAINING_FIELDS[part], FREE)
+    _compare(path, config, (*TRAINING_FIELDS[part], *_basis_fields(config, part)), FREE)
 
 
 def _compare_model(path: pathlib.Path, config: ConfigDict, part: str) -> None:
     fields = TOKENIZER_FIELDS if part == "tokenizer" else GENERATOR_FIELDS
-    _compare(path, config, fields, free=HOW_TRAINED)
+    _compare(path, config, (*fields, *_basis_fields(config, part)), free=HOW_TRAINED)
+
+
+def _basis_fields(config: ConfigDict, part: str) -> tuple[str, ...]:
+    """Those of the basis, where the tokenizer has it."""
+    return ("model.basis.",) if part == "tokenizer" and basis_inside(config) else ()
 
 
 def _compare(

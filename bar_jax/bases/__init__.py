@@ -9,13 +9,18 @@ order.
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from bar_jax.bases.matrices import FROM_TOKENS, MATRICES, compact_rows, matrix
 from bar_jax.bases.permutation import ORDERS, order
 
-__all__ = ["FROM_TOKENS", "LEARNED", "MATRICES", "ORDERS", "PERMUTATIONS", "RANDOM", "Basis"]
+__all__ = [
+    "FROM_TOKENS", "LEARNED", "MATRICES", "MATRIX", "ORDERS", "PERMUTATIONS", "RANDOM", "Basis",
+    "is_basis", "make_basis",
+]  # fmt: skip
 
 LEARNED = "learned"
+MATRIX = "basis"  # name of A among the parameters
 RANDOM = "random"  # RAR: an order for each example
 # Each is a fixed order of the tokens, or of each image its own.
 PERMUTATIONS = ("identity", *ORDERS, RANDOM)
@@ -98,3 +103,14 @@ class Basis(NamedTuple):
         if self.fixed in ORDERS:
             order(self.fixed, grid, self.block)
         return tokens
+
+
+def make_basis(config: ConfigDict) -> Basis:
+    """The basis that a config describes."""
+    basis = config.model.basis
+    return Basis(basis.kind, basis.init, basis.block, basis.rows, config.seed, basis.inverse)
+
+
+def is_basis(path: tuple) -> bool:
+    """Whether a parameter is A, by its path."""
+    return path[0].key == MATRIX

@@ -17,12 +17,13 @@ Bits are written by the masked-bit generator. Real-valued tokens are written by 
 """
 
 import functools
+import math
 
 import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bar_jax.bases import Basis
+from bar_jax.bases import Basis, make_basis
 from bar_jax.config import bits_per_token, real_valued, token_channels, token_grid
 from bar_jax.generators.basis import BasisGenerator
 from bar_jax.generators.bidirectional import Transformer
@@ -32,17 +33,19 @@ from bar_jax.generators.mar import MAR
 from bar_jax.generators.masked_bit import MaskedBitGenerator
 from bar_jax.generators.xar import XAR
 from bar_jax.heads import make_diffusion_head, make_head
-
-
-def make_basis(config: ConfigDict) -> Basis:
-    """The basis that a config describes."""
-    basis = config.model.basis
-    return Basis(basis.kind, basis.init, basis.block, basis.rows, config.seed, basis.inverse)
+from bar_jax.tokenizers import sequence_grid
 
 
 def _grid(config: ConfigDict) -> tuple[int, int]:
     """Rows and columns of tokens as the generator writes them."""
     return tuple(side // config.model.generator.patch_size for side in token_grid(config))
+
+
+def _places(config: ConfigDict, length: int) -> tuple[int, ...]:
+    """Where the causal transformer's tokens stand: in a grid, or one after another."""
+    grid = _grid(config)
+    in_grid = config.model.generator.rope == "2d" and length == grid[0] * grid[1]
+    return grid if in_grid else (length,)
 
 
 def _channels(config: ConfigDict) -> int:
@@ -51,7 +54,7 @@ def _channels(config: ConfigDict) -> int:
 
 
 def _trunk(
-    config: ConfigDict, remat: bool, grid: tuple[int, int], *, bits: int = 0, channels: int = 0
+    config: ConfigDict, remat: bool, grid: tuple[int, ...], *, bits: int = 0, channels: int = 0
 ) -> CausalTransformer:
     """The causal transformer, over bits or real numbers."""
     generator = config.model.generator
@@ -74,13 +77,16 @@ def _trunk(
 
 def _masked_bit(config: ConfigDict, remat: bool) -> MaskedBitGenerator:
     generator, bits = config.model.generator, bits_per_token(config)
+    grid = sequence_grid(config)
+    length = math.prod(grid) // generator.patch_size**2
+    inside = config.model.tokenizer.kind == "basis_fsq"  # then tokens come in the basis's order
     return MaskedBitGenerator(
-        trunk=_trunk(config, remat, _grid(config), bits=bits),
+        trunk=_trunk(config, remat, _places(config, length), bits=bits),
         head=make_head(config, bits, remat),
-        token_grid=token_grid(config),
+        token_grid=grid,
         patch_size=generator.patch_size,
         label_dropout=generator.label_dropout,
-        basis=make_basis(config),
+        basis=Basis("identity") if inside else make_basis(config),
     )
 
 
@@ -129,11 +135,9 @@ def _mar(config: ConfigDict, remat: bool) -> MAR:
 
 
 def _causal(config: ConfigDict, remat: bool) -> CausalDiffusion:
-    grid, length = _grid(config), make_basis(config).length(_grid(config))
-    if length != grid[0] * grid[1]:
-        grid = (1, length)
+    length = make_basis(config).length(_grid(config))
     return CausalDiffusion(
-        trunk=_trunk(config, remat, grid, channels=_channels(config)),
+        trunk=_trunk(config, remat, _places(config, length), channels=_channels(config)),
         head=make_diffusion_head(config, _channels(config), remat),
         shared_time=config.model.generator.shared_time,
     )

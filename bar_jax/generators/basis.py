@@ -11,14 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bar_jax.bases import LEARNED, RANDOM, Basis, objectives, permutation, transform
+from bar_jax.bases import LEARNED, MATRIX, RANDOM, Basis, objectives, permutation, transform
 from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import from_patches, to_patches
 from bar_jax.losses import Sums
 from bar_jax.mesh import whole
-
-MATRIX = "basis"  # name of A among the parameters
 
 
 class Draws(flax.struct.PyTreeNode):
@@ -87,18 +85,18 @@ class BasisGenerator(nn.Module):
 
     def setup(self):
         if self.basis.has_matrix:
-            start = lambda key: jnp.asarray(self._start(), jnp.float32)
+            start = lambda key: jnp.asarray(self.start(), jnp.float32)
             self.matrix = self.param(MATRIX, start)
 
     @nn.nowrap
-    def _start(self) -> np.ndarray:
-        """A as it starts, or as it always is; made of tokens, a random one in their place."""
-        return self.basis.matrix(self.grid, self.own_order)
+    def start(self, second_moment: np.ndarray | None = None) -> np.ndarray:
+        """A as it starts, or as it always is; made of tokens without any, a random one."""
+        return self.basis.matrix(self.grid, self.own_order, second_moment)
 
     @nn.nowrap
     def matrix_of(self, params: dict) -> np.ndarray:
         """A [N', N] float32 on the host, also of a basis that is an order (not `random`)."""
-        return whole(params[MATRIX]) if MATRIX in params else self._start().astype(np.float32)
+        return whole(params[MATRIX]) if MATRIX in params else self.start().astype(np.float32)
 
     def draw(self, keys: jax.Array, batch_key: jax.Array | None = None) -> Draws:
         """Draws for a training step, each example's from its own key [B].
@@ -226,8 +224,3 @@ class BasisGenerator(nn.Module):
         else:
             x = permutation.scatter(y, self._order(y.shape[0]))
         return from_patches(x, self.token_grid, self.patch_size)
-
-
-def is_basis(path: tuple) -> bool:
-    """Whether a parameter is A, by its path."""
-    return path[0].key == MATRIX

@@ -161,7 +161,8 @@ class CausalTransformer(nn.Module):
 
     Attributes:
       bits: n, bits of a token (after token shuffling); not used where there are channels.
-      grid: rows and columns of tokens (after token shuffling).
+      grid: rows and columns of tokens (after token shuffling); of tokens without a place in an
+        image the length of the sequence alone.
       num_classes: classes 0..num_classes - 1; num_classes itself means "no class".
       class_repeats: R, copies of the class embedding in front.
       output_width: of the head.
@@ -172,7 +173,7 @@ class CausalTransformer(nn.Module):
     """
 
     bits: int
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     num_classes: int
     width: int
     depth: int
@@ -188,7 +189,7 @@ class CausalTransformer(nn.Module):
     @property
     def num_tokens(self) -> int:
         """L, tokens of an image."""
-        return self.grid[0] * self.grid[1]
+        return math.prod(self.grid)
 
     @property
     def prefix(self) -> int:
@@ -305,14 +306,15 @@ class CausalTransformer(nn.Module):
         return tuple(block.modulate(condition) for block in self.blocks)
 
     def prefill(
-        self, labels: jax.Array, order: jax.Array, modulations: tuple[jax.Array, ...]
+        self, labels: jax.Array, order: jax.Array, modulations: tuple[jax.Array, ...], tokens: int
     ) -> KVCache:
         """The cache after the first R positions: all of the prefix but the last class copy.
 
         Args:
           modulations: of positions 0..R - 1, an array [B, R, 6, D] for every layer.
+          tokens: how many are going to be written.
         """
-        length, head_dim = self.prefix + self.num_tokens, self.width // self.heads
+        length, head_dim = self.prefix + tokens, self.width // self.heads
         empty = jnp.zeros((labels.shape[0], self.heads, length, head_dim), self.dtype)
         cache = KVCache((empty,) * self.depth, (empty,) * self.depth)
         x = self._prefix(labels)[:, : self.class_repeats]

@@ -136,6 +136,8 @@ class MaskedBitGenerator(nn.Module):
     ) -> jax.Array:
         """Draws an image's bits [B, N, k] for each label; image i depends on keys[i] alone.
 
+        With `settings.tokens` = m only the first m tokens are written, [B, m, k]: the same ones.
+
         Args:
           params: of the generator.
           guidance_scale: S; not used where `settings.guided` is False.
@@ -158,6 +160,7 @@ class MaskedBitGenerator(nn.Module):
             noise=token_noise(self.head, keys, settings.unmasking_schedule),
             order=order,
             kept=kept,
+            count=settings.tokens,
         )
 
     def initialize(self, bits: jax.Array, labels: jax.Array, keys: jax.Array) -> Sums:
@@ -176,6 +179,7 @@ def sample_tokens(
     noise: Callable[[jax.Array], jax.Array],
     order: jax.Array,
     kept: tuple[jax.Array, jax.Array] | None = None,
+    count: int = 0,
     record: bool = False,
 ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
     """Writes images' tokens one after another: one scan over tokens with a KV cache.
@@ -193,10 +197,11 @@ def sample_tokens(
       order: [B, L], the place of each written token.
       kept: tokens that are given, (bits [B, N, k], keep [B, N] bool with True where given); with
         token shuffling a token is given where all of its parts are.
+      count: m, how many tokens are written, of those that are in raster order; 0: all.
       record: also return what was drawn from, for tests.
 
     Returns:
-      bits [B, N, k] uint8 in raster order; with `record` also {`z`: [L, B or 2 B, W],
+      bits [B, N or m, k] uint8 in raster order; with `record` also {`z`: [L, B or 2 B, W],
       `logits`: of the head's `sample`, [L, ...]}.
     """
     trunk, head = generator.trunk, generator.head
@@ -223,7 +228,9 @@ def sample_tokens(
         return bits, {"z": z, "logits": logits} if record else None
 
     labels = jnp.asarray(labels)
-    bits, recorded = write_tokens(trunk, params["trunk"], labels, order, draw, guided)
+    bits, recorded = write_tokens(trunk, params["trunk"], labels, order, draw, guided, count)
+    if count:
+        return bits
     bits = permutation.scatter(bits, order)
     bits = unshuffle(bits, generator.token_grid, generator.patch_size)
     return (bits, recorded) if record else bits

@@ -16,6 +16,7 @@ class Settings(NamedTuple):
       steps: of xAR in each cell, or of the diffusion head.
       clip: of the diffusion head, see `heads.gaussian_diffusion.moments`.
       iterations: of MAR.
+      tokens: of basis tokens, how many are written; 0: all.
     """
 
     guided: bool
@@ -25,6 +26,7 @@ class Settings(NamedTuple):
     steps: int = 50
     iterations: int = 64
     clip: float = 0.0
+    tokens: int = 0
 
 
 def sampling_settings(config: ConfigDict) -> Settings:
@@ -38,4 +40,5 @@ def sampling_settings(config: ConfigDict) -> Settings:
         steps=section.steps,
         iterations=section.iterations,
         clip=section.clip,
+        tokens=section.tokens,
     )

@@ -18,6 +18,7 @@ def write_tokens(
     order: jax.Array,
     draw: Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]],
     guided: bool,
+    count: int = 0,
 ) -> tuple[jax.Array, Any]:
     """One scan over tokens.
 
@@ -28,12 +29,13 @@ def write_tokens(
       draw: (the head's input [B, W], index of the token in the order) -> token [B, n], and what to
         record of it. Where `guided`, the input is [2 B, W], the unconditional half last.
       guided: whether there is an unconditional branch.
+      count: m, how many tokens are written: the first m of those that there would be; 0: all L.
 
     Returns:
-      Tokens [B, L, n] in the order in which they were written, and the records [L, ...].
+      Tokens [B, m, n] in the order in which they were written, and the records [m, ...].
     """
     chex.assert_shape(order, (*labels.shape, trunk.num_tokens))
-    length, batch = trunk.num_tokens, labels.shape[0]
+    length, batch = count or trunk.num_tokens, labels.shape[0]
     params = decoding_params(params, trunk.dtype)
 
     def apply(method, *args):
@@ -71,7 +73,7 @@ def write_tokens(
         return (x, cache), (token, recorded)
 
     prefix = modulations(0, trunk.class_repeats)
-    cache = apply(trunk.prefill, all_labels, all_orders, prefix)
+    cache = apply(trunk.prefill, all_labels, all_orders, prefix, length)
     x = apply(trunk.embed_class, all_labels).astype(trunk.dtype)
     _, (tokens, recorded) = jax.lax.scan(write_token, (x, cache), jnp.arange(length))
     return jnp.moveaxis(tokens, 0, 1), recorded

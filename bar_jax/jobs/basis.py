@@ -27,16 +27,16 @@ from ml_collections import ConfigDict
 
 from bar_jax import mesh as mesh_lib
 from bar_jax import models
-from bar_jax.bases import LEARNED, RANDOM, Basis, energy, transform
+from bar_jax.bases import LEARNED, MATRIX, RANDOM, Basis, energy, is_basis, transform
 from bar_jax.bases.projection import projected
 from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
-from bar_jax.generators.basis import MATRIX, is_basis
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.generators.shuffle import from_patches, to_patches
 from bar_jax.jobs import encode, sample
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.tokenizers.basis_fsq import BasisFSQ
 from bar_jax.training.step import stream_key
 from bar_jax.training.writer import MetricsWriter, update_summary
 from bar_jax.visualize import basis as pictures
@@ -117,24 +117,23 @@ def _moments(generator, tokenizer, tokens, key, counted):
 def training(
     config: ConfigDict,
     mesh: jax.sharding.Mesh | None,
-    generator: nn.Module,
+    module: nn.Module,
     second_moment: np.ndarray | None = None,
 ) -> dict[str, object]:
-    """What `players.one_player` needs to know of a basis: how it starts, whether it is trained.
+    """What `players` needs to know of a basis: how it starts, whether it is trained.
 
     Args:
       mesh: where the basis starts; None for a program that is compiled and not run.
+      module: the generator or the tokenizer that it is a part of.
       second_moment: of the training tokens; without it, a basis that is made of the data set's
         tokens starts as a random one.
     """
-    if not generator.basis.has_matrix:
+    if not (module.basis.has_matrix or isinstance(module, BasisFSQ)):
         return {}
-    section = config.model.basis
-    matrix = generator.basis.matrix(generator.grid, generator.own_order, second_moment)
-    matrix = np.asarray(matrix, np.float32)
+    section, matrix = config.model.basis, np.asarray(module.start(second_moment), np.float32)
     place = lambda x: x if mesh is None else jax.device_put(x, mesh_lib.replicated(mesh))
     start = {MATRIX: place(matrix)}
-    if generator.basis.kind != LEARNED:
+    if module.basis.kind != LEARNED:
         return {"fixed": start, "trained": lambda path: not is_basis(path)}
     select = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_basis(path), params)
     last = optax.masked(projected(section.projection, section.delta), select)

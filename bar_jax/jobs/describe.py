@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bar_jax import frozen, models
-from bar_jax.config import bits_per_token, real_valued, token_channels, token_grid
+from bar_jax.config import bits_per_token, real_valued, token_channels
 from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
 from bar_jax.generators.basis import BasisGenerator
@@ -22,7 +22,7 @@ from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs.plan import compiled_step, devices, generator_program, layout_bytes
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import make_mesh
-from bar_jax.tokenizers import bit_budget, make_tokenizer
+from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.training.players import Program
 from bar_jax.training.step import TrainState, init_state
@@ -62,7 +62,7 @@ def run(config: ConfigDict) -> dict[str, object]:
 
 def tokens(config: ConfigDict) -> dict[str, object]:
     """How many tokens an image has, and how many bits or real numbers a token."""
-    rows, columns = token_grid(config)
+    rows, columns = sequence_grid(config)
     if real_valued(config):
         return {"numbers_per_token": token_channels(config), "tokens": rows * columns}
     bits = config.model.tokenizer.bits
@@ -103,7 +103,7 @@ def tokenizer_parameters(config: ConfigDict, params: dict) -> dict[str, object]:
             "tokenizer_encoding": encoding,
             "tokenizer_decoding": count(params) - encoding,
         }
-    groups = dict.fromkeys(("embeddings", "encoder", "quantizer", "decoder"), 0)
+    groups = dict.fromkeys(("embeddings", "encoder", "quantizer", "basis", "decoder"), 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         groups[parameter_group([key.key for key in path])] += math.prod(leaf.shape)
     unchanged = {}
@@ -153,6 +153,7 @@ def sampling_flops(config: ConfigDict, params: dict, batch: int = 1) -> dict[str
     guided = config.sample.guidance_scale > 1
     rows = 2 * batch if guided else batch
     tokens, prefix = _sequence(config)
+    tokens = config.sample.tokens or tokens
     positions = prefix - 1 + tokens  # the last class copy is the first step of the scan
     layers = params["trunk"]["blocks"]
     attention = 4 * (prefix + tokens) * generator.width * generator.depth

@@ -20,10 +20,9 @@ from ml_collections import ConfigDict
 
 from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
-from bar_jax.config import token_grid
 from bar_jax.data.published_tokens import FILES_PER_BATCH
 from bar_jax.errors import InputError
-from bar_jax.tokenizers import cached_as
+from bar_jax.tokenizers import cached_as, sequence_grid
 from bar_jax.training import preemption
 from bar_jax.training.progress import progress
 from bar_jax.training.writer import update_summary
@@ -70,7 +69,7 @@ def open_split(config: ConfigDict, split: str, fingerprint: str | None = None) -
         fingerprint=fingerprint,
         dtype=dtype,
         width=width,
-        grid=token_grid(config),
+        grid=sequence_grid(config),
         num_classes=config.data.num_classes,
     )
 
@@ -192,7 +191,7 @@ def _published_fingerprint(config) -> str:
 
 
 def _pack(config, fingerprint, split) -> tuple[int, bool]:
-    section, grid = config.data, token_grid(config)
+    section, grid = config.data, sequence_grid(config)
     source = data.open_published_tokens(
         section.path,
         section.train_split,
@@ -247,7 +246,7 @@ def _write_cache(config, split, fingerprint, preprocessing, sizes, share, rows) 
             fingerprint=fingerprint,
             dtype=dtype,
             width=width,
-            grid=token_grid(config),
+            grid=sequence_grid(config),
             num_classes=config.data.num_classes,
             mirrored=_mirrored(config, split),
             preprocessing=preprocessing,

@@ -24,10 +24,9 @@ import jax
 from ml_collections import ConfigDict
 
 from bar_jax import workdir
-from bar_jax.config import token_grid
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
-from bar_jax.tokenizers import bit_budget
+from bar_jax.tokenizers import bit_budget, sequence_grid
 from bar_jax.training.writer import update_summary
 from bar_jax.visualize.figures import (
     Point,
@@ -90,7 +89,7 @@ def psnr_points(run: str) -> tuple[list[Point], list[str]]:
 
 def _against_budget(run, quantity) -> tuple[list[Point], list[str]]:
     config, summary = _read(run)
-    budget = bit_budget.discrete(token_grid(config), 2**config.model.tokenizer.bits)
+    budget = bit_budget.discrete(sequence_grid(config), 2**config.model.tokenizer.bits)
     return _points(run, summary, quantity, quantity, "", budget)
 
 

@@ -28,11 +28,11 @@ from ml_collections import ConfigDict
 
 from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
-from bar_jax.config import real_valued, token_grid
+from bar_jax.bases import make_basis
+from bar_jax.config import basis_inside, real_valued, token_grid
 from bar_jax.data import stream
 from bar_jax.errors import InputError
 from bar_jax.files import replacing, write_atomically
-from bar_jax.generators import make_basis
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import encode
 from bar_jax.training import preemption
@@ -252,7 +252,9 @@ def schedule(config: ConfigDict) -> dict[str, object]:
     """The fields of `sample` that say in which steps the configured generator writes an image."""
     section, kind = config.sample, config.model.generator.kind
     if not real_valued(config):
-        names = ("unmasking_schedule", "order")
+        names = ("unmasking_schedule", "order", "tokens")
+        if not basis_inside(config):
+            names = names[:2]
     else:
         names = {"xar": ("sampler", "steps"), "mar": ("iterations", "steps", "clip")}
         names = names.get(kind, ("steps", "clip"))

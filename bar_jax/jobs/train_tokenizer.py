@@ -6,31 +6,37 @@ PSNR and losses, the bits' usage and the bit budget.
 
 import functools
 import pathlib
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data, frozen, models, workdir
-from bar_jax.config import duration, token_grid
+from bar_jax.bases import LEARNED, MATRIX, objectives
+from bar_jax.config import basis_inside, duration
 from bar_jax.errors import InputError
-from bar_jax.jobs import reconstruct
+from bar_jax.jobs import basis as basis_lib
+from bar_jax.jobs import basis_tokens, reconstruct
 from bar_jax.losses import discriminator as disc
-from bar_jax.losses import weighted
+from bar_jax.losses import prefixes, weighted
 from bar_jax.losses.gram import gram
 from bar_jax.losses.perceptual import convnext_distance, lpips, vgg_pair
 from bar_jax.losses.reconstruction import absolute_error, squared_error
 from bar_jax.mesh import batch_share, make_mesh
 from bar_jax.metrics.reconstruction import bit_entropies
-from bar_jax.tokenizers import bit_budget, make_tokenizer
+from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import parameter_group
+from bar_jax.tokenizers.basis_fsq import BasisFSQ, BasisReconstruction
 from bar_jax.training import loop
 from bar_jax.training.players import FrozenLossFn, Opponent, Program, two_players
-from bar_jax.training.step import stream_key
+from bar_jax.training.step import everything, stream_key
 from bar_jax.training.writer import update_summary
 
 STAGE = "train_tokenizer"
+INIT_STREAM = f"{STAGE}/params"  # of random numbers, that fresh parameters are drawn from
 
 
 def run(config: ConfigDict) -> dict[str, object]:
@@ -64,7 +70,27 @@ def run(config: ConfigDict) -> dict[str, object]:
         usages = measured.bit_usages
         writer.histogram(int(state.step), "bit_usages", usages)
         writer.histogram(int(state.step), "bit_entropies", bit_entropies(usages).tolist())
-        return {f"reconstruction_{name}": value for name, value in measured.numbers.items()}
+        found = {f"reconstruction_{name}": value for name, value in measured.numbers.items()}
+        if basis_inside(config):
+            trained = models.Trained(tokenizer, params, int(state.step))
+            found |= basis_tokens.evaluate(config, trained, writer)
+        return found
+
+    plain = basis_tokens.starts_from_plain(config)
+
+    def program(*durations):
+        networks, given = frozen.load(config, mesh), {}
+        if plain:
+            given = basis_tokens.plain_params(config, mesh)
+        moments = None
+        if basis_tokens.is_made_of_latents(config, folder):
+            init = lambda _: models.init_tokenizer(tokenizer, stream_key(config.seed, INIT_STREAM))
+            params = models.fresh_params(init, mesh, config.seed)
+            params |= given or pretrained_params(config, networks)
+            moments = basis_tokens.second_moment(config, mesh, tokenizer, params, source)
+        return make_program(
+            config, networks, len(source), *durations, mesh=mesh, plain=given, second_moment=moments
+        )
 
     steps, results = loop.train(
         STAGE,
@@ -72,17 +98,17 @@ def run(config: ConfigDict) -> dict[str, object]:
         seed=config.seed,
         examples=len(source),
         mesh=mesh,
-        make_program=lambda *durations: make_program(
-            config, frozen.load(config, mesh), len(source), *durations
-        ),
+        make_program=program,
         batches=batches,
         evaluate=evaluate,
         folder=folder,
-        init_from=pathlib.Path(config.init_from) / "tokenizer" if config.init_from else None,
+        init_from=pathlib.Path(config.init_from) / "tokenizer"
+        if config.init_from and not plain
+        else None,
         config=workdir.to_json(config),
         advice="more data.num_workers decode ahead, and images cropped beforehand take a sixth",
     )
-    (rows, columns), bits = token_grid(config), config.model.tokenizer.bits
+    (rows, columns), bits = sequence_grid(config), config.model.tokenizer.bits
     return update_summary(
         config.workdir,
         {
@@ -104,6 +130,9 @@ def make_program(
     warmup: int,
     constant: int = 0,
     modules: frozen.Modules | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    plain: dict | None = None,
+    second_moment: np.ndarray | None = None,
 ) -> Program:
     """The tokenizer, its frozen networks and its discriminator.
 
@@ -112,6 +141,8 @@ def make_program(
       examples: images of an epoch.
       steps, warmup, constant: of the tokenizer's learning rate.
       modules: of the losses; None for those of the published sizes.
+      mesh, second_moment: of a basis in the tokenizer, see `jobs.basis.training`.
+      plain: parameters of a tokenizer without a basis to start from; {} or None: there is none.
 
     Raises:
       InputError: if the discriminator would start after the last step.
@@ -119,7 +150,9 @@ def make_program(
     section = config.train_tokenizer
     tokenizer = make_tokenizer(config, remat=section.remat)
     modules = modules or frozen.published_modules(tokenizer.dtype)
-    pretrained = {} if config.model.tokenizer.encoder.kind == "vit" else networks.get("siglip2", {})
+    basis = basis_lib.training(config, mesh, tokenizer, second_moment) if inside(tokenizer) else {}
+    may_change = basis.get("trained", everything)
+    pretrained = plain or pretrained_params(config, networks)
     crop_key = stream_key(config.seed, f"{STAGE}/crop")
 
     def group_of(path):
@@ -127,6 +160,8 @@ def make_program(
 
     def trained(path):
         group = group_of(path)
+        if not may_change(path):
+            return False
         if section.stage == "decoder_finetune":
             return group == "decoder"
         return group != "embeddings" or config.model.tokenizer.encoder.kind == "vit"
@@ -145,7 +180,7 @@ def make_program(
 
     return two_players(
         lambda key: models.init_tokenizer(tokenizer, key),
-        make_loss_fn(tokenizer, modules, section, crop_key),
+        make_loss_fn(tokenizer, modules, section, crop_key, config.model.basis.regularizer),
         section,
         steps,
         warmup,
@@ -153,9 +188,16 @@ def make_program(
         opponent=opponent,
         trained=trained,
         share=None if section.encoder_learning_rate == 1 else share,
-        pretrained=pretrained,
+        last=basis.get("last"),
+        pretrained=pretrained | basis.get("pretrained", {}),
         frozen=networks,
+        fixed=basis.get("fixed"),
     )
+
+
+def pretrained_params(config: ConfigDict, networks: dict) -> dict:
+    """What an encoder from SigLIP2 starts with; {} if it starts from scratch."""
+    return {} if config.model.tokenizer.encoder.kind == "vit" else networks.get("siglip2", {})
 
 
 def with_both_players(config: ConfigDict) -> ConfigDict:
@@ -167,22 +209,29 @@ def with_both_players(config: ConfigDict) -> ConfigDict:
 
 
 def make_loss_fn(
-    tokenizer: nn.Module, modules: frozen.Modules, section: ConfigDict, crop_key: jax.Array
+    tokenizer: nn.Module,
+    modules: frozen.Modules,
+    section: ConfigDict,
+    crop_key: jax.Array,
+    regularizer: float = 0.0,
 ) -> FrozenLossFn:
-    """What the tokenizer minimises: the terms of Table 6 whose weight is not 0.
+    """What the tokenizer minimises: the terms of Table 6 whose weight is not 0, and the basis's.
 
     Args:
       crop_key: of the crops that the discriminator is shown.
+      regularizer: weight of the regulariser of a basis that is learned.
     """
-    weights, size = section.loss, section.network_size
+    weights, size = section.loss.to_dict() | {"regularizer": regularizer}, section.network_size
 
     def loss_fn(params, batch, keys, dropout_key, step, networks):
-        del keys, dropout_key
+        del dropout_key
         images = data.to_float(batch["image"])
         output = tokenizer.apply({"params": params}, images)
         decoded = output.images
         terms = {"l1": absolute_error(images, decoded), "l2": squared_error(images, decoded)}
-        if weights.convnext:
+        if inside(tokenizer):
+            terms |= basis_terms(tokenizer, params, images, output, keys, weights)
+        if weights["convnext"]:
             distance = functools.partial(
                 convnext_distance, modules.convnext, networks["convnext_s"]
             )
@@ -197,7 +246,7 @@ def make_loss_fn(
                 terms[term] = lpips(networks["lpips"], *pairs[side])
             else:
                 terms[term] = gram(*pairs[side])
-        if weights.alignment:
+        if weights["alignment"]:
             target = tokenizer.apply(
                 {"params": networks["siglip2"]}, images, method=tokenizer.features
             )
@@ -211,6 +260,38 @@ def make_loss_fn(
         return weighted(terms, weights)
 
     return loss_fn
+
+
+def inside(tokenizer: nn.Module) -> bool:
+    """Whether a tokenizer has a basis."""
+    return isinstance(tokenizer, BasisFSQ)
+
+
+def basis_terms(
+    tokenizer: BasisFSQ,
+    params: dict,
+    images: jax.Array,
+    output: BasisReconstruction,
+    keys: jax.Array,
+    weights: Mapping[str, float],
+) -> dict[str, jax.Array]:
+    """Terms of the loss that a basis adds, [B] each.
+
+    `residual`; `prefix`: `l1` and `l2`, with their weights, of images that are decoded from random
+    prefixes; and, while A is learned, `regularizer`.
+    """
+    A, terms = params[MATRIX], {}
+    if weights["residual"]:
+        terms["residual"] = prefixes.residual(output.z, output.coefficients, A)
+    if weights["prefix"]:
+        lengths = prefixes.draw_lengths(keys, tokenizer.length)
+        arguments = ({"params": params}, output.codes, lengths)
+        early = tokenizer.apply(*arguments, method=tokenizer.from_prefix)
+        terms["prefix"] = weights["l1"] * absolute_error(images, early)
+        terms["prefix"] += weights["l2"] * squared_error(images, early)
+    if tokenizer.basis.kind == LEARNED:
+        terms["regularizer"] = jnp.broadcast_to(objectives.regularizer(A), images.shape[:1])
+    return terms
 
 
 def make_opponent(

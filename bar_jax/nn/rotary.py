@@ -8,24 +8,25 @@ from einops import rearrange, repeat
 BASE = 10_000.0
 
 
-def axial_table(grid: tuple[int, int], head_dim: int, prefix: int = 0) -> tuple[np.ndarray, ...]:
-    """Cosines and sines of the angles that each place of a grid turns by.
+def axial_table(grid: tuple[int, ...], head_dim: int, prefix: int = 0) -> tuple[np.ndarray, ...]:
+    """Cosines and sines of the angles that each place of a grid, or of a sequence, turns by.
 
-    The first half of the channels turns with the row, the second half with the column, with
-    frequencies BASE^(-2i / (head_dim / 2)); each frequency serves two neighbouring channels.
+    In a grid the first half of the channels turns with the row, the second half with the column; in
+    a sequence all of them turn with the place. Frequencies are BASE^(-2i / C), C being the channels
+    that turn together; each serves two neighbouring channels.
 
     Args:
-      grid: rows and columns of tokens.
-      head_dim: channels of a head, divisible by 4.
+      grid: rows and columns of tokens, or the length of a sequence alone.
+      head_dim: channels of a head, divisible by 2 for each axis.
       prefix: rows of the table in front that do not turn.
 
     Returns:
-      cos, sin, each [prefix + rows * columns, head_dim] float32, in raster order.
+      cos, sin, each [prefix + places, head_dim] float32, in raster order.
     """
-    half = head_dim // 2
-    frequencies = BASE ** (-np.arange(0, half, 2, dtype=np.float64) / half)
-    row, column = np.indices(grid).reshape(2, -1)
-    angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1)
+    part = head_dim // len(grid)
+    frequencies = BASE ** (-np.arange(0, part, 2, dtype=np.float64) / part)
+    places = np.indices(grid).reshape(len(grid), -1)
+    angles = np.concatenate([np.outer(place, frequencies) for place in places], axis=1)
     angles = repeat(angles, "n f -> n (f pair)", pair=2)
     angles = np.concatenate([np.zeros((prefix, head_dim)), angles])
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

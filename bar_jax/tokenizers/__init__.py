@@ -5,18 +5,20 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
 
-from bar_jax.config import token_channels
+from bar_jax.bases import make_basis
+from bar_jax.config import basis_inside, token_channels, token_grid
 from bar_jax.tokenizers.bar_fsq import BarFSQ
+from bar_jax.tokenizers.basis_fsq import BasisFSQ
 from bar_jax.tokenizers.kl_vae import KLVAE, attention_levels
 from bar_jax.tokenizers.pixels import Pixels
 
 SIZES = ("width", "depth", "heads", "mlp_width")  # of a ViT
 
 
-def _bar_fsq(config: ConfigDict, remat: bool) -> BarFSQ:
+def _bar_fsq(config: ConfigDict, remat: bool, kind: type = BarFSQ, **options) -> BarFSQ:
     tokenizer = config.model.tokenizer
     sizes = lambda part: FrozenDict({name: part[name] for name in SIZES})
-    return BarFSQ(
+    return kind(
         image_size=config.data.image_size,
         patch_size=tokenizer.patch_size,
         bits=tokenizer.bits,
@@ -28,7 +30,13 @@ def _bar_fsq(config: ConfigDict, remat: bool) -> BarFSQ:
         centered_bits=tokenizer.centered_bits,
         remat=remat,
         dtype=jnp.dtype(config.dtype),
+        **options,
     )
+
+
+def _basis_fsq(config: ConfigDict, remat: bool) -> BasisFSQ:
+    options = dict(basis=make_basis(config), gains=config.model.basis.gains)
+    return _bar_fsq(config, remat, BasisFSQ, **options)
 
 
 def _kl_vae(config: ConfigDict, remat: bool) -> KLVAE:
@@ -51,7 +59,7 @@ def _pixels(config: ConfigDict, remat: bool) -> Pixels:
     return Pixels(config.data.image_size, config.model.tokenizer.patch_size)
 
 
-KINDS = {"bar_fsq": _bar_fsq, "kl_vae": _kl_vae, "pixels": _pixels}
+KINDS = {"bar_fsq": _bar_fsq, "basis_fsq": _basis_fsq, "kl_vae": _kl_vae, "pixels": _pixels}
 
 
 def make_tokenizer(config: ConfigDict, remat: bool = False) -> nn.Module:
@@ -62,8 +70,17 @@ def make_tokenizer(config: ConfigDict, remat: bool = False) -> nn.Module:
 def cached_as(config: ConfigDict) -> tuple[str, int]:
     """How a token is cached: `bits`, `uint8` or `float32`, and how many of them."""
     kind, channels = config.model.tokenizer.kind, token_channels(config)
-    return {
-        "bar_fsq": ("bits", channels),
+    real = {
         "kl_vae": ("float32", 2 * channels),  # mean and log-variance
         "pixels": ("uint8", channels),
-    }[kind]
+    }
+    return real.get(kind, ("bits", channels))
+
+
+def sequence_grid(config: ConfigDict) -> tuple[int, int]:
+    """Rows and columns of the tokens that are cached and modelled.
+
+    Those of basis_fsq have no place in the image: they are one row, as long as A has rows.
+    """
+    grid = token_grid(config)
+    return (1, make_basis(config).length(grid)) if basis_inside(config) else grid

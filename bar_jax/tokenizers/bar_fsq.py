@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bar_jax.nn.linear import linear, named
 from bar_jax.nn.vit import ViT, patchify, unpatchify
-from bar_jax.tokenizers.fsq import Quantizer, bits_to_codes, codes_to_bits
+from bar_jax.tokenizers.fsq import Quantizer, bits_to_codes, codes_to_bits, quantize_centered
 
 # Where a path of parameters begins -> the group that it is trained with; the longest counts.
 GROUPS = {
@@ -18,6 +18,8 @@ GROUPS = {
     ("encoder_vit", "position_embedding"): "embeddings",
     ("encoder_vit",): "encoder",
     ("quantizer",): "quantizer",
+    ("basis",): "basis",
+    ("basis_gains",): "quantizer",
     ("decoder_vit",): "decoder",
     ("to_pixels",): "decoder",
     ("pixel_conv",): "decoder",
@@ -26,7 +28,7 @@ GROUPS = {
 
 
 def parameter_group(path: Sequence[str]) -> str:
-    """The group of a parameter of `BarFSQ`: embeddings, encoder, quantizer or decoder.
+    """The group of a parameter: embeddings, encoder, quantizer, basis or decoder.
 
     The embeddings are what an encoder that starts from SigLIP2 keeps frozen.
 
@@ -100,6 +102,11 @@ class BarFSQ(nn.Module):
         """Rows and columns of tokens."""
         return (self.image_size // self.patch_size,) * 2
 
+    @property
+    def length(self) -> int:
+        """N, tokens of an image."""
+        return self.grid[0] * self.grid[1]
+
     def setup(self):
         width = self.decoder["width"]
         self.patch_embedding = linear(self.encoder["width"], (None, "embed"), dtype=self.dtype)
@@ -148,9 +155,17 @@ class BarFSQ(nn.Module):
         """The feature predictor: output of a decoder's layer [B, N, width] -> [B, N, D] float32."""
         return self.feature_predictor(x).astype(jnp.float32)
 
-    def quantized(self, images: jax.Array) -> jax.Array:
-        """Images [B, H, W, 3] -> codes {-1, +1} [B, N, k] with a straight-through gradient."""
-        return self.quantizer(self.features(images))
+    def project(self, images: jax.Array) -> jax.Array:
+        """Images [B, H, W, 3] -> latents [B, N, k] float32, centred, before they are quantised."""
+        return self.quantizer.project(self.features(images))
+
+    def quantize(self, z: jax.Array) -> jax.Array:
+        """Latents [B, N, k] -> codes {-1, +1} [B, N, k] with a straight-through gradient."""
+        return quantize_centered(z)
+
+    def expand(self, codes: jax.Array) -> jax.Array:
+        """Codes [B, N, k] -> the decoder's input [B, N, width]; 0 is a token that is not known."""
+        return self.quantizer.expand(codes)
 
     def render(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """The decoder: expanded codes [B, N, width] -> images and the feature predictor's input.
@@ -170,14 +185,17 @@ class BarFSQ(nn.Module):
 
     def __call__(self, images: jax.Array) -> Reconstruction:
         """Images [B, H, W, 3] -> what training compares with them."""
-        codes = self.quantized(images)
-        rendered, inner = self.render(self.quantizer.expand(codes))
+        codes = self.quantize(self.project(images))
+        return Reconstruction(*self._from_codes(codes))
+
+    def _from_codes(self, codes):
+        rendered, inner = self.render(self.expand(codes))
         predicted = None if inner is None else self.predict_features(inner)
-        return Reconstruction(rendered, codes, predicted)
+        return rendered, codes, predicted
 
     def encode(self, images: jax.Array) -> jax.Array:
         """Images [B, H, W, 3] in [-1, 1] -> bits {0, 1} [B, N, k] uint8."""
-        return codes_to_bits(self.quantized(images))
+        return codes_to_bits(self.quantize(self.project(images)))
 
     @nn.nowrap
     def latents(self, codes: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -186,7 +204,14 @@ class BarFSQ(nn.Module):
         return codes
 
     def decode(self, bits: jax.Array) -> jax.Array:
-        """Bits {0, 1} [B, N, k] -> images [B, H, W, 3] float32, near [-1, 1] but not clipped."""
-        rows, columns = self.grid
-        chex.assert_shape(bits, (None, rows * columns, self.bits))
-        return self.render(self.quantizer.expand(bits_to_codes(bits)))[0]
+        """Bits -> images [B, H, W, 3] float32, near [-1, 1] but not clipped.
+
+        Args:
+          bits: {0, 1} [B, m, k], m from 1 to N; the tokens that are missing count as not known.
+        """
+        chex.assert_shape(bits, (None, None, self.bits))
+        missing = self.length - bits.shape[1]
+        if not 0 <= missing < self.length:
+            raise ValueError(f"There are {bits.shape[1]} tokens, and must be 1 to {self.length}.")
+        codes = jnp.pad(bits_to_codes(bits), ((0, 0), (0, missing), (0, 0)))
+        return self.render(self.expand(codes))[0]

@@ -19,17 +19,27 @@ SHIFT = math.atanh(0.5 / HALF_WIDTH)
 BOUNDARY = -SHIFT  # -3.80: where the two levels meet, not at 0
 
 
+def center(z: jax.Array) -> jax.Array:
+    """Moves the place where the two levels meet from BOUNDARY to 0: z + 3.80, float32."""
+    return z.astype(jnp.float32) + SHIFT
+
+
 def bound(z: jax.Array) -> jax.Array:
     """Squeezes real numbers into (-1.0005, 0.0005); -0.5 is reached at z = BOUNDARY."""
-    return jnp.tanh(z + SHIFT) * HALF_WIDTH - 0.5
+    return jnp.tanh(center(z)) * HALF_WIDTH - 0.5
 
 
 def quantize(z: jax.Array) -> jax.Array:
-    """Codes {-1, +1} of real numbers [..., k] (float32), with a straight-through gradient.
+    """Codes {-1, +1} of real numbers [..., k], float32, with a straight-through gradient.
 
     The gradient is that of the bounded value: 2 * 0.5005 * sech^2(z + 3.80).
     """
-    bounded = bound(z.astype(jnp.float32))
+    return quantize_centered(center(z))
+
+
+def quantize_centered(z: jax.Array) -> jax.Array:
+    """Codes {-1, +1}, the signs of what `center` gives; gradient as that of `quantize`."""
+    bounded = jnp.tanh(z) * HALF_WIDTH - 0.5
     rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
     return 2 * rounded + 1
 
@@ -74,9 +84,13 @@ class Quantizer(nn.Module):
             self.outputs, kernel_init=named(start, None, "embed"), bias_init=start
         )
 
+    def project(self, features: jax.Array) -> jax.Array:
+        """Features [B, N, inputs] -> centred latents [B, N, k] float32; signs are the codes."""
+        return center(self.in_proj(features.astype(jnp.float32)))
+
     def __call__(self, features: jax.Array) -> jax.Array:
         """Features [B, N, inputs] -> codes {-1, +1} [B, N, k] float32 (straight-through)."""
-        return quantize(self.in_proj(features.astype(jnp.float32)))
+        return quantize_centered(self.project(features))
 
     def expand(self, codes: jax.Array) -> jax.Array:
         """Codes [B, N, k] -> decoder input [B, N, outputs] float32."""

@@ -8,10 +8,10 @@ import pytest
 from flax.core import meta
 
 from bar_jax import models
+from bar_jax.bases import MATRIX
 from bar_jax.config import token_grid
 from bar_jax.config_file import load_config
 from bar_jax.generators import make_generator
-from bar_jax.generators.basis import MATRIX
 from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training.step import TrainState, make_train_step
