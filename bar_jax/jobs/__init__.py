@@ -8,6 +8,7 @@ from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.jobs import (
     basis,
+    basis_tokens,
     benchmark,
     describe,
     encode,
@@ -23,6 +24,12 @@ from bar_jax.jobs import (
     train_tokenizer,
 )
 
+
+def _basis(config: ConfigDict) -> dict[str, object]:
+    """The basis in front of a generator of real-valued tokens, or that of bits."""
+    return (basis if real_valued(config) else basis_tokens).run(config)
+
+
 JOBS = {
     "pipeline": pipeline.run,
     "train_tokenizer": train_tokenizer.run,
@@ -34,7 +41,7 @@ JOBS = {
     "reference": reference.run,
     "import_weights": import_weights.run,
     "export_weights": export_weights.run,
-    "basis": basis.run,
+    "basis": _basis,
     "figures": figures.run,
     "describe": describe.run,
     "benchmark": benchmark.run,
@@ -46,6 +53,7 @@ BATCHES = {
     "encode": ("encode",),
     "train_generator": ("train_generator", "sample", "evaluate"),
     "sample": ("sample",),
+    "basis": ("sample", "evaluate"),
     "reconstruct": ("encode",),
     "evaluate": ("evaluate",),
     "reference": ("evaluate",),

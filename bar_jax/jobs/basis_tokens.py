@@ -1,24 +1,175 @@
-"""A basis inside a tokenizer: how it starts, and how it stands while it is trained."""
+"""Bits of basis coefficients: what the first m tokens of an image are worth.
+
+As a job, writes into `basis/`, of the workdir's tokenizer and of its generator if it has one
+
+    rows.png            rows of A as images of the token grid
+    reconstructed.png   real images, decoded from their first tokens
+    generated.png       the same of generated ones
+    prefixes.png        PSNR and class accuracy against the number of tokens (extra `figures`)
+
+and into `summary.json`, lists over the numbers of tokens `prefix_tokens`
+
+    prefix_psnr                    of validation images, dB
+    prefix_class_accuracy          a classifier's of the same, if evaluate.metrics has it
+    prefix_sample_class_accuracy   the same of generated images
+
+Tokens of a tokenizer without a basis are taken in raster order: what is missing then is the lower
+part of the image. While a tokenizer is trained, A is kept and drawn at every evaluation.
+"""
 
 import functools
+import logging
 import pathlib
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, models, workdir
+from bar_jax import data, feature_networks, models, workdir
 from bar_jax import mesh as mesh_lib
 from bar_jax.bases import energy, make_basis
 from bar_jax.config import basis_inside
-from bar_jax.jobs import basis
-from bar_jax.training.writer import MetricsWriter
+from bar_jax.errors import InputError
+from bar_jax.files import write_atomically
+from bar_jax.generators.settings import sampling_settings
+from bar_jax.jobs import basis, encode, reference, sample
+from bar_jax.metrics import classifier
+from bar_jax.metrics.features import FeatureNetwork, extract
+from bar_jax.metrics.reconstruction import psnr
+from bar_jax.tokenizers.fsq import bits_to_codes
+from bar_jax.training.step import stream_key
+from bar_jax.training.writer import MetricsWriter, update_summary
 from bar_jax.visualize import basis as pictures
 from bar_jax.visualize.grid import save_png
 
-CROP = "center"
-BATCH = 256
+logger = logging.getLogger(__name__)
+IMAGES = 1000  # real ones that are decoded from prefixes, and as many generated ones
+CROP = "center"  # of evaluation
+POINTS = 16  # numbers of tokens that are tried, besides one
+SHOWN = 8  # images in a picture
+
+
+def run(config: ConfigDict) -> dict[str, object]:
+    """Decodes prefixes of real and of generated images; returns the summary."""
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    folder = pathlib.Path(config.workdir) / "basis"
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    with jax.set_mesh(mesh):
+        tokenizer, generator = models.load_tokenizer(config, mesh), None
+        if workdir.begun(pathlib.Path(config.workdir) / "generator"):
+            generator = models.load_generator(config, mesh)
+        judge = None
+        if "class_accuracy" in config.evaluate.metrics:
+            judge = feature_networks.load(config, mesh, feature_networks.CLASSIFIER)
+        counts = pictures.even_counts(tokenizer.module.length, POINTS)
+        settings = {"tokenizer_step": tokenizer.step, "prefix_tokens": counts}
+        real = list(_real(config, mesh, tokenizer))
+        curves = {"prefix_psnr": _psnr(mesh, tokenizer, real, counts)}
+        sets = {"reconstructed": (real, "prefix_class_accuracy")}
+        if generator is not None:
+            settings["generator_step"] = generator.step
+            drawn = list(_generated(config, mesh, generator))
+            sets["generated"] = (drawn, "prefix_sample_class_accuracy")
+        for name, (batches, number) in sets.items():
+            if judge is not None:
+                curves[number] = _accuracy(mesh, tokenizer, batches, counts, judge)
+            picture = _picture(mesh, tokenizer, batches[0], counts)
+            if jax.process_index() == 0:
+                save_png(folder / f"{name}.png", picture)
+        if basis_inside(config):
+            _draw_rows(folder, tokenizer)
+    if jax.process_index() == 0:
+        try:
+            write_atomically(folder / "prefixes.png", pictures.draw_prefixes(counts, curves))
+        except InputError as error:  # no matplotlib
+            logger.info("basis: %s", error)
+    return update_summary(config.workdir, settings | curves)
+
+
+def _real(config, mesh, tokenizer) -> Iterator[dict]:
+    """Batches of this process: real images with their bits."""
+    source = data.open_images(config, validation=True)
+    count = min(IMAGES, len(source))
+    source = data.Subset(source, np.arange(count) * len(source) // count)
+    for batch in reference.batches_of(config, mesh, source, CROP, "real images"):
+        images = mesh_lib.put_batch(mesh, {"image": batch["image"]})["image"]
+        yield batch | {"bits": encode.tokens(tokenizer.module, tokenizer.params, images)}
+
+
+def _generated(config, mesh, generator) -> Iterator[dict]:
+    """Batches of this process: bits of generated images, those that job=sample draws."""
+    section, size = config.sample, config.sample.batch_size
+    settings = sampling_settings(config)._replace(tokens=0)
+    scales = jnp.float32(section.guidance_scale), jnp.float32(section.temperature)
+    own, key = mesh_lib.batch_share(mesh).rows(size), stream_key(config.seed, "sample")
+    for begin in range(0, IMAGES, size):
+        index = (begin + own).astype(np.int32)
+        batch = {"index": index, "label": index % np.int32(config.data.num_classes)}
+        arrays = mesh_lib.put_batch(mesh, batch)
+        bits = sample.drawn(generator.module, settings, generator.params, arrays, *scales, key)
+        yield batch | {"bits": bits, "mask": index < IMAGES}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decoded(tokenizer, params, bits, count):
+    """Images [B, H, W, 3] of the first `count` tokens."""
+    lengths = jnp.full(bits.shape[0], count)
+    images = tokenizer.apply(
+        {"params": params}, bits_to_codes(bits), lengths, method=tokenizer.from_prefix
+    )
+    return mesh_lib.constrain_batch(images)
+
+
+def _psnr(mesh, tokenizer, batches, counts) -> list[float]:
+    """Mean PSNR of real images for each number of tokens, dB."""
+    totals, images = np.zeros(len(counts)), 0
+    for batch in batches:
+        arrays = mesh_lib.put_batch(mesh, {name: batch[name] for name in ("image", "mask")})
+        for i, count in enumerate(counts):
+            decoded = _decoded(tokenizer.module, tokenizer.params, batch["bits"], count)
+            totals[i] += float(_summed_psnr(arrays["image"], decoded, arrays["mask"]))
+        images += int(mesh_lib.whole(arrays["mask"]).sum())
+    return [round(float(total / images), 4) for total in totals]
+
+
+@jax.jit
+def _summed_psnr(images, decoded, mask):
+    return jnp.sum(jnp.where(mask, psnr(data.to_float(images), decoded), 0))
+
+
+def _accuracy(mesh, tokenizer, batches, counts, judge: FeatureNetwork) -> list[float]:
+    """Share of images that a classifier takes for their class, for each number of tokens."""
+    name, found = f"{judge.name}/logits", []
+    for count in counts:
+        decoded = (
+            batch | {"image": _pixels(tokenizer.module, tokenizer.params, batch["bits"], count)}
+            for batch in batches
+        )
+        features = extract(mesh, [judge], decoded, rows=[name])
+        found.append(round(classifier.class_accuracy(features.rows[name], features.labels), 4))
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pixels(tokenizer, params, bits, count):
+    return data.to_uint8(_decoded(tokenizer, params, bits, count))
+
+
+def _picture(mesh, tokenizer, batch, counts) -> np.ndarray:
+    """The first images of a batch, a row each, from few tokens to all."""
+    del mesh
+    images = [
+        mesh_lib.whole(_pixels(tokenizer.module, tokenizer.params, batch["bits"], count))
+        for count in counts
+    ]
+    return pictures.progressive_picture(np.stack([image[:SHOWN] for image in images]))
+
+
+# --- in training ---------------------------------------------------------------------------------
 
 
 def starts_from_plain(config: ConfigDict) -> bool:
@@ -53,14 +204,14 @@ def second_moment(
     The latents of at most `basis.IMAGES` images, evenly spread, as the encoder makes them when
     training starts.
     """
-    count = min(basis.IMAGES, len(source))
+    count, size = min(basis.IMAGES, len(source)), config.train_tokenizer.batch_size
     batches = data.eval_batches(
         data.Subset(source, np.arange(count) * len(source) // count),
         image_size=config.data.image_size,
         crop=CROP,
-        batch_size=config.train_tokenizer.batch_size,
+        batch_size=size,
         on_damaged=config.data.on_damaged,
-        rows=mesh_lib.batch_share(mesh).rows(config.train_tokenizer.batch_size),
+        rows=mesh_lib.batch_share(mesh).rows(size),
     )
     total, images = 0.0, 0
     for batch in batches:
@@ -85,11 +236,15 @@ def evaluate(
       `basis_orthogonality`, the norm of A A^T - I, and A's extreme singular values.
     """
     basis.keep(config, trained)
-    matrix = trained.module.matrix_of(trained.params)
-    rows = pictures.rows_picture(matrix, trained.module.grid, labels=True)
-    if jax.process_index() == 0:
-        save_png(pathlib.Path(config.workdir) / "basis" / "rows.png", rows)
-    writer.image(trained.step, "basis", rows)
-    values, norm = basis.spectrum(matrix)
+    writer.image(trained.step, "basis", _draw_rows(pathlib.Path(config.workdir) / "basis", trained))
+    values, norm = basis.spectrum(trained.module.matrix_of(trained.params))
     found = (norm, float(values[0]), float(values[-1]))
     return dict(zip(basis.NUMBERS[2:], found, strict=True))
+
+
+def _draw_rows(folder: pathlib.Path, trained: models.Trained) -> np.ndarray:
+    module = trained.module
+    rows = pictures.rows_picture(module.matrix_of(trained.params), module.grid, labels=True)
+    if jax.process_index() == 0:
+        save_png(folder / "rows.png", rows)
+    return rows

@@ -163,14 +163,24 @@ def _sample(
     key,
 ):  # fmt: skip
     """Tokens of a batch, decoded: uint8 [B, H, W, 3]."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
     given = {}
     if "keep" in batch:
         given["kept"] = encode.tokens(tokenizer, tokenizer_params, batch["image"]), batch["keep"]
-    drawn = generator.sample(
+    scales = guidance_scale, temperature
+    return pixels(
+        tokenizer,
+        tokenizer_params,
+        drawn(generator, settings, params, batch, *scales, key, **given),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def drawn(generator, settings, params, batch, guidance_scale, temperature, key, **given):
+    """Tokens of a batch, for its `label` [B]; image `index[i]` is drawn from key (seed, index)."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+    return generator.sample(
         params, batch["label"], keys, settings, guidance_scale, temperature, **given
     )
-    return pixels(tokenizer, tokenizer_params, drawn)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -215,3 +215,13 @@ class BarFSQ(nn.Module):
             raise ValueError(f"There are {bits.shape[1]} tokens, and must be 1 to {self.length}.")
         codes = jnp.pad(bits_to_codes(bits), ((0, 0), (0, missing), (0, 0)))
         return self.render(self.expand(codes))[0]
+
+    def from_prefix(self, codes: jax.Array, lengths: jax.Array) -> jax.Array:
+        """Images [B, H, W, 3] decoded from the first tokens of each, the rest being not known.
+
+        Args:
+          codes: {-1, +1} [B, N, k].
+          lengths: [B] in 1..N, how many tokens of each image.
+        """
+        known = jnp.arange(codes.shape[1])[None] < lengths[:, None]
+        return self.render(self.expand(codes * known[..., None]))[0]

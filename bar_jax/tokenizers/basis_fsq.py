@@ -105,13 +105,3 @@ class BasisFSQ(BarFSQ):
         z = self.project(images)
         codes = self.quantize(z)
         return BasisReconstruction(*self._from_codes(codes), z, self.coefficients(codes))
-
-    def from_prefix(self, codes: jax.Array, lengths: jax.Array) -> jax.Array:
-        """Images [B, H, W, 3] decoded from the first coefficients, the rest being 0.
-
-        Args:
-          codes: {-1, +1} [B, N', k].
-          lengths: [B] in 1..N', how many of each image.
-        """
-        known = jnp.arange(codes.shape[1])[None] < lengths[:, None]
-        return self.render(self.expand(codes * known[..., None]))[0]

@@ -20,6 +20,12 @@ COLUMNS = 10
 LABEL = 14  # pixels above a cell, for its index
 CURVE_INCHES = (7.5, 4.0)
 TRAINING_INCHES = (9.0, 3.6)
+PREFIX_INCHES = (10.0, 3.2)
+PREFIX_CURVES = {
+    "prefix_psnr": "PSNR of real images (dB)",
+    "prefix_class_accuracy": "class accuracy of real images",
+    "prefix_sample_class_accuracy": "class accuracy of generated images",
+}
 
 # Told apart with any colour vision (Okabe and Ito 2008).
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -64,6 +70,11 @@ def rows_picture(
 def prefix_counts(rows: int, every: int = 25) -> list[int]:
     """How many rows the images of Figures 4 and 9 are decoded from: 1, 25, 50, ..., all."""
     return sorted({1, *range(every, rows, every), rows})
+
+
+def even_counts(tokens: int, points: int) -> list[int]:
+    """1 and about `points` numbers of tokens, evenly spread up to all of them."""
+    return sorted({1, *(max(1, tokens * (i + 1) // points) for i in range(points))})
 
 
 def progressive_decoding(
@@ -153,6 +164,39 @@ def draw_prefix_energy(curves: Mapping[str, np.ndarray], best: np.ndarray) -> by
     axes.set_ylabel("share of the energy in the first k rows")
     figure.legend(loc="outside right upper", frameon=False, title="area under the curve")
     _plain(axes)
+    return png(figure)
+
+
+def draw_prefixes(counts: Sequence[int], curves: Mapping[str, Sequence[float]]) -> bytes:
+    """What the first tokens of images are worth: PSNR and class accuracy, as far as they are known.
+
+    Args:
+      counts: numbers of tokens.
+      curves: `prefix_psnr` (dB), `prefix_class_accuracy` and `prefix_sample_class_accuracy`: of
+        real images, and of generated ones; a number for each count.
+
+    Returns:
+      A PNG.
+    """
+    return draw_prefixes_of_runs({"": (counts, curves)})
+
+
+def draw_prefixes_of_runs(
+    runs: Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[float]]]],
+) -> bytes:
+    """As `draw_prefixes`, of several runs: name -> (counts, curves)."""
+    figure = new_figure(PREFIX_INCHES)
+    panels = [name for name in PREFIX_CURVES if any(name in c for _, c in runs.values())]
+    for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for i, (run, (counts, curves)) in enumerate(runs.items()):
+            if name in curves:
+                style = dict(color=_COLORS[i % len(_COLORS)], marker="o", markersize=3)
+                axes.plot(counts, curves[name], label=run, linewidth=1.4, **style)
+        axes.set_xlabel("first tokens")
+        axes.set_title(PREFIX_CURVES[name], fontsize=10)
+        _plain(axes)
+    if len(runs) > 1:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return png(figure)
 
 
