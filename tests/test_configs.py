@@ -23,7 +23,7 @@ from bar_jax.config_file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.jobs import describe
 from bar_jax.jobs.describe import count
-from bar_jax.tokenizers import make_tokenizer
+from bar_jax.tokenizers import make_tokenizer, sequence_grid
 from bar_jax.training.optimizer import decays
 from bar_jax.validation import validate
 from bar_jax.visualize import figures
@@ -90,9 +90,10 @@ def test_shapes(path):
     config = load_config(str(ROOT / path))
     tokenizer, generator = make_tokenizer(config), make_generator(config)
     sizes = dict(zip(("tokenizer", "generator"), map(count, _shapes(config)), strict=True))
-    rows, columns = token_grid(config)
+    rows, columns = sequence_grid(config)
     shuffled = rows * columns // config.model.generator.patch_size**2
-    assert tokenizer.grid == generator.token_grid == (rows, columns)
+    assert tokenizer.grid == token_grid(config)
+    assert generator.token_grid == (rows, columns)
     if real_valued(config):
         assert (generator.host.length, generator.host.channels) == (
             shuffled,

@@ -38,8 +38,54 @@ def test_tiny_is_valid():
     validate(tiny(default_config()))
 
 
+BASIS = {"model__tokenizer__kind": "basis_fsq", "model__generator__rope": "1d"}
+BASIS |= {"model__basis__kind": "frequency"}
+
+
 # (changes to the tiny config, field named, what was found, part of what was expected)
 WRONG = [
+    (BASIS | {"sample__tokens": 17}, "sample.tokens", "17", "1 to 16, the tokens of an image"),
+    (BASIS | {"sample__tokens": -1}, "sample.tokens", "-1", "at least 0"),
+    ({"sample__tokens": 4}, "sample.tokens", "4", "or model.tokenizer.kind=basis_fsq"),
+    (
+        BASIS | {"model__generator__rope": "2d"},
+        "model.generator.rope",
+        "'2d'",
+        "'1d': basis tokens have no place in the image",
+    ),
+    (BASIS | {"model__generator__patch_size": 2}, "model.generator.patch_size", "2", "1: basis"),
+    (BASIS | {"sample__keep": "upper"}, "sample.keep", "'upper'", "'none': basis tokens"),
+    (BASIS | {"sample__order": "random"}, "sample.order", "'random'", "'basis': basis tokens"),
+    (
+        BASIS | {"data__source": "tokens"},
+        "model.tokenizer.kind",
+        "'basis_fsq' with data.source=tokens",
+        "of bar_fsq",
+    ),
+    (
+        BASIS | {"model__basis__kind": "random"},
+        "model.basis.kind",
+        "'random' for causal and the tokens of basis_fsq",
+        "frequency |",
+    ),
+    (
+        BASIS | {"model__basis__kind": "scales", "data__image_size": 12},
+        "model.basis.kind",
+        "'scales' on 3 x 3 tokens",
+        "a power of two",
+    ),
+    (
+        {"train_tokenizer__loss__prefix": 0.1},
+        "train_tokenizer.loss.prefix",
+        "0.1",
+        "0, or model.tokenizer.kind=basis_fsq",
+    ),
+    (
+        {"train_tokenizer__loss__residual": 0.1},
+        "train_tokenizer.loss.residual",
+        "0.1",
+        "0, or model.tokenizer.kind=basis_fsq",
+    ),
     ({"dtype": "float16"}, "dtype", "'float16'", "float32 | bfloat16"),
     (
         {"model__tokenizer__kind": "pixels", "job": "train_tokenizer"},

@@ -367,3 +367,22 @@ def test_samples_in_the_order_of_the_basis(key):
         order=jnp.tile(jnp.array(ORDERS["cells"])[None], (2, 1)),
     )
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_the_first_tokens_alone_are_those_of_the_whole(tokens, guidance_scale):
+    """Of a sequence: guidance, noise and places are those of all of it, its cache is shorter."""
+    trunk = make(1).trunk.copy(grid=(6,))
+    generator = MaskedBitGenerator(trunk, make(1).head, (1, 6), basis=Basis("identity"))
+    params, labels = random_params(generator), jnp.array([0, 3, 1])
+    keys = jax.random.split(jax.random.key(5), 3)
+    settings = Settings(guidance_scale > 1, SETTINGS[1][2])
+
+    def bits(settings):
+        draw = jax.jit(generator.sample, static_argnums=3)
+        return draw(params, labels, keys, settings, guidance_scale, 1.5)
+
+    whole, part = bits(settings), bits(settings._replace(tokens=tokens))
+    assert len(np.unique(np.asarray(whole).reshape(-1, 4), axis=0)) > 3
+    np.testing.assert_array_equal(part, whole[:, :tokens])

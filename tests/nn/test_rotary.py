@@ -51,3 +51,15 @@ def test_bfloat16_is_turned_in_float32():
     got = rotate(x, *tables)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_array_equal(got, rotate(x.astype(jnp.float32), *tables).astype(jnp.bfloat16))
+
+
+def test_in_a_sequence_all_channels_turn_with_the_place():
+    """Angles place * 10000^(-2i / C), each for two neighbouring channels; none in the prefix."""
+    length, channels, prefix = 7, 8, 2
+    cos, sin = axial_table((length,), channels, prefix)
+    angles = np.zeros((prefix + length, channels))
+    for place in range(length):
+        for channel in range(channels):
+            angles[prefix + place, channel] = place * 10_000.0 ** (-(channel // 2) * 2 / channels)
+    np.testing.assert_allclose(cos, np.cos(angles), atol=1e-6)
+    np.testing.assert_allclose(sin, np.sin(angles), atol=1e-6)
