@@ -3,10 +3,11 @@
 #
 #   bash launch/compare_bases.sh CONFIG FOLDER [VARIANTS] [--config.FIELD=VALUE ...]
 #
-# CONFIG: configs/basis/digits.py (xAR), configs/basis/digits_causal.py or configs/basis/cifar10.py.
-# VARIANTS: names below, separated by commas; all if left out or empty. Runs that are finished are
-# not run again. JOBS of them run at a time (default 2), each on a core of its own. The README has
-# the tables.
+# CONFIG: configs/basis/digits.py (xAR), configs/basis/digits_causal.py or configs/basis/cifar10.py;
+# configs/unified/digits.py or configs/unified/cifar10.py (a basis inside the tokenizer).
+# VARIANTS: names below, separated by commas; all of the config's if left out or empty. Runs that are
+# finished are not run again. JOBS of them run at a time (default 2), each on a core of its own. The
+# README has the tables.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 config=$1 folder=$2 variants=${3:-} ; shift $(($# < 3 ? $# : 3))
@@ -26,6 +27,10 @@ variant() {  # the fields of each variant
     residual_hard) echo $basis.kind=learned $basis.projection=hard ;;
     residual_none) echo $basis.kind=learned $basis.projection=none ;;
     bar) echo $basis.kind=learned $basis.objective=bar ;;
+    tokens_*) # without a basis inside the tokenizer
+      echo "--config.model.tokenizer.kind=bar_fsq --config.train_tokenizer.loss.residual=0" \
+        "--config.train_tokenizer.loss.prefix=0 $time.rope=2d $basis.kind=${1#tokens_}" ;;
+    learned) echo $basis.kind=learned ;;
     bar_hard) echo $basis.kind=learned $basis.objective=bar $basis.projection=hard ;;
     *) echo "error: variant '$1', expected one of those in launch/compare_bases.sh" >&2; return 1 ;;
   esac
@@ -33,6 +38,11 @@ variant() {  # the fields of each variant
 
 all=identity,published_time,random_orthogonal,pca,frequency,residual,residual_hard,residual_none
 all=$all,bar,bar_hard
+stages=pipeline
+case $config in *unified*)
+  all=tokens_raster,tokens_random,identity,frequency,pca,learned
+  stages="pipeline basis" ;; # the latter: what the first tokens are worth
+esac
 mkdir -p "$folder"
 tasks=()
 for seed in 0 1 2; do
@@ -45,7 +55,7 @@ for seed in 0 1 2; do
 done
 
 lane() {  # every JOBS-th task, one after another, on one core
-  local i one seed workdir
+  local i one seed workdir job failed
   for ((i = $1; i < ${#tasks[@]}; i += jobs)); do
     one=${tasks[i]%:*} seed=${tasks[i]#*:}
     workdir=$folder/${one}_$seed
@@ -54,10 +64,15 @@ lane() {  # every JOBS-th task, one after another, on one core
       echo "error: $workdir is of: $(cat "$workdir/done"); give another FOLDER" >&2
       continue
     fi
-    # shellcheck disable=SC2046
-    if taskset -c $(($1 % $(nproc))) "$python" -m bar_jax.main --config="$config" \
-      --workdir="$workdir" --config.seed="$seed" $(variant "$one") "${@:2}" \
-      >"$workdir.log" 2>&1; then
+    failed=
+    : >"$workdir.log"
+    for job in $stages; do
+      # shellcheck disable=SC2046
+      taskset -c $(($1 % $(nproc))) "$python" -m bar_jax.main --config="$config" \
+        --workdir="$workdir" --config.seed="$seed" --config.job=$job $(variant "$one") "${@:2}" \
+        >>"$workdir.log" 2>&1 || { failed=$job && break; }
+    done
+    if [ -z "$failed" ]; then
       echo "$config ${*:2}" >"$workdir/done"
     else
       echo "error: $workdir failed, see $workdir.log" >&2
@@ -71,18 +86,22 @@ $python - "$folder" <<'PYTHON'
 import collections, json, pathlib, statistics, sys
 
 NUMBERS = (
-    "generator_loss", "basis_energy_of_pca", "basis_orthogonality",
-    "sample_class_accuracy", "sample_classifier_fid",
+    "reconstruction_psnr", "generator_bits_per_image", "generator_loss", "basis_energy_of_pca",
+    "basis_orthogonality", "sample_class_accuracy", "sample_classifier_fid",
 )
-runs = collections.defaultdict(list)
+runs, columns = collections.defaultdict(list), dict.fromkeys(NUMBERS)
 for done in sorted(pathlib.Path(sys.argv[1]).glob("*_[0-9]/done")):
-    runs[done.parent.name[:-2]].append(json.loads((done.parent / "summary.json").read_text()))
-print("variant", "runs", *NUMBERS, sep="\t")
+    summary = json.loads((done.parent / "summary.json").read_text())
+    counts = summary.get("prefix_tokens", [])
+    for name in [name for name in summary if name.startswith("prefix_") and counts]:
+        at = dict(zip(counts, summary[name]))
+        summary |= {f"{name}@{m}": at[m] for m in (counts[-1] // 4, counts[-1] // 2)}
+    columns |= dict.fromkeys(name for name in summary if "@" in name and "tokens" not in name)
+    runs[done.parent.name[:-2]].append(summary)
+columns = [c for c in columns if any(c in summary for found in runs.values() for summary in found)]
+print("variant", "runs", *columns, sep="\t")
 for name, found in runs.items():
-    cells = []
-    for number in NUMBERS:
-        values = [summary[number] for summary in found if number in summary]
-        spread = f" ({min(values):.3f} to {max(values):.3f})" if values else ""
-        cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "-")
+    values = ([summary[c] for summary in found if c in summary] for c in columns)
+    cells = (f"{statistics.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" if v else "-" for v in values)
     print(name, len(found), *cells, sep="\t")
 PYTHON

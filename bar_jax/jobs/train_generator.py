@@ -26,7 +26,7 @@ from bar_jax.generators import make_generator
 from bar_jax.jobs import basis as basis_lib
 from bar_jax.jobs import encode, sample
 from bar_jax.jobs import evaluate as evaluate_lib
-from bar_jax.tokenizers import make_tokenizer
+from bar_jax.tokenizers import make_tokenizer, sequence_grid
 from bar_jax.training import loop
 from bar_jax.training.players import one_player
 from bar_jax.training.step import LossFn, quotients, stream_key
@@ -127,6 +127,11 @@ def run(config: ConfigDict) -> dict[str, object]:
         advice="the token cache is read from its files, which may lie on a slow disk",
     )
     found = {final: results[name] for name, final in FINAL.items() if name in results}
+    if "bits_per_bit" in results:
+        # Of hidden bits, at the shares of them that training draws: no bound of the likelihood.
+        rows, columns = sequence_grid(config)
+        bits = rows * columns * config.model.tokenizer.bits
+        found["generator_bits_per_image"] = results["bits_per_bit"] * bits
     seconds = {f"seconds_{STAGE}": round(results["seconds"], 1)}
     return update_summary(config.workdir, {"generator_step": steps, **found, **seconds})
 
