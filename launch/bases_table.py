@@ -22,8 +22,8 @@ runs, columns = collections.defaultdict(list), dict.fromkeys(NUMBERS)
 for done in sorted(pathlib.Path(sys.argv[1]).glob("*_[0-9]/done")):
     summary = json.loads((done.parent / "summary.json").read_text())
     counts = summary.get("prefix_tokens", [])
-    for name in [name for name in summary if name.startswith("prefix_") and counts]:
-        at = dict(zip(counts, summary[name]))
+    for name in [n for n in summary if n.startswith("prefix_") and n != "prefix_tokens"]:
+        at = dict(zip(counts, summary[name], strict=True))
         summary |= {f"{name}@{m}": at[m] for m in (counts[-1] // 4, counts[-1] // 2)}
     columns |= dict.fromkeys(name for name in summary if "@" in name and "tokens" not in name)
     runs[done.parent.name[:-2]].append(summary)

@@ -1,14 +1,16 @@
 """The masked-bit paper's Figures 4 and 6, with the numbers of finished runs beside the paper's.
 
 Writes `figure_4.png` and `figure_6.png`; where runs have a PSNR `psnr.png`: Figure 4 with PSNR in
-the place of rFID; and where runs measured FID in training `convergence.png`, the basis paper's
-Figure 7. `figures.runs` lists workdirs; what is read of each:
+the place of rFID; where runs measured FID in training `convergence.png`, the basis paper's Figure 7;
+and where job=basis measured prefixes `prefixes.png`: what the first tokens of images are worth.
+`figures.runs` lists workdirs; what is read of each:
 
     config.json    the tokenizer's bits and grid, model.head.kind
     summary.json   reconstruction_fid        FID of reconstructed validation images: rFID
                    reconstruction_psnr       dB
                    sample_fid                FID of the samples: gFID
                    evaluated_guidance_scale  what they were drawn with; above 1: "with guidance"
+                   prefix_tokens, prefix_... numbers of tokens, and what they are worth
     metrics.jsonl  fid, or else classifier_fid, of every evaluation of the generator
 
 Numbers that a run does not have are left out, and the log says so.
@@ -28,6 +30,7 @@ from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 from bar_jax.tokenizers import bit_budget, sequence_grid
 from bar_jax.training.writer import update_summary
+from bar_jax.visualize.basis import PREFIX_CURVES, draw_prefixes_of_runs
 from bar_jax.visualize.figures import (
     Point,
     draw_convergence,
@@ -55,7 +58,22 @@ def run(config: ConfigDict) -> dict[str, object]:
     metric, curves = convergence([str(path).strip() for path in config.figures.runs])
     if curves:
         _write(folder / "convergence.png", draw_convergence(metric, curves))
+    prefixes = prefix_curves([str(path).strip() for path in config.figures.runs])
+    if prefixes:
+        _write(folder / "prefixes.png", draw_prefixes_of_runs(prefixes))
     return update_summary(config.workdir, summary)
+
+
+def prefix_curves(runs: Sequence[str]) -> dict[str, tuple[list[int], dict[str, list[float]]]]:
+    """By the name of a run's folder, numbers of tokens and what they are worth; none of others."""
+    found = {}
+    for run in runs:
+        numbers = dict(_read(run)[1])
+        counts = numbers.get("prefix_tokens")
+        if counts:
+            curves = {name: numbers[name] for name in PREFIX_CURVES if name in numbers}
+            found[pathlib.Path(run).name] = counts, curves
+    return found
 
 
 def _write(path: pathlib.Path, picture: bytes) -> None:
