@@ -1,7 +1,7 @@
 """The masked-bit paper's Figures 4 and 6, with the numbers of finished runs beside the paper's.
 
 Writes `figure_4.png` and `figure_6.png`; where runs have a PSNR `psnr.png`: Figure 4 with PSNR in
-the place of rFID; where runs measured FID in training `convergence.png`, the basis paper's Figure 7;
+the place of rFID; where runs measured FID in training `convergence.png` (basis paper, Figure 7);
 and where job=basis measured prefixes `prefixes.png`: what the first tokens of images are worth.
 `figures.runs` lists workdirs; what is read of each:
 
