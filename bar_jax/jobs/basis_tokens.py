@@ -187,9 +187,11 @@ def plain_params(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict:
 
 
 def is_made_of_latents(config: ConfigDict, folder: pathlib.Path) -> bool:
-    """Whether A starts as what latents say, and training is not begun in `folder`."""
-    needed = basis_inside(config) and make_basis(config).needs_tokens
-    return needed and not mesh_lib.first_says(lambda: workdir.begun(folder))
+    """Whether A is yet to be made of latents: not in a run that goes on, or from another's A."""
+    if not (basis_inside(config) and make_basis(config).needs_tokens):
+        return False
+    given = bool(config.init_from) and not starts_from_plain(config)
+    return not given and not mesh_lib.first_says(lambda: workdir.begun(folder))
 
 
 def second_moment(

@@ -151,6 +151,8 @@ def make_program(
     tokenizer = make_tokenizer(config, remat=section.remat)
     modules = modules or frozen.published_modules(tokenizer.dtype)
     basis = basis_lib.training(config, mesh, tokenizer, second_moment) if inside(tokenizer) else {}
+    if basis and tokenizer.basis.needs_tokens and second_moment is None:
+        basis.pop("fixed", None)  # it comes with the parameters that training starts from
     may_change = basis.get("trained", everything)
     pretrained = plain or pretrained_params(config, networks)
     crop_key = stream_key(config.seed, f"{STAGE}/crop")
