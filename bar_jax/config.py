@@ -291,9 +291,9 @@ def _optimizer(warmup_epochs: float) -> ConfigDict:
 def unified(config: ConfigDict) -> None:
     """Puts the basis into the tokenizer: tokens are bits of basis coefficients, coarse to fine."""
     config.model.tokenizer.kind = "basis_fsq"
-    config.model.basis.update(dict(kind="learned", init="frequency"))
+    config.model.basis.update(dict(kind="learned", init="pca"))
     config.model.generator.rope = "1d"
-    config.train_tokenizer.loss.update(dict(residual=0.1, prefix=0.1))
+    config.train_tokenizer.loss.update(dict(residual=0.01, prefix=0.5))
 
 
 def from_scratch(config: ConfigDict) -> None:
