@@ -1,4 +1,4 @@
-"""Generators of whole configs in layouts of eight devices: gradients and samples are one device's.
+"""Generators, and a tokenizer, in layouts of eight devices: gradients and samples are one device's.
 
 Those of the parts are tested with them; tests/test_mesh.py trains for many steps.
 """
@@ -16,6 +16,8 @@ from bar_jax import models
 from bar_jax.config_file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
+from bar_jax.jobs.train_tokenizer import make_loss_fn
+from bar_jax.tokenizers import make_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BATCH = 8
@@ -76,3 +78,32 @@ def test_gradients_and_samples_do_not_depend_on_the_layout(name, layout):
     assert np.linalg.norm(gradient - expected) < 1e-5 * np.linalg.norm(expected)
     # A sampler's rounding grows with its steps.
     np.testing.assert_allclose(samples, drawn, atol=1e-3 * np.abs(drawn).max())
+
+
+@functools.cache
+def tokenizer_gradient(layout):
+    """Gradient [all parameters] of a step of the tokenizer with a basis inside."""
+    config = config_of("unified/digits")
+    config.train_tokenizer.batch_size = BATCH
+    tokenizer = make_tokenizer(config)
+    mesh = mesh_lib.make_mesh(*layout, devices=jax.devices()[: int(np.prod(layout))])
+    key = jax.random.key(1)
+    loss_fn = make_loss_fn(tokenizer, None, config.train_tokenizer, key, regularizer=1.0)
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, 16, 16, 3), np.uint8)
+
+    def gradients(params, batch, keys):
+        loss = lambda params: loss_fn(params, batch, keys, key, 0, {})["loss"][0]
+        return jax.grad(loss)(params)
+
+    with jax.set_mesh(mesh):
+        init = lambda key: models.init_tokenizer(tokenizer, key)
+        params = models.fresh_params(init, mesh, seed=0)
+        batch = mesh_lib.put_batch(mesh, {"image": images})
+        found = jax.jit(gradients)(params, batch, jax.random.split(key, BATCH))
+    return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.device_get(found))])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_basis_inside_the_tokenizer_does_not_depend_on_the_layout(layout):
+    gradient, expected = tokenizer_gradient(layout), tokenizer_gradient((1, 1, 1))
+    assert np.linalg.norm(gradient - expected) < 1e-5 * np.linalg.norm(expected)
