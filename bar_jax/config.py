@@ -144,6 +144,7 @@ def default_config() -> ConfigDict:
     # full | decoder_finetune: encoder and quantizer stay as they are in `init_from`.
     train.stage = "full"
     train.encoder_learning_rate = 0.1  # the encoder's, as a share of the others'
+    train.basis_learning_rate = 1.0  # basis_fsq: A's, the same
     # Weights of the terms (Table 6); 0: needs no weight file and is not computed, l1 and l2 are all
     # the same. The paper's perceptual weight is that of lpips; alignment is its "clip l2 loss".
     train.loss = ConfigDict(

@@ -191,6 +191,14 @@ def test_the_basis_is_projected_after_every_step():
     assert {"residual", "prefix", "regularizer"} <= set(metrics)
 
 
+def test_the_basis_has_a_learning_rate_of_its_own():
+    """Nothing of it, nothing of A; of the others as much as before."""
+    start = np.float32(make_tokenizer(tiny()).start())
+    state, _ = trained(tiny(train_tokenizer__basis_learning_rate=0.0), steps=1)
+    np.testing.assert_allclose(state.params["basis"], start, atol=1e-6)
+    assert np.any(state.params["basis_gains"])
+
+
 @pytest.mark.parametrize("kind", ["frequency", "haar"])
 def test_a_fixed_basis_stays(kind):
     config = tiny(model__basis__kind=kind)

@@ -169,8 +169,10 @@ def make_program(
         return group != "embeddings" or config.model.tokenizer.encoder.kind == "vit"
 
     def share(path):
-        in_encoder = group_of(path) in ("embeddings", "encoder")
-        return section.encoder_learning_rate if in_encoder else 1.0
+        group = group_of(path)
+        if group == "basis":
+            return section.basis_learning_rate
+        return section.encoder_learning_rate if group in ("embeddings", "encoder") else 1.0
 
     opponent = make_opponent(tokenizer, modules.discriminator, section, crop_key, examples)
     if opponent and opponent.start >= steps:
@@ -189,7 +191,7 @@ def make_program(
         constant,
         opponent=opponent,
         trained=trained,
-        share=None if section.encoder_learning_rate == 1 else share,
+        share=None if section.encoder_learning_rate == section.basis_learning_rate == 1 else share,
         last=basis.get("last"),
         pretrained=pretrained | basis.get("pretrained", {}),
         frozen=networks,

@@ -25,18 +25,18 @@ def get_config(size=None):
     unified(config)
     config.model.generator.update(dict(width=96, depth=3, heads=4, class_repeats=2))
     config.model.generator.order.update(
-        dict(anneal_start_epochs=0.0, anneal_end_epochs=0.0, anneal_end_steps=500)
+        dict(anneal_start_epochs=0.0, anneal_end_epochs=0.0, anneal_end_steps=300)
     )
     config.model.head.update(dict(width=96, depth=2))
 
     train = config.train_tokenizer
-    train.update(dict(batch_size=32, steps=1000, epochs=0.0, ema_decay=0.99))
+    train.update(dict(batch_size=32, steps=600, epochs=0.0, ema_decay=0.99))
     train.optimizer.update(dict(learning_rate=3e-3, warmup_steps=50, warmup_epochs=0.0))
     train = config.train_generator
-    train.update(dict(batch_size=32, steps=1000, epochs=0.0, ema_decay=0.99))
+    train.update(dict(batch_size=32, steps=600, epochs=0.0, ema_decay=0.99))
     train.optimizer.update(dict(learning_rate=3e-3, warmup_steps=50, warmup_epochs=0.0))
     for train in (config.train_tokenizer, config.train_generator):
-        train.update(dict(log_every=50, save_every=500, evaluate_every=1000))
+        train.update(dict(log_every=50, save_every=300, evaluate_every=600))
     config.train_generator.evaluate_samples = 1000
 
     config.encode.update(dict(batch_size=500, shards=8))
