@@ -79,6 +79,7 @@ def start(cluster: Cluster | None) -> None:
     """
     import jax
 
+    _make_threads(os.environ, jax.config.jax_num_cpu_devices)
     platforms = jax.config.jax_platforms or ""
     if cluster is not None:
         # Which devices are its own is for the one who gives flags to say (JAX_LOCAL_DEVICE_IDS,
@@ -93,7 +94,6 @@ def start(cluster: Cluster | None) -> None:
         options = detected(os.environ, platforms)
     if options is None:
         return
-    _make_threads(os.environ, jax.config.jax_num_cpu_devices)
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **options)
     except ValueError as error:  # JAX found no cluster
@@ -152,14 +152,14 @@ def detected(environment: Mapping[str, str], platforms: str) -> dict[str, object
 
 
 def _make_threads(environment: MutableMapping[str, str], devices: int) -> None:
-    """Asks XLA for threads enough where processes make several devices of a CPU each.
+    """Asks XLA for threads enough where a CPU stands for several devices.
 
-    It launches and runs programs in one pool, of as many threads as there are cores. A launch holds
-    its thread while 32 programs wait for its device; with no thread left for one of these that
-    other processes are in the middle of, all wait for ever.
+    It launches and runs programs in one pool, of as many threads as there are cores or devices. A
+    launch holds its thread while 32 programs wait for its device; with no thread left for one of
+    these that other devices are in the middle of, all wait for ever.
 
     Args:
-      devices: of this process's CPU, as JAX's config says; below 1 it does not.
+      devices: that the CPU stands for, as JAX's config says; below 1 it does not.
     """
     flag = r"--xla_force_host_platform_device_count=(\d+)"
     told = re.findall(flag, environment.get("XLA_FLAGS", ""))
