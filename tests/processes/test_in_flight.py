@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("processes")
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = 200  # XLA lets 32 of them wait for a device
 CODE = f"""
