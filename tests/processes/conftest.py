@@ -21,7 +21,8 @@ from bar_jax.metrics import classifier
 from bar_jax.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, TIMEOUT = 20, 300
+STEPS = 20
+TIMEOUT = 900  # seconds until a run counts as hung, on a machine that others keep busy too
 # The command, with another heartbeat. A busy machine may keep a sound process silent for many
 # seconds, so only a test that waits until a lost one is missed takes a short one.
 COMMAND = (
@@ -33,8 +34,10 @@ FIELDS = {
     "data.image_size": 8,
     "model.generator.depth": 1,
     "model.generator.dropout": 0.1,
+    "encode.batch_size": 128,
     "encode.shards": 3,  # not a multiple of the processes
     "sample.images_per_class": 3,  # nor are these of the batch
+    "evaluate.batch_size": 128,
     "evaluate.metrics": ("class_accuracy", "classifier_fid"),
     "train_generator.evaluate_metrics": ("classifier_fid",),
 } | {

@@ -88,7 +88,7 @@ def of_two(tmp_path_factory):
         for rank in (0, 1)
     ]  # fmt: skip
     try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
+        errors = [process.communicate(timeout=900)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
