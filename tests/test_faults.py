@@ -144,7 +144,7 @@ def test_a_full_disk_during_a_save(whole, run, tmp_path):
     assert done.returncode == 1, done.stderr[-3000:]
     told = f"error: {folder}/tokenizer: a checkpoint could not be saved ("
     [line] = [line for line in done.stderr.splitlines() if line.startswith(told)]
-    assert "Traceback" not in done.stderr
+    assert "SaveError" not in done.stderr  # our traceback; threads of Orbax may print theirs
     assert "No space left on device" in line and line.endswith("step 4 is the last one there")
     left = (tmp_path / "left").read_text().split()
     assert [name for name in left if name.isdigit()] == ["4"]
