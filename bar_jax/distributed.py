@@ -7,9 +7,10 @@ is. One process alone needs neither, also in an interactive shell of SLURM or on
 
 import logging
 import os
+import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
 from bar_jax.errors import InputError
@@ -78,6 +79,7 @@ def start(cluster: Cluster | None) -> None:
     """
     import jax
 
+    _make_threads(os.environ, jax.config.jax_num_cpu_devices)
     platforms = jax.config.jax_platforms or ""
     if cluster is not None:
         # Which devices are its own is for the one who gives flags to say (JAX_LOCAL_DEVICE_IDS,
@@ -147,6 +149,24 @@ def detected(environment: Mapping[str, str], platforms: str) -> dict[str, object
             raise InputError("Kubernetes", found, expected)
         return {}
     return None
+
+
+def _make_threads(environment: MutableMapping[str, str], devices: int) -> None:
+    """Asks XLA for threads enough where a CPU stands for several devices.
+
+    It launches and runs programs in one pool, of as many threads as there are cores or devices. A
+    launch holds its thread while 32 programs wait for its device; with no thread left for one of
+    these that other devices are in the middle of, all wait for ever.
+
+    Args:
+      devices: that the CPU stands for, as JAX's config says; below 1 it does not.
+    """
+    flag = r"--xla_force_host_platform_device_count=(\d+)"
+    told = re.findall(flag, environment.get("XLA_FLAGS", ""))
+    if devices < 1:
+        devices = int(told[-1]) if told else 1
+    if 2 * devices > (os.cpu_count() or 1):
+        environment.setdefault("NPROC", str(2 * devices))
 
 
 def _has_kubernetes() -> bool:

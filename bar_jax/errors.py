@@ -1,4 +1,4 @@
-"""The one error that a user's mistake ends in."""
+"""The errors that end in one line, which says what to mend."""
 
 
 class InputError(ValueError):
@@ -14,3 +14,10 @@ class InputError(ValueError):
 
     def __init__(self, where: object, found: str, expected: str):
         super().__init__(f"{where}: found {found}, expected {expected}")
+
+
+class SaveError(RuntimeError):
+    """What could not be written, as on a full disk; the message names the file or folder.
+
+    `main` prints it and exits with status 1: once there is room the same command goes on.
+    """

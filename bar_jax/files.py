@@ -1,12 +1,13 @@
-"""Finds the files that come with bar_jax: in the clone, or inside an installed package."""
+"""Finds the files that come with bar_jax, in a clone or installed, and writes files whole."""
 
 import contextlib
 import difflib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from bar_jax.errors import InputError
+from bar_jax.errors import InputError, SaveError
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -85,6 +86,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def telling_full_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Tells an OSError of a full disk, or of a used-up quota, as a SaveError.
+
+    Args:
+      folder: named where the error names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SaveError(f"{error.filename or folder}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -21,9 +21,9 @@ from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bar_jax import config as config_lib
-from bar_jax import distributed, validation
+from bar_jax import distributed, files, validation
 from bar_jax.config_file import load_config
-from bar_jax.errors import InputError
+from bar_jax.errors import InputError, SaveError
 from bar_jax.training import preemption
 
 logger = logging.getLogger("bar_jax")
@@ -40,10 +40,15 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        return run(parse(argv), distributed.from_flags(_split(argv[1:])))
+        config = parse(argv)
+        with files.telling_full_disk(config.workdir):
+            return run(config, distributed.from_flags(_split(argv[1:])))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return distributed.leave(2)
+    except SaveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return distributed.leave(1)
     except Exception:
         if distributed.is_alone():
             raise

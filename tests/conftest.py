@@ -13,6 +13,8 @@ _FAST = "--xla_backend_optimization_level=0"
 _XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _XLA_FLAGS:
     os.environ["XLA_FLAGS"] = f"{_XLA_FLAGS} {_DEVICES} {_FAST}".strip()
+# Two threads for each: with fewer, devices that wait for each other may do so for ever.
+os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # jax's SVD on CPU is about 20 times slower with more
 # Absolute, and always set: test modules read it to list their cases.
@@ -42,6 +44,26 @@ def _cache_folder() -> str:
 # Three times faster from the second run on, with bitwise the same results.
 jax.config.update("jax_compilation_cache_dir", _cache_folder())
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that at the end no worker waits long for another."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker takes a whole file, or all that start clusters: tests share what one has made."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "tests/processes" if file.startswith("tests/processes/") else file
+
+    config.option.loadscopereorder = False  # the order is that of the collection, above
+    return Scheduling(config, log)
 
 
 @pytest.fixture

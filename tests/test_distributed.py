@@ -117,6 +117,22 @@ def test_what_cannot_be_found_is_told_with_the_flags(environment, where, monkeyp
         detected(environment, "")
 
 
+@pytest.mark.parametrize(
+    "environment, devices, expected",
+    [
+        ({"XLA_FLAGS": "--a=1 --xla_force_host_platform_device_count=400 --b"}, -1, "800"),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=400"}, 300, "600"),
+        ({"NPROC": "7"}, 300, "7"),
+        ({}, -1, None),
+    ],
+)
+def test_threads_for_many_devices_of_a_cpu(environment, devices, expected, monkeypatch):
+    """Two for each; what a user has set stays, and so does what is enough."""
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    distributed._make_threads(environment, devices)
+    assert environment.get("NPROC") == expected
+
+
 def test_a_process_alone_starts_nothing():
     code = (
         "from bar_jax import distributed; distributed.start(None); import jax;"

@@ -142,12 +142,59 @@ def test_a_full_disk_during_a_save(whole, run, tmp_path):
     script = [*UNSHARE, "bash", "-c", FULL_DISK, "bash", str(size), str(folder), str(tmp_path)]
     done = run([*script, *command(folder)])
     assert done.returncode == 1, done.stderr[-3000:]
-    told = f"SaveError: {folder}/tokenizer: a checkpoint could not be saved ("
-    [line] = [line for line in done.stderr.splitlines() if told in line]
+    told = f"error: {folder}/tokenizer: a checkpoint could not be saved ("
+    [line] = [line for line in done.stderr.splitlines() if line.startswith(told)]
+    assert "SaveError" not in done.stderr  # our traceback; threads of Orbax may print theirs
     assert "No space left on device" in line and line.endswith("step 4 is the last one there")
     left = (tmp_path / "left").read_text().split()
     assert [name for name in left if name.isdigit()] == ["4"]
     check_same(tmp_path / "finished", whole)
+
+
+# A writer, told to write more than the disk holds; prints what it raises.
+WRITERS = {
+    "token shard": """
+import numpy as np
+from bar_jax.data import all_shards, plan_cache, shard_writer
+plan = plan_cache(
+    folder / "cache", fingerprint="a", dtype="bits", width=8, grid=(64, 64), num_classes=10,
+    mirrored=False, preprocessing={}, num_examples=100, num_shards=1,
+)
+def write():
+    with shard_writer(plan, all_shards(plan)[0]) as write:
+        bits = np.random.default_rng(0).integers(0, 2, (100, 4096, 8), np.uint8)
+        write(np.zeros(100, int), np.arange(100), bits)
+""",
+    "samples": """
+import numpy as np
+from ml_collections import ConfigDict
+from bar_jax.jobs.sample import Unfinished
+kept = Unfinished(ConfigDict({"workdir": str(folder)}), {}, 100)
+def write():
+    kept.append(np.ones((100, 64, 64, 3), np.uint8))
+""",
+}
+SMALL_DISK = 'mount -t tmpfs -o size=64k tmpfs "$1" || exit 99; exec "$2" -c "$3" "$1"'
+PRINTED = """
+from bar_jax.errors import SaveError
+from bar_jax.files import telling_full_disk
+try:
+    with telling_full_disk(folder):
+        write()
+except SaveError as error:
+    print(error)
+"""
+
+
+@needs_mount
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_told_with_the_file(writer, user_env, tmp_path):
+    """Neither another error nor SIGBUS, which a mapped file raises."""
+    code = "import pathlib, sys; folder = pathlib.Path(sys.argv[1])" + WRITERS[writer] + PRINTED
+    script = [*UNSHARE, "bash", "-c", SMALL_DISK, "bash", str(tmp_path), sys.executable, code]
+    done = subprocess.run(script, env=user_env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(str(tmp_path)) and "No space left on device" in done.stdout
 
 
 READ_ONLY = """

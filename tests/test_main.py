@@ -1,5 +1,6 @@
 """Tests of bar_jax/main.py: the command line, and a user's mistakes that end in one line."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from bar_jax import workdir
 from bar_jax.config import flatten
 from bar_jax.config_file import load_config
-from bar_jax.errors import InputError
+from bar_jax.errors import InputError, SaveError
 from bar_jax.main import main, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -318,6 +319,45 @@ def test_no_part_was_trained(tmp_path):
 
 
 # --- the real thing ------------------------------------------------------------------------------
+
+
+FULL = errno.ENOSPC, "No space left on device"
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (SaveError("runs/a: a checkpoint could not be saved"), "runs/a: a checkpoint could not"),
+        (OSError(*FULL, "runs/a/file"), "runs/a/file: No space left on device"),
+        (OSError(*FULL), "WORKDIR: No space left on device"),
+    ],
+    ids=["checkpoint", "file", "unnamed"],
+)
+def test_a_full_disk_ends_in_one_line(error, line, failing_job, tmp_path, capsys):
+    """With the path; the status says that the same command may go on, with room again."""
+    assert main(failing_job(error)) == 1
+    [told] = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert told.startswith("error: " + line.replace("WORKDIR", str(tmp_path)))
+
+
+def test_another_error_of_the_system_keeps_its_traceback(failing_job):
+    with pytest.raises(ConnectionResetError):
+        main(failing_job(OSError(errno.ECONNRESET, "Connection reset by peer")))
+
+
+@pytest.fixture
+def failing_job(monkeypatch, tmp_path):
+    """Makes the arguments of a job that raises an error."""
+    from bar_jax import jobs
+
+    def arguments(error):
+        def job(config):
+            raise error
+
+        monkeypatch.setitem(jobs.JOBS, "encode", job)
+        return ["main", TINY, "--config.job=encode", f"--workdir={tmp_path}"]
+
+    return arguments
 
 
 def test_the_command_on_an_empty_folder(tmp_path, user_env):

@@ -29,7 +29,7 @@ from bar_jax.data.token_cache import (
     refuse_difference,
     shard_path,
 )
-from bar_jax.errors import InputError
+from bar_jax.errors import InputError, SaveError
 
 # One record a group for random access. Bits and latents of a good tokenizer do not compress, and
 # leaving compression out makes reading and writing three times as fast.
@@ -144,6 +144,7 @@ def shard_writer(plan: CachePlan, shard: Shard) -> Iterator[Callable]:
     Raises:
       InputError: a label out of range (by `write`).
       ValueError: indices or tokens that do not fit the plan, or are not finite (by `write`).
+      SaveError: the shard could not be written, as when the disk is full.
     """
     final = shard_path(plan.path, shard.number, plan.fields["num_shards"])
     unfinished = final.with_name(final.name + ".tmp")  # what a killed writer left is overwritten
@@ -151,16 +152,28 @@ def shard_writer(plan: CachePlan, shard: Shard) -> Iterator[Callable]:
 
     def write(labels, indices, tokens, tokens_mirrored=None) -> None:
         for record in _pack(plan.fields, shard, labels, indices, tokens, tokens_mirrored):
-            writer.write(record.tobytes())
+            with _writing(unfinished):
+                writer.write(record.tobytes())
 
     try:
         yield write
+        with _writing(unfinished):
+            writer.close()
     except BaseException:
-        writer.close()
+        with contextlib.suppress(RuntimeError):  # what has failed is told already
+            writer.close()
         unfinished.unlink()
         raise
-    writer.close()
     _publish(unfinished, final)
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Tells a write that failed, as on a full disk: ArrayRecord's errors have no errno."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise SaveError(f"{file}: a shard could not be written ({error})") from error
 
 
 def finish_cache(plan: CachePlan) -> None:

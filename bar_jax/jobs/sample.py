@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import logging
+import os
 import pathlib
 import shutil
 import time
@@ -32,7 +33,7 @@ from bar_jax.bases import make_basis
 from bar_jax.config import basis_inside, real_valued, token_grid
 from bar_jax.data import stream
 from bar_jax.errors import InputError
-from bar_jax.files import replacing, write_atomically
+from bar_jax.files import naming, replacing, write_atomically
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import encode
 from bar_jax.training import preemption
@@ -315,13 +316,17 @@ class Unfinished:
         """Keeps the next images, uint8 [b, H, W, 3]; those past the end fill up a batch."""
         images = images[: self._total - self.count]
         if jax.process_index() == 0:
+            path = self._folder / "images.npy"
             if self.images is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 shape = (self._total, *images.shape[1:])
-                path = self._folder / "images.npy"
                 self.images = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-            self.images[self.count : self.count + len(images)] = images
-            self.images.flush()
+            # Written, not assigned: on a full disk a mapped file ends the process without a word.
+            with naming(path), path.open("rb+") as file:
+                file.seek(self.images.offset + self.count * self.images[0].nbytes)
+                file.write(images.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
             count = json.dumps({"images": self.count + len(images)})
             write_atomically(self._folder / "count.json", count.encode())
         self.count += len(images)

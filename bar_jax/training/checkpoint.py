@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from bar_jax import __version__
 from bar_jax import mesh as mesh_lib
-from bar_jax.errors import InputError
+from bar_jax.errors import InputError, SaveError
 from bar_jax.training import checksum
 from bar_jax.training.step import TrainState
 
@@ -29,10 +29,6 @@ logger = logging.getLogger(__name__)
 ARRAYS = ("params", "ema", "opt_state", "discriminator")  # fields of the state, saved apart
 # The metadata of version 0.1.0, which had no checksums.
 WITHOUT_CHECKSUMS = {"step", "config", "version", "results"}
-
-
-class SaveError(RuntimeError):
-    """A checkpoint could not be written; the message names the folder and the last complete one."""
 
 
 class DamagedCheckpoint(InputError):

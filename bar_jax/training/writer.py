@@ -21,7 +21,7 @@ from bar_jax.visualize.grid import save_png
 from bar_jax.visualize.report import PICTURE_FOLDER
 from bar_jax.workdir import read_summary
 
-FLUSH_SECONDS = 120  # TensorBoard sees numbers at most this much later
+FLUSH_SECONDS = 120  # TensorBoard, or who reads a mounted bucket, sees numbers this much later
 HISTOGRAM_BINS = 30  # to which TensorBoard reduces any other number
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
 
@@ -43,7 +43,7 @@ class MetricsWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._pictures = path.parent / PICTURE_FOLDER
         _forget(path, stage, start_step)
-        self._path, self._lines = path, path.open("a")
+        self._path, self._lines, self._closed = path, path.open("a"), -math.inf
         self._events = _Events(path.parent / "tensorboard" / stage, start_step)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -54,6 +54,10 @@ class MetricsWriter:
         with naming(self._path):
             self._lines.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
             self._lines.flush()
+            # A bucket that is mounted shows others a file as it was when it was last closed.
+            if time.monotonic() > self._closed + FLUSH_SECONDS:
+                self._lines.close()
+                self._lines, self._closed = self._path.open("a"), time.monotonic()
         for name, value in values.items():
             self._events.add(step, tensorboardX.summary.scalar(name, value))
 

@@ -12,7 +12,9 @@ import time
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+from bar_jax.distributed import HEARTBEAT
+
+pytestmark = pytest.mark.slow
 STEPS = 20
 KILLS = int(os.environ.get("BAR_JAX_KILLS", "3"))
 SEED = int(os.environ.get("BAR_JAX_KILLS_SEED", "0"))
@@ -79,7 +81,7 @@ def test_kill(folder, two, start, arrays, logged):
     shutil.copytree(two / "cache", workdir / "cache")
     before = []
     for kill in range(KILLS):
-        run = start("killed", job="train_generator")
+        run = start("killed", job="train_generator", heartbeat=30 if kill == 0 else HEARTBEAT)
         first = draw.randrange(2)
         if kill == 0:
             run.until(lambda: unfinished(workdir, "generator"), "save")

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 STAGE, HALF, STEPS = "train_generator", 10, 20
 
 

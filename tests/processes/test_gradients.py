@@ -19,7 +19,6 @@ from bar_jax.jobs.describe import generator_program
 from bar_jax.tokenizers import cached_as
 from bar_jax.training.step import init_state, stream_key
 
-pytestmark = pytest.mark.xdist_group("processes")
 ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = {"tokenizer": "quickstart", "masked_bit": "quickstart", "xar": "basis/digits"}
 # What is cut over more than a process: rows; parameters; parameters, but no rows.
@@ -89,7 +88,7 @@ def of_two(tmp_path_factory):
         for rank in (0, 1)
     ]  # fmt: skip
     try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
+        errors = [process.communicate(timeout=900)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()

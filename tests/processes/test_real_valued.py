@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 DIGITS = {"config": "configs/basis/digits.py:tiny", "train_generator.steps": 6}
 DIGITS |= {"train_generator.evaluate_every": 6, "train_generator.save_every": 6}
 
@@ -51,6 +51,5 @@ def test_samples(runs):
 
 def test_metrics(runs):
     expected, found = (json.loads((w / "summary.json").read_text()) for w in runs)
-    for name in ("sample_classifier_fid", "basis_energy", "generator_residual_loss"):
-        if name in expected:
-            assert found[name] == pytest.approx(expected[name], rel=1e-2), name
+    for name in ("sample_classifier_fid", "basis_energy", "generator_loss"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3), name

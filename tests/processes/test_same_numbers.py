@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 STEPS = 20
 
 

@@ -8,6 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from bar_jax.errors import InputError
+from bar_jax.training import writer as writer_module
 from bar_jax.training.writer import MetricsWriter, update_summary
 
 
@@ -125,6 +126,20 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch, name):
             writer.scalars(step, {"loss": 1.0})
     with pytest.raises(OSError):  # a buffer is still full
         full.close()
+
+
+def test_lines_are_closed_now_and_then(tmp_path, monkeypatch):
+    """With the first one and whenever enough time has passed: a mounted bucket shows no others."""
+    writer = MetricsWriter(tmp_path, "train_tokenizer")
+    closed = []
+    for step, seconds in enumerate((120, 120, 0)):
+        monkeypatch.setattr(writer_module, "FLUSH_SECONDS", seconds)
+        before = writer._lines
+        writer.scalars(step, {"loss": 1.0})
+        closed.append(before.closed)
+    writer.close()
+    assert closed == [True, False, True]
+    assert [line["step"] for line in _lines(tmp_path)] == [0, 1, 2]
 
 
 def test_a_run_that_goes_on_tells_tensorboard(tmp_path):
