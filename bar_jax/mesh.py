@@ -7,6 +7,7 @@ mesh. The same program runs on one CPU, eight GPUs and a pod.
 """
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -234,10 +235,13 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     Without it the compiler may split activations like the weights they meet, and gather the
     batch instead of the weights. Outside a mesh (`jax.set_mesh`) it does nothing.
     """
+    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES)) if cut_by_batch(x) else x
+
+
+def cut_by_batch(x: jax.Array) -> bool:
+    """Whether there is a mesh around, and the first axis can be cut over `data` and `fsdp`."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
-        return x
-    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
+    return not mesh.empty and x.shape[0] % batch_ways(mesh) == 0
 
 
 def gathered(table: jax.Array) -> jax.Array:
@@ -248,6 +252,35 @@ def gathered(table: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return table
     return jax.lax.with_sharding_constraint(table, P())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered_kernel(kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """The kernel of a product whole on the devices of `fsdp`; its gradient is cut as it was.
+
+    Left to itself the compiler may gather a kernel for each of the two products of the backward
+    pass. A mere constraint would hold for the gradient too, which all devices would then sum whole.
+
+    Args:
+      axes: the logical names of the kernel's axes.
+    """
+    return _constrain_fsdp(kernel, axes, None)
+
+
+gathered_kernel.defvjp(
+    lambda kernel, axes: (gathered_kernel(kernel, axes), None),
+    lambda axes, _, gradient: (_constrain_fsdp(gradient, axes, "fsdp"),),
+)
+
+
+def _constrain_fsdp(x: jax.Array, axes: tuple[str | None, ...], cut: str | None) -> jax.Array:
+    """Says of the axes that `fsdp` cuts whether they are cut now, and nothing of the others."""
+    ways = jax.sharding.get_abstract_mesh().shape["fsdp"]
+    of_fsdp = [
+        RULES.get(name) == "fsdp" and n % ways == 0 for name, n in zip(axes, x.shape, strict=True)
+    ]
+    spec = P(*(cut if own else P.UNCONSTRAINED for own in of_fsdp))
+    return jax.lax.with_sharding_constraint(x, spec) if any(of_fsdp) else x
 
 
 def shardings(mesh: jax.sharding.Mesh, boxed: object) -> object:

@@ -156,6 +156,33 @@ def test_small_tables_are_whole_on_every_device():
         assert jax.jit(mesh_lib.gathered)(cut).sharding.is_fully_replicated
 
 
+def test_kernels_are_gathered_and_their_gradients_cut():
+    """Whole over `fsdp` in the product, while `tensor` still cuts them; laid out again after it."""
+    axes, rng = ("embed", "mlp"), np.random.default_rng(0)
+    kernel, x = rng.normal(size=(8, 4)), rng.normal(size=(8, 8))
+    mesh = mesh_lib.make_mesh(2, 2, 2)
+    layout = jax.NamedSharding(mesh, P("fsdp", "tensor"))
+    kernel, x = jax.device_put(kernel, layout), mesh_lib.put_batch(mesh, {"x": x})["x"]
+
+    def loss(kernel, x):
+        return jnp.sum(jnp.sin(x @ mesh_lib.gathered_kernel(kernel, axes)))
+
+    with jax.set_mesh(mesh):
+        whole = jax.jit(mesh_lib.gathered_kernel, static_argnums=1)(kernel, axes)
+        assert whole.sharding.spec == P(None, "tensor")
+        gradient = jax.jit(jax.grad(loss))(kernel, x)
+        assert gradient.sharding.is_equivalent_to(layout, 2)
+    x, kernel = np.asarray(x), np.asarray(kernel)
+    np.testing.assert_allclose(gradient, x.T @ np.cos(x @ kernel), rtol=1e-5, atol=1e-5)
+
+
+def test_kernels_that_fsdp_does_not_divide_stay_as_they_are():
+    mesh, kernel = mesh_lib.make_mesh(1, 8, 1), jnp.ones((12, 4))
+    with jax.set_mesh(mesh):
+        assert mesh_lib.gathered_kernel(kernel, ("embed", "mlp")) is kernel
+        assert mesh_lib.gathered_kernel(kernel, (None, "mlp")) is kernel
+
+
 def generator_problem():
     trunk = CausalTransformer(
         4, (2, 2), 3, width=16, depth=2, heads=2, output_width=16, class_repeats=2

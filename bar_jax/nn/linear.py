@@ -1,11 +1,13 @@
 """Linear layers and tables whose parameters carry logical axis names."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bar_jax.mesh import cut_by_batch, gathered_kernel
 from bar_jax.nn.decoding import OUTPUT_FIRST
 
 Init = Callable[..., jax.Array]
@@ -67,5 +69,13 @@ def linear(
         dtype=dtype,
         kernel_init=named(kernel_init, *axes),
         bias_init=named(bias_init, *axes[inputs:]),
+        dot_general=functools.partial(_product, tuple(axes)),
         name=name,
     )
+
+
+def _product(axes, x: jax.Array, kernel: jax.Array, *how, **options) -> jax.Array:
+    """`jax.lax.dot_general`: where rows are cut over devices, kernels come to them."""
+    if cut_by_batch(x):
+        kernel = gathered_kernel(kernel, axes)
+    return jax.lax.dot_general(x, kernel, *how, **options)

@@ -44,10 +44,13 @@ def test_devices_send_parameters_and_no_activations(name, step):
     """With `fsdp` alone: gathers for the forward and the backward pass, and the gradient."""
     config = _config(f"configs/{name}.py")
     config.dtype = "float32"
-    config[f"train_{step}"].batch_size = LARGE
+    config[f"train_{step}"].update(batch_size=LARGE, remat=True)
     told = plan.compiled_step(config, make_mesh(1, 8, 1), step)["collectives"]
     assert told.keys() <= {"all-gather", "all-reduce", "reduce-scatter"}
-    assert max(kind["bytes"] for kind in told.values()) < 3 * _parameter_bytes(config, step)
+    parameters = _parameter_bytes(config, step)
+    assert told["all-gather"]["bytes"] < 2 * parameters
+    # The gradient, and sums such as a norm's.
+    assert told["all-reduce"]["bytes"] < 1.1 * parameters
 
 
 @pytest.fixture(scope="module")
