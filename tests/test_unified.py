@@ -15,7 +15,7 @@ from flax.core import meta
 from PIL import Image
 
 import bar_jax
-from bar_jax import models
+from bar_jax import frozen, models
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.jobs import basis_tokens, sample, train_tokenizer
@@ -145,15 +145,16 @@ def test_another_basis_is_not_trained_on(run):
 # --- how it is trained ---------------------------------------------------------------------------
 
 
-def trained(config, steps=3):
-    """The state after a few steps on random images."""
-    program = train_tokenizer.make_program(config, {}, examples=100, steps=steps, warmup=1)
+def trained(config, steps=3, networks=None):
+    """The state after a few steps on random images, and what the last step told."""
+    arguments = dict(examples=100, steps=steps, warmup=1)
+    program = train_tokenizer.make_program(config, networks or {}, **arguments)
     state = meta.unbox(program.init(jax.random.key(0)))
     params = state.params | program.pretrained | (program.fixed or {})
     state, step = state.replace(params=params), jax.jit(program.step(0))
     images = np.random.default_rng(0).integers(0, 256, (steps, 8, 16, 16, 3), np.uint8)
     for batch in images:
-        state, metrics = step(state, {"image": batch}, jax.random.key(1), {})
+        state, metrics = step(state, {"image": batch}, jax.random.key(1), program.frozen)
     return state, jax.device_get(metrics)
 
 
@@ -214,6 +215,19 @@ def test_the_loss_is_the_sum_of_its_terms():
     weights = {**config.train_tokenizer.loss, "regularizer": config.model.basis.regularizer}
     total = sum(weights[name] * metrics[name] for name in weights if name in metrics)
     assert metrics["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_features_of_siglip2_are_aligned_with():
+    """Whose own weights have no basis."""
+    config = tiny(train_tokenizer__loss__alignment=0.7, **PLAIN)
+    config.model.tokenizer.encoder.kind = "siglip2"
+    config.model.tokenizer.decoder.predictor_width = 8
+    own = meta.unbox(models.init_tokenizer(make_tokenizer(config), jax.random.key(2)))
+    siglip2 = {part: own[part] for part in frozen.ENCODER}
+    state, metrics = trained(config, steps=1, networks={"siglip2": siglip2})
+    assert metrics["alignment"] > 0
+    fixed = state.params["patch_embedding"]["kernel"]
+    np.testing.assert_array_equal(fixed, siglip2["patch_embedding"]["kernel"])
 
 
 # --- how it starts -------------------------------------------------------------------------------

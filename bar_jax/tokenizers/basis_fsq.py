@@ -63,6 +63,9 @@ class BasisFSQ(BarFSQ):
 
     def setup(self):
         super().setup()
+        # The tree of SigLIP2's own weights, whose `features` are aimed at, has no basis.
+        if not (self.is_initializing() or self.has_variable("params", MATRIX)):
+            return
         self.matrix = self.param(MATRIX, lambda key: jnp.asarray(self.start(), jnp.float32))
         if self.gains:
             shape = (self.matrix.shape[0], self.bits)

@@ -165,6 +165,16 @@ def test_the_basis_and_its_gains_are_trained(images):
     assert np.any(gradient["basis"]) and np.any(gradient["basis_gains"])
 
 
+def test_features_need_no_basis(images):
+    """Those that the feature predictor aims at are of SigLIP2's weights alone."""
+    encoder = {name: plain_params()[name] for name in ("patch_embedding", "encoder_vit")}
+    found = [
+        module.apply({"params": encoder}, images, method=module.features)
+        for module in (tokenizer("frequency"), BarFSQ(*ARGUMENTS))
+    ]
+    np.testing.assert_array_equal(*found)
+
+
 def test_groups_of_the_new_parameters():
     assert parameter_group(("basis",)) == "basis"
     assert parameter_group(("basis_gains",)) == "quantizer"
