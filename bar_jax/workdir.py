@@ -24,7 +24,8 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax.config import basis_inside, default_config, flatten, from_scratch, real_valued
+from bar_jax.config import basis_inside, default_config, flatten, real_valued
+from bar_jax.config_presets import from_scratch
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 from bar_jax.mesh import all_or_none

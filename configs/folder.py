@@ -8,7 +8,8 @@ trained from scratch: a size for one accelerator. Every 20th image is held out f
 No number of this config has been published.
 """
 
-from bar_jax.config import classifier_metrics, default_config, from_scratch, sized
+from bar_jax.config import default_config
+from bar_jax.config_presets import classifier_metrics, from_scratch, sized
 
 
 def get_config(size=None):

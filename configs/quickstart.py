@@ -7,7 +7,8 @@ Expect about 26 dB reconstructions and samples that a classifier reads at 0.93 o
 below 0.6).
 """
 
-from bar_jax.config import classifier_metrics, default_config, from_scratch, sized
+from bar_jax.config import default_config
+from bar_jax.config_presets import classifier_metrics, from_scratch, sized
 
 
 def get_config(size=None):

@@ -10,10 +10,9 @@ from bar_jax.config import (
     duration,
     flatten,
     profiled_steps,
-    sized,
-    tiny,
     unknown_field,
 )
+from bar_jax.config_presets import sized, tiny
 from bar_jax.errors import InputError
 
 NAN, INF = math.nan, math.inf

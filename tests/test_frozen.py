@@ -6,7 +6,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from bar_jax import frozen
-from bar_jax.config import default_config, from_scratch, tiny
+from bar_jax.config import default_config
+from bar_jax.config_presets import from_scratch, tiny
 from bar_jax.errors import InputError
 from bar_jax.mesh import make_mesh
 from bar_jax.pretrained import manifest

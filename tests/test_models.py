@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from bar_jax import models
-from bar_jax.config import default_config, tiny
+from bar_jax.config import default_config
+from bar_jax.config_presets import tiny
 
 PARAMS = {"a": {"kernel": np.arange(6, dtype=np.float32)}}
 

@@ -11,8 +11,9 @@ import safetensors.numpy
 
 import bar_jax
 from bar_jax import models, published
-from bar_jax.config import default_config, tiny
+from bar_jax.config import default_config
 from bar_jax.config_file import load_config
+from bar_jax.config_presets import tiny
 from bar_jax.errors import InputError
 from bar_jax.mesh import make_mesh
 from bar_jax.pretrained import bar_fsq, manifest, siglip2

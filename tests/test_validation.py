@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from bar_jax.config import default_config, flatten, tiny
+from bar_jax.config import default_config, flatten
+from bar_jax.config_presets import tiny
 from bar_jax.errors import InputError
 from bar_jax.validation import CHOICES, validate
 

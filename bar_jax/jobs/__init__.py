@@ -53,7 +53,7 @@ BATCHES = {
     "encode": ("encode",),
     "train_generator": ("train_generator", "sample", "evaluate"),
     "sample": ("sample",),
-    "basis": ("sample", "evaluate"),
+    "basis": ("sample", "evaluate"),  # of bits
     "reconstruct": ("encode",),
     "evaluate": ("evaluate",),
     "reference": ("evaluate",),
@@ -79,7 +79,7 @@ def check_devices(config: ConfigDict) -> None:
     else:
         names = BATCHES.get(config.job, ())
         if real_valued(config):  # whose tokenizers are not trained
-            names = [name for name in names if name != "train_tokenizer"]
+            names = [name for name in names if name != "train_tokenizer" and config.job != "basis"]
     for name in names:
         section = config[name]
         pieces = section.get("accumulate", 1)

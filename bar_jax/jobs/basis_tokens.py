@@ -77,7 +77,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         for name, (batches, number) in sets.items():
             if judge is not None:
                 curves[number] = _accuracy(mesh, tokenizer, batches, counts, judge)
-            picture = _picture(mesh, tokenizer, batches[0], counts)
+            picture = _picture(tokenizer, batches[0], counts)
             if jax.process_index() == 0:
                 save_png(folder / f"{name}.png", picture)
         if basis_inside(config):
@@ -159,9 +159,8 @@ def _pixels(tokenizer, params, bits, count):
     return data.to_uint8(_decoded(tokenizer, params, bits, count))
 
 
-def _picture(mesh, tokenizer, batch, counts) -> np.ndarray:
+def _picture(tokenizer, batch, counts) -> np.ndarray:
     """The first images of a batch, a row each, from few tokens to all."""
-    del mesh
     images = [
         mesh_lib.whole(_pixels(tokenizer.module, tokenizer.params, batch["bits"], count))
         for count in counts

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bar_jax import frozen, models
+from bar_jax.bases import MATRIX
 from bar_jax.config import bits_per_token, real_valued, token_channels
 from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
@@ -24,6 +25,7 @@ from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import parameter_group
+from bar_jax.tokenizers.basis_fsq import GAINS
 from bar_jax.training.players import Program
 from bar_jax.training.step import TrainState, init_state
 
@@ -91,7 +93,8 @@ def tokenizer_parameters(config: ConfigDict, params: dict) -> dict[str, object]:
 
     An encoder that starts from SigLIP2 keeps the embeddings frozen, and a frozen copy of the whole
     gives the features to align with; SigLIP2's pooling head, which nothing uses, is in the
-    published files and in their count. The quantizer is counted whole for encoding, as it is there.
+    published files and in their count. The quantizer is counted whole for encoding, as it is there;
+    a basis counts for both.
     """
     parts = {part: count(tree) for part, tree in params.items()}
     if real_valued(config):  # kl_vae; pixels have none
@@ -123,6 +126,7 @@ def tokenizer_parameters(config: ConfigDict, params: dict) -> dict[str, object]:
         "tokenizer_encoding": sum(groups.values()) - groups["decoder"],
         "tokenizer_decoding": groups["decoder"]
         - parts.get("feature_predictor", 0)
+        + sum(count(params[part]) for part in (MATRIX, GAINS) if part in params)
         + count(params["quantizer"]["out_proj"]),
     }
 

@@ -6,8 +6,8 @@ Next-basis prediction in its plain form, KL-16 latents of ImageNet at 256 px. No
 such a model: sizes and training are ours, see bar_jax/config_hosts.py, and there are no numbers.
 """
 
-from bar_jax.config import sized
 from bar_jax.config_hosts import causal
+from bar_jax.config_presets import sized
 
 
 def get_config(size=None):

@@ -7,7 +7,8 @@
 numbers, written in 4 steps of 16. The README has what a few minutes of it give.
 """
 
-from bar_jax.config import classifier_metrics, default_config, sized
+from bar_jax.config import default_config
+from bar_jax.config_presets import classifier_metrics, sized
 
 
 def get_config(size=None):

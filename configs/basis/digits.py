@@ -7,7 +7,8 @@
 what it reaches with other bases.
 """
 
-from bar_jax.config import classifier_metrics, default_config, sized
+from bar_jax.config import default_config
+from bar_jax.config_presets import classifier_metrics, sized
 
 
 def get_config(size=None):

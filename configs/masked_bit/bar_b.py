@@ -13,7 +13,8 @@ Published files: bar_b.bin, bar_fsq_16bits_ft.bin. Needs ImageNet as a tfds data
 array_record.
 """
 
-from bar_jax.config import default_config, sized
+from bar_jax.config import default_config
+from bar_jax.config_presets import sized
 
 
 def get_config(size=None):

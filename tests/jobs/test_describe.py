@@ -9,7 +9,8 @@ import pytest
 from jax.interpreters import partial_eval
 
 from bar_jax import models
-from bar_jax.config import default_config, tiny
+from bar_jax.config import default_config
+from bar_jax.config_presets import tiny
 from bar_jax.generators import make_generator
 from bar_jax.generators.masked_bit import sample_tokens
 from bar_jax.jobs import describe

@@ -13,7 +13,8 @@ from PIL import Image
 from scipy import linalg
 
 from bar_jax import data, feature_networks, models
-from bar_jax.config import default_config, tiny
+from bar_jax.config import default_config
+from bar_jax.config_presets import tiny
 from bar_jax.data import image_sets
 from bar_jax.errors import InputError
 from bar_jax.jobs import evaluate, reference, sample

@@ -7,8 +7,9 @@ import jax
 import pytest
 
 from bar_jax import models
-from bar_jax.config import default_config, tiny
+from bar_jax.config import default_config
 from bar_jax.config_file import load_config
+from bar_jax.config_presets import tiny
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
 from bar_jax.jobs import describe, plan

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 import bar_jax
 from bar_jax import main as command
 from bar_jax import models
-from bar_jax.config import default_config, tiny
+from bar_jax.config import default_config
+from bar_jax.config_presets import tiny
 from bar_jax.data import open_cache
 from bar_jax.errors import InputError
 from bar_jax.jobs import benchmark, describe, pipeline

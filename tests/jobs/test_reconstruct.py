@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from bar_jax import data, feature_networks
-from bar_jax.config import default_config, tiny
+from bar_jax.config import default_config
+from bar_jax.config_presets import tiny
 from bar_jax.errors import InputError
 from bar_jax.jobs import reconstruct
 from bar_jax.losses.perceptual import LinearHeads

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bar_jax import models
-from bar_jax.config import default_config, tiny
+from bar_jax.config import default_config
+from bar_jax.config_presets import tiny
 from bar_jax.errors import InputError
 from bar_jax.jobs import sample
 from bar_jax.training import preemption

@@ -14,7 +14,8 @@ from flax.core import meta
 
 from bar_jax import data, frozen, models
 from bar_jax import mesh as mesh_lib
-from bar_jax.config import default_config, tiny
+from bar_jax.config import default_config
+from bar_jax.config_presets import tiny
 from bar_jax.errors import InputError
 from bar_jax.jobs import train_tokenizer
 from bar_jax.jobs.train_tokenizer import make_loss_fn, make_program, with_both_players

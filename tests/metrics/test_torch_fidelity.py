@@ -11,7 +11,8 @@ import types
 import numpy as np
 import pytest
 
-from bar_jax.config import default_config, tiny
+from bar_jax.config import default_config
+from bar_jax.config_presets import tiny
 from bar_jax.jobs import evaluate
 from bar_jax.metrics import scores
 from bar_jax.metrics.frechet import frechet_distance
