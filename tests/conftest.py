@@ -92,7 +92,8 @@ def published_config():
     `bar_forward.safetensors` is the generator, `tokenizer.safetensors` the tokenizer: 64 px, 4 x 4
     tokens of 10 bits, 10 classes, random weights.
     """
-    from bar_jax.config import default_config, tiny
+    from bar_jax.config import default_config
+    from bar_jax.config_presets import tiny
 
     config = tiny(default_config())
     config.data.image_size = 64
