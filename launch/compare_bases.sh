@@ -5,9 +5,9 @@
 #
 # CONFIG: configs/basis/digits.py (xAR), configs/basis/digits_causal.py or configs/basis/cifar10.py;
 # configs/unified/digits.py or configs/unified/cifar10.py (a basis inside the tokenizer).
-# VARIANTS: names below, separated by commas; all of the config's if left out or empty. Runs that are
-# finished are not run again. JOBS of them run at a time (default 2), each on a core of its own. The
-# README has the tables.
+# VARIANTS: names below, separated by commas; all of the config's if left out or empty. Runs that
+# are finished are not run again. JOBS of them run at a time (default 2), each on a core of its own.
+# The README has the tables.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 config=$1 folder=$2 variants=${3:-} ; shift $(($# < 3 ? $# : 3))
