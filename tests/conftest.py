@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 from pathlib import Path
 
 # Eight devices on any machine, so that every test can use a mesh.
@@ -64,6 +65,17 @@ def pytest_xdist_make_scheduler(config, log):
 
     config.option.loadscopereorder = False  # the order is that of the collection, above
     return Scheduling(config, log)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """The command on one device, which compiles fastest; tests/test_mesh.py trains on eight."""
+    term = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+        patch.setattr(jax, "device_count", lambda: 1)
+        yield
+    signal.signal(signal.SIGTERM, term)  # the command takes it over
 
 
 @pytest.fixture

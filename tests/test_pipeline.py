@@ -9,11 +9,9 @@ import json
 import logging
 import math
 import shutil
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -48,14 +46,8 @@ PROMISED = SECONDS | {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """The command on one device, which compiles fastest; tests/test_mesh.py trains on eight."""
-    term = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-        patch.setattr(jax, "device_count", lambda: 1)
-        yield
-    signal.signal(signal.SIGTERM, term)  # the command takes it over
+def _one_device(one_device):
+    """Tests here run the command."""
 
 
 def _command(folder, *arguments) -> dict:

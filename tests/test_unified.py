@@ -6,7 +6,6 @@ One run of `job=pipeline` (module fixture `run`).
 import functools
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import jax
@@ -31,14 +30,8 @@ TOKENS, BITS = 16, 16
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """The command on one device, which compiles fastest."""
-    term = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-        patch.setattr(jax, "device_count", lambda: 1)
-        yield
-    signal.signal(signal.SIGTERM, term)  # the command takes it over
+def _one_device(one_device):
+    """Tests here run the command."""
 
 
 def command(workdir, *fields):

@@ -26,7 +26,16 @@ from bar_jax.data.published_tokens import (
     published_batches,
     published_fingerprint,
 )
-from bar_jax.data.sources import Subset, check_labels, digits, folder, holdout, open_source, tfds
+from bar_jax.data.sources import (
+    Subset,
+    check_labels,
+    digits,
+    folder,
+    holdout,
+    open_source,
+    spread,
+    tfds,
+)
 from bar_jax.data.token_cache import TokenCache, open_cache
 from bar_jax.data.token_writer import (
     CachePlan,
@@ -95,6 +104,7 @@ __all__ = [
     "random_crop",
     "resize_shorter_side",
     "shard_writer",
+    "spread",
     "tfds",
     "to_float",
     "to_uint8",

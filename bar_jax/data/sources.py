@@ -106,6 +106,12 @@ class Subset:
         return self.source[int(self.indices[index])]
 
 
+def spread(source: Sequence, limit: int | None) -> Subset:
+    """At most `limit` examples, evenly spread: folders come class by class. None takes all."""
+    count = min(limit or len(source), len(source))
+    return Subset(source, np.arange(count) * len(source) // count)
+
+
 def holdout(source, *, every: int = HOLDOUT_EVERY, validation: bool) -> Subset:
     """Splits a source by index: the last of each `every` images validates, the others train.
 

@@ -36,6 +36,7 @@ from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import basis, encode, reference, sample
+from bar_jax.jobs.reconstruct import CROP
 from bar_jax.metrics import classifier
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.reconstruction import psnr
@@ -47,7 +48,6 @@ from bar_jax.visualize.grid import save_png
 
 logger = logging.getLogger(__name__)
 IMAGES = 1000  # real ones that are decoded from prefixes, and as many generated ones
-CROP = "center"  # of evaluation
 POINTS = 16  # numbers of tokens that are tried, besides one
 SHOWN = 8  # images in a picture
 
@@ -92,9 +92,7 @@ def run(config: ConfigDict) -> dict[str, object]:
 
 def _real(config, mesh, tokenizer) -> Iterator[dict]:
     """Batches of this process: real images with their bits."""
-    source = data.open_images(config, validation=True)
-    count = min(IMAGES, len(source))
-    source = data.Subset(source, np.arange(count) * len(source) // count)
+    source = data.spread(data.open_images(config, validation=True), IMAGES)
     for batch in reference.batches_of(config, mesh, source, CROP, "real images"):
         images = mesh_lib.put_batch(mesh, {"image": batch["image"]})["image"]
         yield batch | {"bits": encode.tokens(tokenizer.module, tokenizer.params, images)}
@@ -185,12 +183,11 @@ def plain_params(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict:
     return models.load_tokenizer(plain, mesh).params
 
 
-def is_made_of_latents(config: ConfigDict, folder: pathlib.Path) -> bool:
-    """Whether A is yet to be made of latents: not in a run that goes on, or from another's A."""
+def is_made_of_latents(config: ConfigDict) -> bool:
+    """Whether A starts as what latents say: not where it comes from another run."""
     if not (basis_inside(config) and make_basis(config).needs_tokens):
         return False
-    given = bool(config.init_from) and not starts_from_plain(config)
-    return not given and not mesh_lib.first_says(lambda: workdir.begun(folder))
+    return not config.init_from or starts_from_plain(config)
 
 
 def second_moment(
@@ -205,9 +202,9 @@ def second_moment(
     The latents of at most `basis.IMAGES` images, evenly spread, as the encoder makes them when
     training starts.
     """
-    count, size = min(basis.IMAGES, len(source)), config.train_tokenizer.batch_size
+    size = config.train_tokenizer.batch_size
     batches = data.eval_batches(
-        data.Subset(source, np.arange(count) * len(source) // count),
+        data.spread(source, basis.IMAGES),
         image_size=config.data.image_size,
         crop=CROP,
         batch_size=size,

@@ -8,7 +8,6 @@ logged as soon as it is measured: a batch that does not fit loses only its own p
 import functools
 import json
 import logging
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import feature_networks, frozen, models
 from bar_jax.bases import LEARNED
-from bar_jax.config import bits_per_token, real_valued, token_channels
+from bar_jax.config import bits_per_token, real_valued
 from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
@@ -33,7 +32,7 @@ from bar_jax.jobs.sample import pixels, schedule
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.metrics import timing
-from bar_jax.tokenizers import cached_as, make_tokenizer, sequence_grid
+from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training.step import init_state, jit_once
 from bar_jax.validation import validate
 
@@ -301,7 +300,7 @@ def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict
     tokenizer, batch = make_tokenizer(config), config.encode.batch_size
     rng, size = np.random.default_rng(config.seed), config.data.image_size
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    x = (batch, math.prod(sequence_grid(config)), token_channels(config))
+    x = (batch, *make_generator(config).token_shape)
     if real_valued(config):
         x = rng.standard_normal(x, np.float32)
     else:
@@ -333,8 +332,7 @@ def _head(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str,
     del mesh, peak
     section, bits = config.train_generator, bits_per_token(config)
     head = make_head(config, bits, section.remat)
-    positions = math.prod(sequence_grid(config)) // config.model.generator.patch_size**2
-    tokens = section.batch_size * positions
+    tokens = section.batch_size * make_generator(config).trunk.num_tokens
     rng, width = np.random.default_rng(config.seed), config.model.head.width
     z = jnp.asarray(rng.standard_normal((tokens, width)), config.dtype)
     targets = jnp.asarray(rng.integers(0, 2, (tokens, bits), np.uint8))

@@ -145,12 +145,9 @@ def measure(
 ) -> Measured:
     """Reconstruction metrics over the validation images, or `limit` of them, evenly spread.
 
-    Folders come class by class: the first images would be of a few classes. `networks` are LPIPS's;
-    None leaves it out.
+    `networks` are LPIPS's; None leaves it out.
     """
-    source = data.open_images(config, validation=True)
-    count = min(limit or len(source), len(source))
-    source = data.Subset(source, np.arange(count) * len(source) // count)
+    source = data.spread(data.open_images(config, validation=True), limit)
     batches = data.eval_batches(
         source,
         image_size=config.data.image_size,

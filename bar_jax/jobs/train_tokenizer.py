@@ -25,7 +25,7 @@ from bar_jax.losses import prefixes, weighted
 from bar_jax.losses.gram import gram
 from bar_jax.losses.perceptual import convnext_distance, lpips, vgg_pair
 from bar_jax.losses.reconstruction import absolute_error, squared_error
-from bar_jax.mesh import batch_share, make_mesh
+from bar_jax.mesh import batch_share, first_says, make_mesh
 from bar_jax.metrics.reconstruction import bit_entropies
 from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import parameter_group
@@ -79,11 +79,11 @@ def run(config: ConfigDict) -> dict[str, object]:
     plain = basis_tokens.starts_from_plain(config)
 
     def program(*durations):
-        networks, given = frozen.load(config, mesh), {}
-        if plain:
+        networks, given, moments = frozen.load(config, mesh), {}, None
+        fresh = not first_says(lambda: workdir.begun(folder))  # else all of it is in a checkpoint
+        if fresh and plain:
             given = basis_tokens.plain_params(config, mesh)
-        moments = None
-        if basis_tokens.is_made_of_latents(config, folder):
+        if fresh and basis_tokens.is_made_of_latents(config):
             init = lambda _: models.init_tokenizer(tokenizer, stream_key(config.seed, INIT_STREAM))
             params = models.fresh_params(init, mesh, config.seed)
             params |= given or pretrained_params(config, networks)
