@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bar_jax import collectives, frozen
+from bar_jax import collectives, frozen, hlo
 from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
@@ -149,7 +149,7 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
     memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     held = memory.argument_size_in_bytes + results
-    found = collectives.collectives(compiled.as_text())
+    found = collectives.collectives(hlo.parse(compiled.as_text()))
     return told | {
         "compile_seconds": round(time.monotonic() - began, 1),
         "memory_bytes_per_device": {
