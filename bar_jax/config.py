@@ -22,7 +22,7 @@ METRICS = (
 BENCHMARKS = (
     "sampling", "training", "head", "basis", "tokenizer", "tokenizer_training", "metrics",
 )  # fmt: skip
-STEPS = ("generator", "tokenizer", "discriminator")
+STEPS = ("generator", "tokenizer", "discriminator", "sampler")
 DURATION_UNITS = ("steps", "epochs", "images")
 
 
@@ -231,8 +231,8 @@ def default_config() -> ConfigDict:
     c.benchmark.repeats = 3
 
     c.describe = ConfigDict()
-    # Training steps to compile, for their memory and what devices send each other: generator |
-    # tokenizer | discriminator
+    # Training steps, and the sampler, to compile, for their memory, FLOPs, bytes moved and what
+    # devices send each other: generator | tokenizer | discriminator | sampler
     c.describe.steps = ()
     # "": the devices present; 256: so many virtual ones of the CPU; v5e:16x16: a slice of TPUs,
     # which need not be here, but libtpu must be installed

@@ -21,6 +21,11 @@ _REDUCTIONS = ("reduce", "reduce-window", "scatter", "select-and-scatter", "sort
 _REDUCTIONS += ("all-reduce", "reduce-scatter", "all-reduce-start")
 
 
+# These write no array.
+GIVEN = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "while")
+GIVEN += ("conditional", "call", "opt-barrier", "add-dependency", "partition-id", "replica-id")
+
+
 class Array(NamedTuple):
     """An array of a program.
 
@@ -150,6 +155,17 @@ def parse(text: str) -> Program:
 def arrays(shape: str) -> tuple[Array, ...]:
     """The arrays of a result: one, or those of a tuple."""
     return tuple(_array(*found) for found in _ARRAY.findall(shape))
+
+
+def written(i: Instruction) -> tuple[Array, ...]:
+    """The arrays that an instruction outside of fusions writes to the device's main memory."""
+    if i.opcode in GIVEN or i.opcode.endswith("-done"):
+        return ()
+    found = arrays(i.shape)
+    if i.opcode in ("copy-start", "slice-start"):
+        # (result, operand, ...) and ((operand), result, ...)
+        found = (found[i.opcode == "slice-start"],)
+    return tuple(array for array in found if array.space == 0)
 
 
 def visits(program: Program) -> Iterator[Visit]:
