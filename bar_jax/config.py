@@ -235,7 +235,7 @@ def default_config() -> ConfigDict:
     # devices send each other: generator | tokenizer | discriminator | sampler
     c.describe.steps = ()
     # "": the devices present; 256: so many virtual ones of the CPU; v5e:16x16: a slice of TPUs,
-    # which need not be here, but libtpu must be installed
+    # which need not be here, but libtpu must be installed; h100, h200: a GPU that need not either
     c.describe.devices = ""
 
     c.figures = ConfigDict(dict(runs=()))  # workdirs whose numbers are drawn beside the paper's

@@ -165,6 +165,8 @@ def written(i: Instruction) -> tuple[Array, ...]:
     if i.opcode in ("copy-start", "slice-start"):
         # (result, operand, ...) and ((operand), result, ...)
         found = (found[i.opcode == "slice-start"],)
+    if i.target.startswith(("__cublas", "__cudnn")) and len(found) > 1:
+        found = found[:-1]  # the rest is room to work in
     return tuple(array for array in found if array.space == 0)
 
 

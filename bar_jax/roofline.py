@@ -158,21 +158,22 @@ def _operations(program, computation, times, loops) -> list[Operation]:
 
 def _moved(program, instructions, i) -> int:
     """Bytes that an instruction outside of fusions reads and writes in main memory."""
+    made = sum(array.stored_bytes for array in hlo.written(i))
     if i.opcode.endswith("-done"):
         return 0
     if i.opcode in ("copy-start", "slice-start"):
-        # (result, operand, ...) and ((operand), result, ...)
-        made = hlo.arrays(i.shape)[i.opcode == "slice-start"]
         taken = hlo.arrays(instructions[i.operands[0]].shape)[0]
-        return made.stored_bytes * ((made.space == 0) + (taken.space == 0))
+        begun = hlo.arrays(i.shape)[i.opcode == "slice-start"]
+        return made + (taken.space == 0) * begun.stored_bytes
     if i.opcode.endswith("-start"):  # a collective's: (operands, results)
-        return _stored(i.shape)
+        return made
     if i.opcode in _SLICES:
-        return _read_slice(instructions, i) + _stored(i.shape)
+        taken = hlo.arrays(instructions[i.operands[0]].shape)[0]
+        return made + (taken.space == 0) * hlo.arrays(i.shape)[0].stored_bytes
     if i.opcode in _UPDATES:
         return 2 * _stored(instructions[i.operands[_UPDATES[i.opcode]]].shape)
     if i.opcode != "fusion":
-        return sum(_stored(instructions[name].shape) for name in i.operands) + _stored(i.shape)
+        return made + sum(_stored(instructions[name].shape) for name in i.operands)
     inner = program.computations[hlo.called(program, "", i)[0][0]]
     taken = sum(
         _read(program, inner, parameter, hlo.arrays(instructions[operand].shape))
@@ -230,13 +231,6 @@ def _update(program, inner, i) -> int:
         below = program.computations[hlo.called(program, "", i)[0][0]]
         return _update(program, below, hlo.root(below))
     return 0
-
-
-def _read_slice(instructions, i) -> int:
-    """Bytes that a slice or gather outside of fusions reads."""
-    taken = hlo.arrays(instructions[i.operands[0]].shape)[0]
-    made = hlo.arrays(i.shape)[0]
-    return made.stored_bytes if taken.space == 0 else 0
 
 
 def _stored(shape: str) -> int:

@@ -143,6 +143,7 @@ def test_products_of_gpu_libraries():
     )
     one = _one(gemm, "bf16[2304,768]{1,0}", "bf16[250,768]{1,0}")
     assert one.flops == 2 * 2304 * 768 * 250
+    assert one.bytes == 2 * (2304 * 768 + 768 * 250 + 2304 * 250)  # s8 is room to work in
     assert not one.float32
     attention = (
         "(bf16[2,12,8,64]{3,2,1,0}, u8[0]{0}) custom-call(%p0, %p1, %p1), "

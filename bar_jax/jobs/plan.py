@@ -1,23 +1,24 @@
-"""Training steps compiled for a layout that need not be here, and never run.
+"""Training steps and samplers compiled for a layout that need not be here, and never run.
 
-`describe.devices` names the devices: those present, so many virtual ones of the CPU, or a slice of
+`describe.devices` names the devices: those present, so many virtual ones of the CPU, a slice of
 TPUs, for which libtpu compiles on any machine (`pip install libtpu`, of the version that this JAX
-names). Nothing is allocated.
+names), or a GPU (see `gpus`). Nothing is allocated.
 
 The compilers differ. CPU's keeps products in float32 where the config says bfloat16, reduces whole
 gradients where others scatter them, and holds more temporaries: its numbers are upper bounds.
 """
 
+import functools
 import math
 import os
-import time
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bar_jax import collectives, faults, frozen, hlo, models, roofline
+from bar_jax import frozen, gpus, models
+from bar_jax.compiled import compile_and_tell
 from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
@@ -31,23 +32,20 @@ from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training.players import Program, one_player
 from bar_jax.training.step import init_state
 
-# A fifth of the time for a TPU; of BAR-B's step the temporaries were 2 % apart.
-QUICK = {"exec_time_optimization_effort": -1.0}
-NAMED = 8  # operations of each list
-LARGE = 2**17  # elements of an array that is worth a line
-
 
 def devices(name: str) -> list[jax.Device]:
     """The devices that `describe.devices` names.
 
     Raises:
       InputError: more virtual ones than JAX, which has started already, can make; a TPU slice that
-        does not exist, or no libtpu.
+        does not exist, or no libtpu; no CUDA plugin.
     """
     if not name:
         return jax.devices()
     if name.isdigit():
         return _virtual(int(name))
+    if name in gpus.NAMES:
+        return gpus.devices(name)
     # It need not lock TPUs that are not used, nor ask their machine what they are.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -140,14 +138,16 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
             "remat": section.remat,
             "compiled_for": mesh.devices.flat[0].device_kind,
         }
-        return told | compiled(function.lower(state, batch, key, program.frozen), mesh, size)
+        return told | compile_and_tell(
+            function.lower(state, batch, key, program.frozen), mesh, size
+        )
 
 
 def compiled_sampler(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, object]:
     """What the compiler says of the sampler at `sample.batch_size`, and of decoding to pixels.
 
     Returns:
-      `batch_size`; `tokens` and `pixels`, each what `compiled` gives.
+      `batch_size`; `tokens` and `pixels`, each what `compile_and_tell` gives.
 
     Raises:
       InputError: a batch that the mesh does not divide.
@@ -156,153 +156,31 @@ def compiled_sampler(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, o
     if size % ways:
         raise InputError("sample.batch_size", str(size), f"a multiple of {ways}")
     generator, tokenizer = make_generator(config), make_tokenizer(config)
+    params, decoder = (
+        models.param_shapes(functools.partial(init, module), mesh)
+        for init, module in (
+            (models.init_generator, generator),
+            (models.init_tokenizer, tokenizer),
+        )
+    )
     shape = lambda sizes, dtype, sharding: jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
     numbers, rows = replicated(mesh), batch_sharding(mesh)
-    number = shape((), jnp.float32, numbers)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    number, key = shape((), jnp.float32, numbers), jax.eval_shape(lambda: jax.random.key(0))
+    batch = {name: shape((size,), jnp.int32, rows) for name in ("index", "label")}
+    tokens = shape((size, *generator.token_shape), generator.token_dtype, rows)
     with jax.set_mesh(mesh):
         drawing = drawn.lower(
             generator,
             sampling_settings(config),
-            models.param_shapes(lambda key: models.init_generator(generator, key), mesh),
-            {name: shape((size,), jnp.int32, rows) for name in ("index", "label")},
-            *(number, number, shape(key.shape, key.dtype, numbers)),
+            *(params, batch, number, number, shape(key.shape, key.dtype, numbers)),
         )
-        decoding = pixels.lower(
-            tokenizer,
-            models.param_shapes(lambda key: models.init_tokenizer(tokenizer, key), mesh),
-            shape((size, *generator.token_shape), generator.token_dtype, rows),
-        )
+        decoding = pixels.lower(tokenizer, decoder, tokens)
         return {
             "batch_size": size,
             "compiled_for": mesh.devices.flat[0].device_kind,
-            "tokens": compiled(drawing, mesh, size, cache_elements(config)),
-            "pixels": compiled(decoding, mesh, size),
+            "tokens": compile_and_tell(drawing, mesh, size, cache_elements(config)),
+            "pixels": compile_and_tell(decoding, mesh, size),
         }
-
-
-def compiled(
-    lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, images: int, cache: int = 0
-) -> dict[str, object]:
-    """Compiles a program for a batch of images, and tells what the result holds, does and sends.
-
-    Args:
-      cache: elements of one array of its KV cache; 0: there is none.
-
-    Returns:
-      `compile_seconds`; `memory_bytes_per_device`: of arguments, temporaries, and all together
-      (a result that takes an argument's place counts once); `collectives` and the seconds that
-      these take on two interconnects; `work`: see `work`; `faults`: see `look_for_faults`. If it
-      does not fit the device, only `does_not_fit`: what the compiler said.
-    """
-    began = time.monotonic()
-    try:
-        program = lowered.compile(compiler_options=QUICK)
-    except jax.errors.JaxRuntimeError as error:
-        code, _, reason = str(error).partition(": ")
-        if code != "RESOURCE_EXHAUSTED":
-            raise
-        return {"does_not_fit": reason.splitlines()[0]}
-    seconds, memory = time.monotonic() - began, program.memory_analysis()
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    held = memory.argument_size_in_bytes + results
-    text = hlo.parse(program.as_text())
-    found = collectives.collectives(text)
-    return {
-        "compile_seconds": round(seconds, 1),
-        "memory_bytes_per_device": {
-            "arguments": memory.argument_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-            "total": held + memory.temp_size_in_bytes,
-        },
-        "collectives": collectives.by_kind(found),
-        "communication_seconds": {
-            "TPU v5e": round(collectives.seconds_on_v5e(found), 4),
-            "H100": round(collectives.seconds_on_h100(found), 4),
-        },
-        "work": work(text, mesh, images) | _compilers_count(program),
-        "faults": look_for_faults(text, found, cache),
-    }
-
-
-def work(program: hlo.Program, mesh: jax.sharding.Mesh, images: int) -> dict[str, object]:
-    """FLOPs and bytes moved of a compiled program, and the time that they take at least.
-
-    Returns:
-      Of each device `flops` and `bytes`, see `roofline`; of all devices `flops_per_image` and
-      `bytes_per_image`. `loop`: of the loop that moves most, a sampler's over tokens, how often it
-      runs, and FLOPs and bytes of one turn. `flops_with_loops_once`: as compilers count. Where the
-      chip is known `seconds`: of all arithmetic, of all traffic, of the longer of both, and of the
-      longer of both of each kernel, one after another; `bound_by`; and the `costliest` operations
-      with their seconds.
-    """
-    found = roofline.operations(program)
-    flops, size = roofline.flops(found), roofline.moved(found)
-    told = {
-        "flops": flops,
-        "bytes": size,
-        "flops_per_image": flops * mesh.size // images,
-        "bytes_per_image": size * mesh.size // images,
-        "flops_with_loops_once": sum(operation.flops for operation in found),
-    }
-    loop = roofline.main_loop(found)
-    if loop:
-        turns = max(1, loop[0].loops[0].iterations)
-        told["loop"] = {
-            "iterations": turns,
-            "flops": roofline.flops(loop) // turns,
-            "bytes": roofline.moved(loop) // turns,
-        }
-    chip = roofline.chip(mesh.devices.flat[0].device_kind)
-    if chip is None:
-        return told
-    wide = roofline.flops(operation for operation in found if operation.float32)
-    arithmetic = wide / chip.float32 + (flops - wide) / chip.bfloat16
-    traffic = size / chip.bandwidth
-    by_time = roofline.costliest(found, lambda operation: operation.seconds(chip), NAMED)
-    return told | {
-        "seconds": {
-            "arithmetic": _rounded(arithmetic),
-            "traffic": _rounded(traffic),
-            "roofline": _rounded(max(arithmetic, traffic)),
-            "one_after_another": _rounded(sum(o.times * o.seconds(chip) for o in found)),
-        },
-        "bound_by": "arithmetic" if arithmetic > traffic else "traffic",
-        "costliest": {name: _rounded(seconds) for name, seconds, _ in by_time},
-    }
-
-
-def look_for_faults(
-    program: hlo.Program, sent: list[collectives.Collective], cache: int
-) -> dict[str, object]:
-    """What a compiled program does that it might not need to do.
-
-    Returns:
-      `copies_share`, `copies`: of all bytes the part that copies, transposes, joins, pads and casts
-      move, and those that move most, with their bytes. `cache_copies`: shapes that a loop writes
-      anew, as large as an array of the KV cache. `float32_products`: with their FLOPs.
-      `float32_arrays`: the largest sums of bytes written. `host_transfers`: in loops.
-      `collectives_in_loops`: kernels that are gathered for each token, say.
-    """
-    found = roofline.operations(program)
-    copies = faults.moves(program, found)
-    moved = lambda operations, key: {
-        name: total for name, total, _ in roofline.costliest(operations, key, NAMED)
-    }
-    wide = dict(faults.float32_arrays(found, LARGE))
-    return {
-        "copies_share": _rounded(roofline.moved(copies) / max(1, roofline.moved(found))),
-        "copies": moved(copies, lambda operation: operation.bytes),
-        "cache_copies": [
-            f"{i.opcode} {i.shape} {i.source}" for i in faults.loop_copies(program, cache)[:NAMED]
-        ]
-        if cache
-        else [],
-        "float32_products": moved(faults.float32_products(found), lambda own: own.flops),
-        "float32_arrays": moved(wide, lambda operation: wide[operation]),
-        "host_transfers": [f"{i.opcode} {i.source}" for i in faults.host_transfers(program)],
-        "collectives_in_loops": collectives.by_kind([c for c in sent if c.times > 1]),
-    }
 
 
 def cache_elements(config: ConfigDict) -> int:
@@ -317,17 +195,6 @@ def cache_elements(config: ConfigDict) -> int:
     rows = config.sample.batch_size * (2 if config.sample.guidance_scale > 1 else 1)
     tokens = getattr(network, "num_tokens", None) or network.length
     return rows * tokens * network.width
-
-
-def _compilers_count(program: jax.stages.Compiled) -> dict[str, float]:
-    """What the compiler counts, loops once and elementwise FLOPs too; {} if it counts nothing."""
-    counted = program.cost_analysis() or {}
-    names = {"flops": "compilers_flops", "bytes accessed": "compilers_bytes"}
-    return {own: counted[name] for name, own in names.items() if name in counted}
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.4g}")
 
 
 def layout_bytes(shapes: object) -> int:
