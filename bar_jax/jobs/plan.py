@@ -188,13 +188,12 @@ def cache_elements(config: ConfigDict) -> int:
 
     Without what a layout may add to the positions.
     """
-    generator = make_generator(config)
-    network = getattr(generator, "trunk", None) or generator.host
     if config.model.generator.kind == "mar":
         return 0
+    generator = make_generator(config)
+    tokens = generator.host.length if real_valued(config) else generator.trunk.num_tokens
     rows = config.sample.batch_size * (2 if config.sample.guidance_scale > 1 else 1)
-    tokens = getattr(network, "num_tokens", None) or network.length
-    return rows * tokens * network.width
+    return rows * tokens * config.model.generator.width
 
 
 def layout_bytes(shapes: object) -> int:
