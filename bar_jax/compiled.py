@@ -120,7 +120,7 @@ def look_for_faults(
     moved = lambda operations, key: {
         name: total for name, total, _ in roofline.costliest(operations, key, NAMED)
     }
-    wide = dict(faults.float32_arrays(found, LARGE))
+    wide = faults.float32_arrays(found, LARGE)
     return {
         "copies_share": _rounded(roofline.moved(copies) / max(1, roofline.moved(found))),
         "copies": moved(copies, lambda operation: operation.bytes),
@@ -130,7 +130,7 @@ def look_for_faults(
         if cache
         else [],
         "float32_products": moved(faults.float32_products(found), lambda own: own.flops),
-        "float32_arrays": moved(wide, lambda operation: wide[operation]),
+        "float32_arrays": moved(wide, lambda operation: operation.bytes),
         "host_transfers": [f"{i.opcode} {i.source}" for i in faults.host_transfers(program)],
         "collectives_in_loops": collectives.by_kind([c for c in sent if c.times > 1]),
     }

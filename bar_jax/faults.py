@@ -43,16 +43,14 @@ def float32_products(found: list[Operation]) -> list[Operation]:
     return [operation for operation in found if operation.float32 and operation.flops]
 
 
-def float32_arrays(found: list[Operation], elements: int) -> list[tuple[Operation, int]]:
-    """Operations that write float32 arrays of at least so many elements, and bytes of these."""
+def float32_arrays(found: list[Operation], elements: int) -> list[Operation]:
+    """Operations that write float32 arrays of at least so many elements; their bytes are these."""
     large = lambda array: array.dtype == "f32" and array.elements >= elements
     told = []
     for operation in found:
-        size = sum(
-            array.stored_bytes for array in hlo.written(operation.instruction) if large(array)
-        )
+        size = sum(a.stored_bytes for a in hlo.written(operation.instruction) if large(a))
         if size:  # of an update in place no more than that
-            told.append((operation, min(size, operation.bytes)))
+            told.append(operation._replace(bytes=min(size, operation.bytes)))
     return told
 
 

@@ -85,7 +85,7 @@ class Instruction(NamedTuple):
     name: str
     shape: str
     opcode: str
-    operands: list[str]
+    operands: tuple[str, ...]
     attributes: str
     root: bool
 
@@ -225,9 +225,9 @@ def _instruction(line: str) -> Instruction | None:
     shape, rest = rest[:end], rest[end:].lstrip()
     opcode = _OPCODE.match(rest)
     end = _closing(rest, opcode.end() - 1)
-    operands = re.findall(r"%[\w.-]+", rest[opcode.end() : end])
+    operands = tuple(re.findall(r"%[\w.-]+", rest[opcode.end() : end]))
     if opcode[1] in ("constant", "parameter"):
-        operands = [rest[opcode.end() : end - 1]]
+        operands = (rest[opcode.end() : end - 1],)
     return Instruction(head[2], shape, opcode[1], operands, rest[end:], bool(head[1]))
 
 

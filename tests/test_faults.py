@@ -89,7 +89,7 @@ def test_a_planted_product_of_float32():
     (one,) = faults.float32_products(found)
     assert (one.instruction.name, one.flops) == ("%e", 2 * 8 * 4 * 4)
     wide = faults.float32_arrays(found, 32)
-    assert [(o.instruction.name, size) for o, size in wide] == [("%d", 128), ("%e", 128)]
+    assert [(o.instruction.name, o.bytes) for o in wide] == [("%d", 128), ("%e", 128)]
     assert faults.float32_arrays(found, 33) == []
 
 
