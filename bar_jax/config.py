@@ -258,7 +258,7 @@ def _training(batch_size: int, epochs: float, warmup_epochs: float) -> ConfigDic
     train.batch_size = batch_size  # global
     train.accumulate = 1  # pieces that a batch is cut into, one after another, to save memory
     # False: the backward pass recomputes what is cheap (norms, nonlinearities, attention's weights)
-    # from the outputs of linear layers; True: from a layer's input alone, at a third more arithmetic
+    # from the outputs of linear layers; True: from a layer's input alone, a third more arithmetic
     train.remat = False
     _duration(train, epochs=epochs)  # steps | epochs | images: one of them, the others 0
     train.optimizer = _optimizer(warmup_epochs)
