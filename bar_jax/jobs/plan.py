@@ -28,7 +28,7 @@ from bar_jax.mesh import batch_sharding, batch_ways, replicated
 from bar_jax.models import init_generator
 from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training.players import Program, one_player
-from bar_jax.training.step import TrainState, init_state
+from bar_jax.training.step import Batch, Step, TrainState, init_state
 
 # A fifth of the time for a TPU; of BAR-B's step the temporaries were 2 % apart.
 QUICK = {"exec_time_optimization_effort": -1.0}
@@ -111,9 +111,12 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
       InputError: no such step; a batch that the mesh does not divide.
     """
     section = _section(config, step)
+    function, arguments = step_and_shapes(config, mesh, step)
+    state = arguments[0]
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    function = jax.jit(function, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
     with jax.set_mesh(mesh):
-        traced, state = traced_step(config, mesh, step)
-        lowered = traced.lower()
+        lowered = function.lower(*arguments)
         began = time.monotonic()
         told = {
             "state_bytes_per_device": {
@@ -153,10 +156,10 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
     }
 
 
-def traced_step(
+def step_and_shapes(
     config: ConfigDict, mesh: jax.sharding.Mesh, step: str
-) -> tuple[jax.stages.Traced, TrainState]:
-    """One training step on a mesh, traced, and the shapes of its state with their shardings.
+) -> tuple[Step, tuple[TrainState, Batch, jax.Array, dict]]:
+    """One training step on a mesh, and its arguments' shapes with their shardings.
 
     Arguments and errors as of `compiled_step`.
     """
@@ -170,12 +173,7 @@ def traced_step(
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     batch = {name: place(x, batch_sharding(mesh)) for name, x in batch.items()}
     key = place(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
-    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-    function = jax.jit(
-        program.step(number), donate_argnums=0, out_shardings=(layout, replicated(mesh))
-    )
-    with jax.set_mesh(mesh):
-        return function.trace(state, batch, key, program.frozen), state
+    return program.step(number), (state, batch, key, program.frozen)
 
 
 def layout_bytes(shapes: object) -> int:

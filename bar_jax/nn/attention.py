@@ -107,17 +107,14 @@ def padded(
     """
     length, keys = query.shape[1], key.shape[1]
     query, key, value = _even(query), _even(key), _even(value)
-    seen = None
+    lengths = {}
     if key.shape[1] > keys and not causal:
-        # Cut like the batch: each device hands cuDNN a length for each of its own examples.
-        seen = constrain_batch(jnp.full(query.shape[:1], keys, jnp.int32))
+        # JAX leaves lengths whole on every device, with entries for examples of others, unless
+        # they are cut like the batch; those of the queries it would make itself, whole.
+        each = lambda n: constrain_batch(jnp.full(query.shape[:1], n, jnp.int32))
+        lengths = dict(query_seq_lengths=each(query.shape[1]), key_value_seq_lengths=each(keys))
     out = jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        is_causal=causal,
-        key_value_seq_lengths=seen,
-        implementation=implementation,
+        query, key, value, is_causal=causal, implementation=implementation, **lengths
     )
     return out[:, :length]
 
@@ -131,9 +128,7 @@ def _even(x: jax.Array) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _fused(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
     """cuDNN's attention. It takes odd lengths, but JAX refuses them where there is a gradient."""
-    return jax.nn.dot_product_attention(
-        query, key, value, is_causal=causal, implementation="cudnn"
-    )
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
 
 
 def _fused_forward(query, key, value, causal):
@@ -172,7 +167,11 @@ def _has_fused_attention() -> bool:
     device = None if mesh.empty else mesh.abstract_device
     if (device.platform if device else jax.default_backend()) != "gpu":
         return False
-    return all(_is_ampere_or_newer(device) for device in jax.devices("gpu"))
+    try:
+        devices = jax.devices("gpu")
+    except RuntimeError:  # a mesh of GPUs that are not here
+        return False
+    return all(_is_ampere_or_newer(device) for device in devices)
 
 
 def _is_ampere_or_newer(device: jax.Device) -> bool:
