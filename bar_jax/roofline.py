@@ -270,7 +270,7 @@ def _flops(program, instructions, i) -> tuple[int, bool]:
     made = hlo.arrays(i.shape)[0]
     if i.opcode == "dot" or "gemm_backend_config" in i.attributes or "$matmul" in i.target:
         count = 2 * made.elements * _contracted(i.attributes, left)
-    elif i.opcode == "convolution" or i.target.startswith("__cudnn$convForward"):
+    elif i.opcode == "convolution" or re.match(r"__cudnn\$conv\w*Forward", i.target):
         count = _convolution(i.attributes, left, right, made)
     elif i.target.startswith("__cudnn$fmha"):
         count = _attention(i.target, left, right)

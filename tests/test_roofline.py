@@ -145,6 +145,12 @@ def test_products_of_gpu_libraries():
     assert one.flops == 2 * 2304 * 768 * 250
     assert one.bytes == 2 * (2304 * 768 + 768 * 250 + 2304 * 250)  # s8 is room to work in
     assert not one.float32
+    images, kernel = "bf16[2,5,5,4]{3,2,1,0}", "bf16[7,1,1,4]{3,2,1,0}"
+    convolution = (
+        "(bf16[2,5,5,7]{3,2,1,0}, u8[64]{0}) custom-call(%p0, %p1), window={size=1x1}, "
+        'dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBiasActivationForward"'
+    )
+    assert _one(convolution, images, kernel).flops == 2 * 2 * 5 * 5 * 4 * 7
     attention = (
         "(bf16[2,12,8,64]{3,2,1,0}, u8[0]{0}) custom-call(%p0, %p1, %p1), "
         'custom_call_target="__cudnn$fmhaSoftmax"'
