@@ -29,7 +29,7 @@ def compile_and_tell(
     """
     began = time.monotonic()
     try:
-        program = lowered.compile(compiler_options=_options(mesh))
+        program = _compile(lowered, mesh)
     except jax.errors.JaxRuntimeError as error:
         code, _, reason = str(error).partition(": ")
         if code != "RESOURCE_EXHAUSTED":
@@ -137,10 +137,16 @@ def look_for_faults(
     }
 
 
-def _options(mesh: jax.sharding.Mesh) -> dict[str, object]:
-    """Quick, and on a GPU, which may not be here, without what has to be tried out."""
+def _compile(lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
+    """Quickly, if it can be; on a GPU, which may not be here, without what has to be tried out."""
     on_gpu = mesh.devices.flat[0].platform in ("cuda", "gpu")
-    return QUICK | (gpus.OPTIONS if on_gpu else {})
+    options = gpus.OPTIONS if on_gpu else {}
+    try:
+        return lowered.compile(compiler_options=QUICK | options)
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):  # as of jax 0.12
+            raise
+    return lowered.compile(compiler_options=options)
 
 
 def _compilers_count(program: jax.stages.Compiled) -> dict[str, float]:
