@@ -56,30 +56,6 @@ def attend(
     )
 
 
-def attend_cached(
-    query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array
-) -> jax.Array:
-    """Attention over keys and values that have heads in front of positions, as a cache has them.
-
-    That order needs no transposed copy of the cache for every token.
-
-    Args:
-      query: [B, Q, H, C].
-      keys, values: [B, H, S, C].
-      visible: bool [Q, S], True where a query sees a key.
-
-    Returns:
-      [B, Q, H, C] in the dtype of the query.
-    """
-    f32 = jnp.float32
-    query = query.swapaxes(1, 2)
-    scores = jnp.einsum("bhqc,bhsc->bhqs", query, keys, preferred_element_type=f32)
-    scores = scores / jnp.sqrt(f32(query.shape[-1]))
-    scores = jnp.where(visible[None, None], scores, jnp.finfo(f32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhqs,bhsc->bhqc", weights, values).swapaxes(1, 2)
-
-
 def _cudnn_takes(query: jax.Array) -> bool:
     """Whether cuDNN's fused attention takes heads like these."""
     head_dim = query.shape[-1]
