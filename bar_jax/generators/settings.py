@@ -33,8 +33,11 @@ class Settings(NamedTuple):
     attention: str = "xla"
 
 
-def sampling_settings(config: ConfigDict) -> Settings:
-    """The settings of `config.sample`, on the devices present.
+def sampling_settings(config: ConfigDict, platform: str | None = None) -> Settings:
+    """The settings of `config.sample`.
+
+    Args:
+      platform: of the devices, cpu | gpu | tpu; None: of those present.
 
     Raises:
       InputError: `sample.attention` cannot be had on them.
@@ -49,11 +52,11 @@ def sampling_settings(config: ConfigDict) -> Settings:
         iterations=section.iterations,
         clip=section.clip,
         tokens=section.tokens,
-        attention=_attention(config),
+        attention=_attention(config, platform),
     )
 
 
-def _attention(config: ConfigDict) -> str:
+def _attention(config: ConfigDict, platform: str | None) -> str:
     """Who computes attention over the KV cache."""
     generator = config.model.generator
     if generator.kind == "mar":  # has no cache
@@ -63,4 +66,5 @@ def _attention(config: ConfigDict) -> str:
         config.dtype,
         generator.width // generator.heads,
         queries=generator.cell_size**2 if generator.kind == "xar" else 1,
+        platform=platform,
     )

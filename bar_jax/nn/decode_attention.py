@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from bar_jax.errors import InputError
 from bar_jax.mesh import constrain_batch
-from bar_jax.nn.attention import attend
+from bar_jax.nn import attention
 from bar_jax.nn.flash_decoding import flash_decoding
 
 KINDS = ("xla", "rows", "cudnn", "pallas")
@@ -40,8 +40,10 @@ class LayerCache(flax.struct.PyTreeNode):
     kind: str = flax.struct.field(pytree_node=False)
 
 
-def choose(asked: str, dtype: str, head_dim: int, queries: int = 1) -> str:
-    """Which of `KINDS` serves a sampler on the devices present.
+def choose(
+    asked: str, dtype: str, head_dim: int, queries: int = 1, platform: str | None = None
+) -> str:
+    """Which of `KINDS` serves a sampler.
 
     `auto` is what was measured to be fastest: on an H200 in bfloat16 cuDNN's, which made BAR-B's
     sampler 1.29 times as fast. For TPUs it is what the compiler predicts to be.
@@ -51,11 +53,12 @@ def choose(asked: str, dtype: str, head_dim: int, queries: int = 1) -> str:
       dtype: what is computed in.
       head_dim: C.
       queries: how many the sampler has at a time.
+      platform: of the devices, cpu | gpu | tpu; None: of those present.
 
     Raises:
       InputError: it cannot be had.
     """
-    platform = jax.default_backend()
+    platform = platform or jax.default_backend()
     refused = {kind: _refusal(kind, platform, dtype, head_dim, queries) for kind in KINDS}
     if asked == "auto":
         wanted = {"gpu": "cudnn", "tpu": "rows"}.get(platform, "xla")
@@ -79,16 +82,9 @@ def _refusal(kind, platform, dtype, head_dim, queries) -> tuple[str, str] | None
     if head_dim > CUDNN_CHANNELS or head_dim % 8:
         channels = f"a multiple of 8 channels, at most {CUDNN_CHANNELS}"
         return f"model.generator.heads of {head_dim} channels", f"heads of {channels}"
-    if platform != "gpu" or not all(map(_has_fused_attention, jax.devices())):
+    if platform != "gpu" or not attention._has_fused_attention():
         return f"devices of platform {platform}", "NVIDIA GPUs, Ampere or newer"
     return None
-
-
-def _has_fused_attention(device: jax.Device) -> bool:
-    """Whether a GPU is NVIDIA's, of the Ampere generation or newer; AMD's has no such number."""
-    generation = str(getattr(device, "compute_capability", "")).partition(".")[0]
-    is_cuda = "cuda" in device.client.platform_version.lower()
-    return is_cuda and generation.isdigit() and int(generation) >= 8
 
 
 def empty_cache(
@@ -125,7 +121,7 @@ def attend_cached(
     batch, queries, heads, channels = query.shape
     cache = _written(cache, key, value, start)
     if cache.kind != "xla" and causal and queries > 1:
-        return attend(query, key, value, causal=True), cache
+        return attention.attend(query, key, value, causal=True), cache
     keys, values, end = cache.keys, cache.values, start + queries
     if cache.kind == "pallas":
         out = flash_decoding(query[:, 0], keys, values, end)[:, None]
