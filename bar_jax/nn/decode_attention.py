@@ -13,6 +13,8 @@ cache remembers it. Numbers differ by rounding only.
 - `pallas`: `flash_decoding`, over the filled part alone; heads in front.
 """
 
+import importlib.util
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ import jax.numpy as jnp
 from bar_jax.errors import InputError
 from bar_jax.mesh import constrain_batch
 from bar_jax.nn import attention
-from bar_jax.nn.flash_decoding import flash_decoding
+from bar_jax.nn.flash_decoding import TRITON, flash_decoding
 
 KINDS = ("xla", "rows", "cudnn", "pallas")
 ALIGNMENT = 8  # positions of a cache that cuDNN reads are a multiple of this
@@ -75,6 +77,8 @@ def _refusal(kind, platform, dtype, head_dim, queries) -> tuple[str, str] | None
         return f"{queries} queries at a time", "one, as model.generator.kind=causal has it"
     if kind == "pallas" and platform != "gpu":
         return f"devices of platform {platform}", "a GPU"
+    if kind == "pallas" and importlib.util.find_spec(TRITON) is None:
+        return f"JAX {jax.__version__}", "one that has jax.experimental.pallas.triton"
     if kind != "cudnn":
         return None
     if dtype != "bfloat16":

@@ -7,17 +7,20 @@ filled blocks are shared among several programs, whose results are joined by the
 """
 
 import functools
+import importlib
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec as P
 
 from bar_jax.mesh import BATCH_AXES, batch_ways
 
+# What compiles the kernel. JAX deprecates it from 0.12 on in favour of Mosaic, which is for Hopper
+# and newer alone. Imported where it is used, so that nothing else needs it.
+TRITON = "jax.experimental.pallas.triton"
 # Positions that are read at a time: 64 rows of 64 channels are 32 sums in each of 4 x 32 threads.
 BLOCK = 64
 WARPS = 4
@@ -105,6 +108,7 @@ def _programs(query, keys, values, filled, cut: Blocks, interpret: bool):
       [B, H, splits, C] each split's result, of one split in the dtype of the query, else float32;
       and [B, H, splits] float32 the logarithm of the sum of its weights, -inf where it saw nothing.
     """
+    triton = importlib.import_module(TRITON)
     batch, heads, length, channels = keys.shape
     row = pl.BlockSpec((None, None, channels), lambda b, h, s: (b, h, 0))
     cache = pl.BlockSpec((None, None, length, channels), lambda b, h, s: (b, h, 0, 0))
