@@ -79,7 +79,7 @@ def lowered(monkeypatch, mesh):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # samplers ask whether it is a CPU
 
     def lower(nvidia, function, arguments, platforms=None):
-        monkeypatch.setattr(attention, "_has_fused_attention", lambda: nvidia)
+        monkeypatch.setattr(attention, "has_fused_attention", lambda: nvidia)
         with jax.set_mesh(mesh):
             # A function that JAX has not seen: what it traced may not be the same now.
             traced = jax.jit(lambda *x: function(*x)).trace(*arguments)

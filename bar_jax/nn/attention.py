@@ -69,30 +69,6 @@ def attend(
     )
 
 
-def attend_cached(
-    query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array
-) -> jax.Array:
-    """Attention over keys and values that have heads in front of positions, as a cache has them.
-
-    That order needs no transposed copy of the cache for every token.
-
-    Args:
-      query: [B, Q, H, C].
-      keys, values: [B, H, S, C].
-      visible: bool [Q, S], True where a query sees a key.
-
-    Returns:
-      [B, Q, H, C] in the dtype of the query.
-    """
-    f32 = jnp.float32
-    query = query.swapaxes(1, 2)
-    scores = jnp.einsum("bhqc,bhsc->bhqs", query, keys, preferred_element_type=f32)
-    scores = scores / jnp.sqrt(f32(query.shape[-1]))
-    scores = jnp.where(visible[None, None], scores, jnp.finfo(f32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhqs,bhsc->bhqc", weights, values).swapaxes(1, 2)
-
-
 def padded(
     query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, implementation: str
 ) -> jax.Array:
@@ -147,7 +123,7 @@ def _cudnn_takes(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
     """
     head_dim = query.shape[-1]
     fits = head_dim <= 128 and head_dim % 8 == 0 and query.dtype in (jnp.bfloat16, jnp.float16)
-    if not (fits and _has_fused_attention()):
+    if not (fits and has_fused_attention()):
         return False
     try:
         jax.eval_shape(lambda *x: _fused_forward(*x, False), query, key, value)
@@ -157,7 +133,7 @@ def _cudnn_takes(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
     return True
 
 
-def _has_fused_attention() -> bool:
+def has_fused_attention() -> bool:
     """Whether the devices that are traced for are NVIDIA's, of the Ampere generation or newer.
 
     All of them: every process must trace the same program.
