@@ -29,9 +29,9 @@ def attend(
 
     On NVIDIA GPUs from Ampere on, attention in half precision without `visible` and dropout is
     cuDNN's, forwards and backwards, which never holds the [Q, K] weights. All else is XLA's, on
-    every platform. In half precision that keeps for the gradient, by JAX's count of residuals, 11
-    bytes for each of the B H Q K weights, with dropout 15: at 1024 positions and 16 heads 252 MB a
-    layer and image. Where they do not fit, rematerialise: then one layer has them at a time.
+    every platform. For the gradient of a layer XLA's holds, by JAX's count of residuals in half
+    precision, 11 bytes for each of the B H Q K weights, with dropout 15: at 1024 positions and 16
+    heads 252 MB an image. Blocks recompute them (`nn.remat`), so one layer has them at a time.
 
     `visible` stays XLA's because cuDNN would take it as a bias, whose gradient, a sum over the
     batch that nobody needs, JAX 0.10 always asks for; dropout because the seed of cuDNN's is a
