@@ -24,7 +24,8 @@ from bar_jax.tokenizers import make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 2
-# Calls of cuDNN's attention, forward and backward, in a training step; scanned layers are one.
+# Calls of cuDNN's attention, forward and backward, in a training step; scanned layers are one. A
+# layer that is rematerialised may call the forward again for the gradient.
 CALLS = {
     ("masked_bit", "generator"): (1, 1),
     ("unified", "generator"): (1, 1),
@@ -99,7 +100,9 @@ def _calls(text: str) -> tuple[int, int]:
 def _check(lowered, function, arguments, expected):
     """Lowers for both platforms, with so many calls of cuDNN on a GPU."""
     if any(expected):
-        assert _calls(lowered(True, function, arguments)) == expected
+        forward, backward = _calls(lowered(True, function, arguments))
+        assert backward == expected[1]
+        assert expected[0] <= forward <= sum(expected)
         assert _calls(lowered(False, function, arguments)) == (0, 0)
     else:  # one program serves both
         assert _calls(lowered(True, function, arguments, ("cuda", "tpu"))) == (0, 0)
