@@ -24,8 +24,7 @@ from bar_jax.tokenizers import make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 2
-# Calls of cuDNN's attention, forward and backward, in a training step; scanned layers are one. A
-# layer that is rematerialised may call the forward again for the gradient.
+# Calls of cuDNN's attention, forward and backward, in a training step; scanned layers are one.
 CALLS = {
     ("masked_bit", "generator"): (1, 1),
     ("unified", "generator"): (1, 1),
@@ -100,9 +99,7 @@ def _calls(text: str) -> tuple[int, int]:
 def _check(lowered, function, arguments, expected):
     """Lowers for both platforms, with so many calls of cuDNN on a GPU."""
     if any(expected):
-        forward, backward = _calls(lowered(True, function, arguments))
-        assert backward == expected[1]
-        assert expected[0] <= forward <= sum(expected)
+        assert _calls(lowered(True, function, arguments)) == expected
         assert _calls(lowered(False, function, arguments)) == (0, 0)
     else:  # one program serves both
         assert _calls(lowered(True, function, arguments, ("cuda", "tpu"))) == (0, 0)
@@ -151,9 +148,10 @@ def test_sampler(name, mesh, lowered):
     config = _config(name)
     config.model.generator.depth = 2
     generator, tokenizer = make_generator(config), make_tokenizer(config)
-    settings, shape = sampling_settings(config), jax.ShapeDtypeStruct
+    shape = jax.ShapeDtypeStruct
 
-    def images(params, decoder, labels, keys, guidance_scale, temperature):
+    def images(platform, params, decoder, labels, keys, guidance_scale, temperature):
+        settings = sampling_settings(config, platform)  # `auto` is something else on each
         scales = guidance_scale, temperature
         drawn = generator.sample(params, labels, keys, settings, *scales)
         return data.to_uint8(tokenizer.apply({"params": decoder}, drawn, method=tokenizer.decode))
@@ -165,5 +163,5 @@ def test_sampler(name, mesh, lowered):
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH)),
         *(shape((), jnp.float32),) * 2,
     )
-    lowered(True, images, arguments)
-    lowered(False, images, arguments)
+    lowered(True, functools.partial(images, "gpu"), arguments)
+    lowered(False, functools.partial(images, "tpu"), arguments)
