@@ -17,7 +17,7 @@ from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.writing import token_guidance, write_tokens
 from bar_jax.heads import diffusion
-from bar_jax.nn.decoding import decoding_params
+from bar_jax.nn.decoding import Weights, decoding_params
 
 
 class CausalDiffusion(nn.Module):
@@ -151,6 +151,7 @@ def sample_tokens(
     temperature: jax.Array | float,
     noise: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     clip: float = 0.0,
+    weights: Weights = "float32",
 ) -> jax.Array:
     """Draws tokens, with every random number given.
 
@@ -165,12 +166,14 @@ def sample_tokens(
       temperature: what the noise of the head's steps is multiplied by.
       noise: index of a token in the order -> [B, d] where it starts, [T, B, d] noise of the steps.
       clip: of the head, see `heads.diffusion.sample`.
+      weights: what layers' kernels are kept as, see `nn.decoding.decoding_params`.
 
     Returns:
       [B, N, d] float32, in the order in which they are written.
     """
     trunk, guided = host.trunk, guidance_scale is not None
-    head_params = decoding_params(params["head"], trunk.dtype)
+    rows = (1 + guided) * len(labels)
+    head_params = decoding_params(params["head"], trunk.dtype, weights=weights, rows=rows)
 
     def draw(z, i):
         first, of_steps = noise(i)
@@ -188,5 +191,7 @@ def sample_tokens(
         return token, None
 
     labels = jnp.asarray(labels)
-    tokens, _ = write_tokens(trunk, params["trunk"], labels, order, draw, guided)
+    tokens, _ = write_tokens(
+        trunk, params["trunk"], labels, order, draw, guided, weights=weights
+    )
     return tokens

@@ -16,7 +16,7 @@ from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import shuffle, unshuffle
 from bar_jax.generators.writing import token_guidance, write_tokens
 from bar_jax.losses import Sums
-from bar_jax.nn.decoding import decoding_params
+from bar_jax.nn.decoding import Weights, decoding_params
 
 
 class Draws(flax.struct.PyTreeNode):
@@ -161,6 +161,7 @@ class MaskedBitGenerator(nn.Module):
             order=order,
             kept=kept,
             count=settings.tokens,
+            weights=settings.weights,
         )
 
     def initialize(self, bits: jax.Array, labels: jax.Array, keys: jax.Array) -> Sums:
@@ -180,6 +181,7 @@ def sample_tokens(
     order: jax.Array,
     kept: tuple[jax.Array, jax.Array] | None = None,
     count: int = 0,
+    weights: Weights = "float32",
     record: bool = False,
 ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
     """Writes images' tokens one after another: one scan over tokens with a KV cache.
@@ -198,6 +200,7 @@ def sample_tokens(
       kept: tokens that are given, (bits [B, N, k], keep [B, N] bool with True where given); with
         token shuffling a token is given where all of its parts are.
       count: m, how many tokens are written, of those that are in raster order; 0: all.
+      weights: what layers' kernels are kept as, see `nn.decoding.decoding_params`.
       record: also return what was drawn from, for tests.
 
     Returns:
@@ -206,7 +209,8 @@ def sample_tokens(
     """
     trunk, head = generator.trunk, generator.head
     guided = guidance_scale is not None
-    head_params = decoding_params(params["head"], trunk.dtype)
+    rows = (1 + guided) * len(labels)
+    head_params = decoding_params(params["head"], trunk.dtype, weights=weights, rows=rows)
 
     def in_order(tokens):
         return permutation.gather(
@@ -228,7 +232,7 @@ def sample_tokens(
         return bits, {"z": z, "logits": logits} if record else None
 
     labels = jnp.asarray(labels)
-    bits, recorded = write_tokens(trunk, params["trunk"], labels, order, draw, guided, count)
+    bits, recorded = write_tokens(trunk, params["trunk"], labels, order, draw, guided, count, weights)
     if count:
         return bits
     bits = permutation.scatter(bits, order)

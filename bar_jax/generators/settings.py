@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from bar_jax.nn.decoding import Weights
+
 
 class Settings(NamedTuple):
     """The part of `config.sample` that makes another program; hashable.
@@ -17,6 +19,7 @@ class Settings(NamedTuple):
       clip: of the diffusion head, see `heads.gaussian_diffusion.moments`.
       iterations: of MAR.
       tokens: of basis tokens, how many are written; 0: all.
+      weights: what layers' kernels are kept as, see `nn.decoding`.
     """
 
     guided: bool
@@ -27,6 +30,7 @@ class Settings(NamedTuple):
     iterations: int = 64
     clip: float = 0.0
     tokens: int = 0
+    weights: Weights = "float32"
 
 
 def sampling_settings(config: ConfigDict) -> Settings:
@@ -41,4 +45,5 @@ def sampling_settings(config: ConfigDict) -> Settings:
         iterations=section.iterations,
         clip=section.clip,
         tokens=section.tokens,
+        weights=section.weights,
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from bar_jax.generators.flow import guided, sampling_times, solve
 from bar_jax.generators.settings import Settings
-from bar_jax.nn.decoding import decoding_params, fit_ahead
+from bar_jax.nn.decoding import Weights, decoding_params, fit_ahead
 from bar_jax.nn.time import time_index
 
 
@@ -32,6 +32,7 @@ def sample(
         guidance_scale if settings.guided else None,
         temperature * noise[:, 0],
         temperature * noise[:, 1:],
+        settings.weights,
     )
 
 
@@ -44,6 +45,7 @@ def sample_sequence(
     guidance_scale: jax.Array | float | None,
     start: jax.Array,
     noise: jax.Array | None,
+    weights: Weights = "float32",
 ) -> jax.Array:
     """Writes the cells one after another, each from noise, with the earlier ones in a KV cache.
 
@@ -59,11 +61,13 @@ def sample_sequence(
       guidance_scale: S; None runs without the unconditional branch.
       start: [cells, B, n, d] noise that each cell starts as.
       noise: [cells, steps - 1, B, n, d] of the stochastic steps; `euler` does not use it.
+      weights: what layers' kernels are kept as, see `nn.decoding.decoding_params`.
 
     Returns:
       [B, N, d] float32.
     """
-    params = decoding_params(params, host.dtype)
+    rows = labels.size * host.cell
+    params = decoding_params(params, host.dtype, weights=weights, rows=rows)
     apply = lambda method, *args: host.apply({"params": params}, *args, method=method)
     batch = labels.shape[0]
     is_guided = guidance_scale is not None and host.cells > 1
