@@ -191,7 +191,5 @@ def sample_tokens(
         return token, None
 
     labels = jnp.asarray(labels)
-    tokens, _ = write_tokens(
-        trunk, params["trunk"], labels, order, draw, guided, weights=weights
-    )
+    tokens, _ = write_tokens(trunk, params["trunk"], labels, order, draw, guided, weights=weights)
     return tokens

@@ -232,7 +232,9 @@ def sample_tokens(
         return bits, {"z": z, "logits": logits} if record else None
 
     labels = jnp.asarray(labels)
-    bits, recorded = write_tokens(trunk, params["trunk"], labels, order, draw, guided, count, weights)
+    bits, recorded = write_tokens(
+        trunk, params["trunk"], labels, order, draw, guided, count, weights
+    )
     if count:
         return bits
     bits = permutation.scatter(bits, order)

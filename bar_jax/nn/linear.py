@@ -60,9 +60,10 @@ class Linear(nn.DenseGeneral):
             inputs = tuple(range(len(lead), x.ndim)), tuple(range(len(self.axis)))
             out = self.dot_general(x, kernel, (inputs, ((), ())))
         out = out.reshape(*lead, *bias.shape)
+        along = (1,) * len(lead) + bias.shape
         if SCALE in given:
-            out = out * given[SCALE]
-        return out.astype(self.dtype) + bias.reshape((1,) * len(lead) + bias.shape)
+            out = out * given[SCALE].reshape(along)
+        return out.astype(self.dtype) + bias.reshape(along)
 
 
 def linear(

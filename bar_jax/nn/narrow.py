@@ -21,9 +21,9 @@ def quantize(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     kernel = codes * scale to half a scale; the largest number of a column becomes +-127.
     """
-    largest = jnp.max(jnp.abs(kernel), axis=0)
+    largest = jnp.max(jnp.abs(kernel), axis=0, keepdims=True)
     scale = jnp.where(largest > 0, largest / 127, 1.0)
-    return jnp.round(kernel / scale).astype(jnp.int8), scale
+    return jnp.round(kernel / scale).astype(jnp.int8), scale[0]
 
 
 def to_tiles(kernel: jax.Array) -> jax.Array:
