@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from bar_jax.nn import narrow
+from bar_jax.nn.remat import rematerialised
 
 OUTPUT_FIRST = "kernel_output_first"
 TILES = "kernel_tiles"
@@ -101,7 +102,7 @@ def layers(
     """The layers that a module assigns to its attribute `name`, in `setup`.
 
     Args:
-      module: has `remat`, recompute activations in the backward pass instead of keeping them.
+      module: has `remat`, whether blocks keep their inputs alone for the gradient.
       block: called with x, and with arguments that all layers share; gives (x, None).
       sizes: what a block is made with.
 
@@ -112,7 +113,7 @@ def layers(
     if unstacked(module, name):
         return [block(*sizes) for _ in range(depth)]
     return nn.scan(
-        nn.remat(block, prevent_cse=False) if module.remat else block,
+        rematerialised(block, everything=module.remat),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
