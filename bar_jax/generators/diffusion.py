@@ -132,6 +132,7 @@ class CausalDiffusion(nn.Module):
             guidance_scale=guidance_scale if settings.guided else None,
             temperature=temperature,
             noise=noise,
+            weights=settings.weights,
         )
 
     @nn.nowrap
