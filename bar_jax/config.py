@@ -193,6 +193,9 @@ def default_config() -> ConfigDict:
     # basis are larger); 0: any, as published. A head that was trained for minutes needs it: at the
     # first steps its error is multiplied by 2e4.
     sample.clip = 0.0
+    # What the kernels of layers are kept as, float32 | bfloat16 | int8 (a scale for every output);
+    # computed in is `dtype`. One or two images at a time are as fast as weights come from memory.
+    sample.weights = "float32"
     sample.batch_size = 64  # global
     # causal, xar: attention over the KV cache: auto (what was measured to be fastest on the devices
     # present) | xla | rows (for TPUs) | cudnn, pallas (for GPUs, read no more than is filled)

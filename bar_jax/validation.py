@@ -41,6 +41,7 @@ CHOICES = {
     "sample.order": ("basis", "random"),
     "sample.sampler": ("euler_maruyama", "euler"),
     "sample.attention": ("auto", "xla", "rows", "cudnn", "pallas"),
+    "sample.weights": ("float32", "bfloat16", "int8"),
     "sample.keep": ("none", "upper", "lower", "left", "right"),
 }
 # Jobs that draw images.

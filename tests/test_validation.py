@@ -154,6 +154,7 @@ WRONG = [
     ({"model__generator__kind": "mlp"}, "model.generator.kind", "'mlp'", "causal"),
     ({"model__head__kind": "bits"}, "model.head.kind", "'bits'", "masked_bit"),
     ({"model__head__mask_ratio": "x"}, "model.head.mask_ratio", "'x'", "logit_normal | uniform"),
+    ({"sample__weights": "int4"}, "sample.weights", "'int4'", "float32 | bfloat16 | int8"),
     ({"sample__order": "snake"}, "sample.order", "'snake'", "basis | random"),
     ({"sample__keep": "middle"}, "sample.keep", "'middle'", "none | upper | lower | left | right"),
     ({"seed": -1}, "seed", "-1", "from 0 to 2^32 - 1"),

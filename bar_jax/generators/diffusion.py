@@ -17,7 +17,7 @@ from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.writing import token_guidance, write_tokens
 from bar_jax.heads import diffusion
-from bar_jax.nn.decoding import decoding_params
+from bar_jax.nn.decoding import Weights, decoding_params
 
 
 class CausalDiffusion(nn.Module):
@@ -133,6 +133,7 @@ class CausalDiffusion(nn.Module):
             temperature=temperature,
             noise=noise,
             attention=settings.attention,
+            weights=settings.weights,
         )
 
     @nn.nowrap
@@ -153,6 +154,7 @@ def sample_tokens(
     noise: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     clip: float = 0.0,
     attention: str = "xla",
+    weights: Weights = "float32",
 ) -> jax.Array:
     """Draws tokens, with every random number given.
 
@@ -168,12 +170,14 @@ def sample_tokens(
       noise: index of a token in the order -> [B, d] where it starts, [T, B, d] noise of the steps.
       clip: of the head, see `heads.diffusion.sample`.
       attention: over the KV cache, of `nn.decode_attention.KINDS`.
+      weights: what layers' kernels are kept as, see `nn.decoding.decoding_params`.
 
     Returns:
       [B, N, d] float32, in the order in which they are written.
     """
     trunk, guided = host.trunk, guidance_scale is not None
-    head_params = decoding_params(params["head"], trunk.dtype)
+    rows = (1 + guided) * len(labels)
+    head_params = decoding_params(params["head"], trunk.dtype, weights=weights, rows=rows)
 
     def draw(z, i):
         first, of_steps = noise(i)
@@ -192,6 +196,6 @@ def sample_tokens(
 
     labels = jnp.asarray(labels)
     tokens, _ = write_tokens(
-        trunk, params["trunk"], labels, order, draw, guided, attention=attention
+        trunk, params["trunk"], labels, order, draw, guided, attention=attention, weights=weights
     )
     return tokens

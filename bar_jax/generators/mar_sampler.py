@@ -18,7 +18,7 @@ import numpy as np
 from bar_jax.bases import permutation
 from bar_jax.generators.settings import Settings
 from bar_jax.heads import diffusion
-from bar_jax.nn.decoding import decoding_params
+from bar_jax.nn.decoding import Weights, decoding_params
 
 # At most how many programs of the encoder there are, beside the one for classes alone, each with
 # slots for some number of known tokens. More waste less work on empty slots and compile longer.
@@ -84,6 +84,7 @@ def sample(
         iterations=settings.iterations,
         steps=settings.steps,
         clip=settings.clip,
+        weights=settings.weights,
         guidance=guidance,
         temperature=temperature,
         noise=noise,
@@ -102,6 +103,7 @@ def sample_tokens(
     temperature: jax.Array | float,
     noise: Noise,
     clip: float = 0.0,
+    weights: Weights = "float32",
     record: bool = False,
 ) -> jax.Array | tuple[jax.Array, list[dict[str, jax.Array]]]:
     """Draws tokens, with every random number given.
@@ -117,6 +119,7 @@ def sample_tokens(
       temperature: what the noise of the head's steps is multiplied by.
       noise: see `Noise`.
       clip: of the head, see `heads.diffusion.sample`.
+      weights: what layers' kernels are kept as, see `nn.decoding.decoding_params`.
       record: also return what each iteration did, for tests.
 
     Returns:
@@ -126,15 +129,16 @@ def sample_tokens(
     """
     labels, places = jnp.asarray(labels), jnp.flip(order, axis=1)
     chex.assert_shape(places, (labels.shape[0], mar.length))
-    # Products of hundreds of rows in the transformers, of a few in the head.
-    head_params = decoding_params(params["head"], mar.dtype)
-    params = decoding_params(params, mar.dtype, output_first=False)
     both = (lambda x: x) if guidance is None else (lambda x: jnp.concatenate([x, x]))
     if guidance is not None:
         labels = jnp.concatenate([labels, jnp.full_like(labels, mar.num_classes)])
     plan = _plan(mar.length, iterations)
     slots, counts = (sorted(set(column)) for column in (plan.slots, plan.counts))
     most = counts[-1]
+    # Products of hundreds of rows in the transformers, of a few in the head.
+    rows = labels.shape[0] * most
+    head_params = decoding_params(params["head"], mar.dtype, weights=weights, rows=rows)
+    params = decoding_params(params, mar.dtype, output_first=False, weights=weights)
 
     def apply(method, *args):
         return mar.apply({"params": params}, *args, method=method)

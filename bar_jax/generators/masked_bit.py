@@ -16,7 +16,7 @@ from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import shuffle, unshuffle
 from bar_jax.generators.writing import token_guidance, write_tokens
 from bar_jax.losses import Sums
-from bar_jax.nn.decoding import decoding_params
+from bar_jax.nn.decoding import Weights, decoding_params
 
 
 class Draws(flax.struct.PyTreeNode):
@@ -162,6 +162,7 @@ class MaskedBitGenerator(nn.Module):
             kept=kept,
             count=settings.tokens,
             attention=settings.attention,
+            weights=settings.weights,
         )
 
     def initialize(self, bits: jax.Array, labels: jax.Array, keys: jax.Array) -> Sums:
@@ -182,6 +183,7 @@ def sample_tokens(
     kept: tuple[jax.Array, jax.Array] | None = None,
     count: int = 0,
     attention: str = "xla",
+    weights: Weights = "float32",
     record: bool = False,
 ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
     """Writes images' tokens one after another: one scan over tokens with a KV cache.
@@ -201,6 +203,7 @@ def sample_tokens(
         token shuffling a token is given where all of its parts are.
       count: m, how many tokens are written, of those that are in raster order; 0: all.
       attention: who computes it, of `nn.decode_attention.KINDS`.
+      weights: what layers' kernels are kept as, see `nn.decoding.decoding_params`.
       record: also return what was drawn from, for tests.
 
     Returns:
@@ -209,7 +212,8 @@ def sample_tokens(
     """
     trunk, head = generator.trunk, generator.head
     guided = guidance_scale is not None
-    head_params = decoding_params(params["head"], trunk.dtype)
+    rows = (1 + guided) * len(labels)
+    head_params = decoding_params(params["head"], trunk.dtype, weights=weights, rows=rows)
 
     def in_order(tokens):
         return permutation.gather(
@@ -232,7 +236,7 @@ def sample_tokens(
 
     labels = jnp.asarray(labels)
     bits, recorded = write_tokens(
-        trunk, params["trunk"], labels, order, draw, guided, count, attention
+        trunk, params["trunk"], labels, order, draw, guided, count, attention, weights
     )
     if count:
         return bits

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from bar_jax.nn import decode_attention
+from bar_jax.nn.decoding import Weights
 
 
 class Settings(NamedTuple):
@@ -20,6 +21,7 @@ class Settings(NamedTuple):
       iterations: of MAR.
       tokens: of basis tokens, how many are written; 0: all.
       attention: over the KV cache, of `nn.decode_attention.KINDS`.
+      weights: what layers' kernels are kept as, see `nn.decoding`.
     """
 
     guided: bool
@@ -31,6 +33,7 @@ class Settings(NamedTuple):
     clip: float = 0.0
     tokens: int = 0
     attention: str = "xla"
+    weights: Weights = "float32"
 
 
 def sampling_settings(config: ConfigDict, platform: str | None = None) -> Settings:
@@ -53,6 +56,7 @@ def sampling_settings(config: ConfigDict, platform: str | None = None) -> Settin
         clip=section.clip,
         tokens=section.tokens,
         attention=_attention(config, platform),
+        weights=section.weights,
     )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bar_jax.generators.causal import CausalTransformer
-from bar_jax.nn.decoding import decoding_params, fit_ahead
+from bar_jax.nn.decoding import Weights, decoding_params, fit_ahead
 
 
 def write_tokens(
@@ -20,6 +20,7 @@ def write_tokens(
     guided: bool,
     count: int = 0,
     attention: str = "xla",
+    weights: Weights = "float32",
 ) -> tuple[jax.Array, Any]:
     """One scan over tokens.
 
@@ -32,13 +33,15 @@ def write_tokens(
       guided: whether there is an unconditional branch.
       count: m, how many tokens are written: the first m of those that there would be; 0: all L.
       attention: who computes it, of `nn.decode_attention.KINDS`.
+      weights: see `nn.decoding.decoding_params`.
 
     Returns:
       Tokens [B, m, n] in the order in which they were written, and the records [m, ...].
     """
     chex.assert_shape(order, (*labels.shape, trunk.num_tokens))
     length, batch = count or trunk.num_tokens, labels.shape[0]
-    params = decoding_params(params, trunk.dtype)
+    rows = 2 * batch if guided else batch
+    params = decoding_params(params, trunk.dtype, weights=weights, rows=rows)
 
     def apply(method, *args):
         return trunk.apply({"params": params}, *args, method=method)

@@ -8,7 +8,7 @@ import numpy as np
 from bar_jax.generators.flow import guided, sampling_times, solve
 from bar_jax.generators.settings import Settings
 from bar_jax.nn.decode_attention import empty_cache
-from bar_jax.nn.decoding import decoding_params, fit_ahead
+from bar_jax.nn.decoding import Weights, decoding_params, fit_ahead
 from bar_jax.nn.time import time_index
 
 
@@ -34,6 +34,7 @@ def sample(
         temperature * noise[:, 0],
         temperature * noise[:, 1:],
         settings.attention,
+        settings.weights,
     )
 
 
@@ -47,6 +48,7 @@ def sample_sequence(
     start: jax.Array,
     noise: jax.Array | None,
     attention: str = "xla",
+    weights: Weights = "float32",
 ) -> jax.Array:
     """Writes the cells one after another, each from noise, with the earlier ones in a KV cache.
 
@@ -63,11 +65,13 @@ def sample_sequence(
       start: [cells, B, n, d] noise that each cell starts as.
       noise: [cells, steps - 1, B, n, d] of the stochastic steps; `euler` does not use it.
       attention: who computes it, of `nn.decode_attention.KINDS`.
+      weights: what layers' kernels are kept as, see `nn.decoding.decoding_params`.
 
     Returns:
       [B, N, d] float32.
     """
-    params = decoding_params(params, host.dtype)
+    rows = labels.size * host.cell
+    params = decoding_params(params, host.dtype, weights=weights, rows=rows)
     apply = lambda method, *args: host.apply({"params": params}, *args, method=method)
     batch = labels.shape[0]
     is_guided = guidance_scale is not None and host.cells > 1

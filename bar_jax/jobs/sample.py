@@ -254,6 +254,7 @@ def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> d
         **({"sample_basis_inverse": config.model.basis.inverse} if has_matrix else {}),
         "sample_keep": section.keep,
         "sample_dtype": config.dtype,
+        **({"sample_weights": section.weights} if section.weights != "float32" else {}),
         "generator_step": generator_step,
         "tokenizer_step": tokenizer_step,
     }

@@ -1,6 +1,7 @@
 """Linear layers and tables whose parameters carry logical axis names."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from bar_jax.mesh import cut_by_batch, gathered_kernel
-from bar_jax.nn.decoding import OUTPUT_FIRST
+from bar_jax.nn import narrow
+from bar_jax.nn.decoding import OUTPUT_FIRST, SCALE, TILES
 
 Init = Callable[..., jax.Array]
 
@@ -31,18 +33,37 @@ def uniform(limit: float) -> Init:
 
 
 class Linear(nn.DenseGeneral):
-    """A linear layer that also takes its kernel output-first (see `nn.decoding`)."""
+    """A linear layer that also takes its parameters laid out for decoding (see `nn.decoding`)."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., *in] -> [..., *out]."""
-        if not self.has_variable("params", OUTPUT_FIRST):
+        given = {
+            name: self.get_variable("params", name)
+            for name in (OUTPUT_FIRST, TILES, SCALE)
+            if self.has_variable("params", name)
+        }
+        if not given:
             return super().__call__(x)
-        kernel, bias = (self.get_variable("params", name) for name in (OUTPUT_FIRST, "bias"))
+        bias = self.get_variable("params", "bias")
         lead = x.shape[: x.ndim - len(self.axis)]
-        rows = x.astype(self.dtype).reshape(-1, kernel.shape[1])
-        # The barrier keeps XLA from turning the product around: rows first is the slow way.
-        out = jax.lax.optimization_barrier(kernel @ rows.T).T.reshape(*lead, *bias.shape)
-        return out + bias.reshape((1,) * len(lead) + bias.shape)
+        x = x.astype(self.dtype)
+        if TILES in given:
+            rows = x.reshape(math.prod(lead), -1)
+            out = narrow.multiply(rows, given[TILES], bias.size)
+        elif OUTPUT_FIRST in given:
+            kernel = given[OUTPUT_FIRST].astype(self.dtype)
+            rows = x.reshape(-1, kernel.shape[1])
+            # The barrier keeps XLA from turning the product around: rows first is the slow way.
+            out = jax.lax.optimization_barrier(kernel @ rows.T).T
+        else:
+            kernel = self.get_variable("params", "kernel").astype(self.dtype)
+            inputs = tuple(range(len(lead), x.ndim)), tuple(range(len(self.axis)))
+            out = self.dot_general(x, kernel, (inputs, ((), ())))
+        out = out.reshape(*lead, *bias.shape)
+        along = (1,) * len(lead) + bias.shape
+        if SCALE in given:
+            out = out * given[SCALE].reshape(along)
+        return out.astype(self.dtype) + bias.reshape(along)
 
 
 def linear(

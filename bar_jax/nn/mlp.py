@@ -6,6 +6,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import meta
 
 from bar_jax.nn.linear import NORMAL_02, Init, linear
 
@@ -13,6 +14,13 @@ from bar_jax.nn.linear import NORMAL_02, Init, linear
 def swiglu_width(width: int) -> int:
     """Hidden units of a SwiGLU with the parameters of a 4x MLP: int(2/3 * 4 * width)."""
     return int(2 / 3 * 4 * width)
+
+
+def _hidden_units(module: nn.Module, first: str, width: int) -> int:
+    """Those that the layer `first` has: more of them if laid out for decoding (`nn.decoding`)."""
+    if not module.has_variable("params", first):
+        return swiglu_width(width)
+    return meta.unbox(module.get_variable("params", first))["bias"].shape[-1]
 
 
 class SwiGLU(nn.Module):
@@ -25,7 +33,7 @@ class SwiGLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]; with a dropout rng, dropout acts on the hidden units."""
         width = x.shape[-1]
-        hidden = swiglu_width(width)
+        hidden = _hidden_units(self, "up", width)
         gate_value = linear((2, hidden), ("embed", None, "mlp"), dtype=self.dtype, name="up")(x)
         x = nn.silu(gate_value[..., 0, :]) * gate_value[..., 1, :]
         x = nn.Dropout(self.dropout)(x, deterministic=not self.has_rng("dropout"))
@@ -44,7 +52,7 @@ class GatedGeluMLP(nn.Module):
         """[..., D] -> [..., D]; with a dropout rng, dropout acts on the hidden units."""
         dense = functools.partial(linear, kernel_init=self.kernel_init, dtype=self.dtype)
         width = x.shape[-1]
-        hidden = swiglu_width(width)
+        hidden = _hidden_units(self, "gate", width)
         # Two layers, and not one product, so that each starts in its own Xavier range.
         gate = nn.gelu(dense(hidden, ("embed", "mlp"), name="gate")(x), approximate=False)
         x = gate * dense(hidden, ("embed", "mlp"), name="value")(x)
