@@ -7,6 +7,7 @@ import types
 import jax
 import pytest
 
+from bar_jax import timing
 from bar_jax.config import default_config
 from bar_jax.config_presets import tiny
 from bar_jax.jobs import benchmark
@@ -105,9 +106,9 @@ def test_prints_as_json(measured):
 )
 def test_peak_of_a_known_device(kind, dtype, expected):
     device = types.SimpleNamespace(device_kind=kind)
-    assert benchmark.peak_flops(device, dtype) == (expected, "data sheet")
+    assert timing.peak_flops(device, dtype) == (expected, "data sheet")
 
 
 def test_peak_of_an_unknown_device_is_measured():
-    flops, source = benchmark.peak_flops(jax.devices()[0], "float32")
+    flops, source = timing.peak_flops(jax.devices()[0], "float32")
     assert flops > 1e8 and source.startswith("measured")
