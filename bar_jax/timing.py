@@ -52,10 +52,13 @@ def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
     for kind, (bfloat16, float32) in PEAKS.items():
         if kind in device.device_kind:
             return (bfloat16 if dtype == "bfloat16" else float32), "data sheet"
-    size = 2048
-    x = jnp.ones((size, size), dtype)
-    seconds = timed(jax.jit(jnp.matmul), (x, x), repeats=5).seconds
-    return 2 * size**3 / min(seconds), f"measured: {size} x {size} product"
+    # Large enough to keep the device busy: until a product takes 20 ms.
+    size, seconds = 256, 0.0
+    while seconds < 0.02:
+        size *= 2
+        x = jnp.ones((size, size), dtype)
+        seconds = min(timed(jax.jit(jnp.matmul), (x, x), repeats=3).seconds)
+    return 2 * size**3 / seconds, f"measured: {size} x {size} product"
 
 
 def timed(

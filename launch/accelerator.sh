@@ -7,8 +7,9 @@
 #   --minutes N    after which nothing more is measured (8); the most valuable rows come first, one
 #                  that would not end in time is left out
 #   --only NAMES   these rows alone, separated by commas; a wrong name lists those that there are
-#   --out DIR      results.md, results.jsonl (a line for each row as it ends), logs, traces, compiled
-#                  programs (runs/accelerator-DATE). The same DIR again adds to it, and compiles less
+#   --out DIR      results.md, results.jsonl (a line for each row as it ends), logs, traces and
+#                  compiled programs (runs/accelerator-DATE). The same DIR again adds to it, and
+#                  compiles less
 #   --wheels DIR   packages that this Python lacks, as wheels: put into OUT/site, for this run alone
 #   --tiny         all rows with tiny models, on a CPU too: whether the script works, no measurement
 #   --dry-run      prints the commands and runs none
@@ -30,7 +31,7 @@ python=${PYTHON:-python3}
 site=$out/site
 [[ -n $dry_run ]] || "$python" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2> /dev/null ||
   refuse "$python is no Python of 3.11 or newer: set PYTHON to one"
-[[ -n $dry_run ]] || mkdir -p "$out" 2> /dev/null && [[ -w $out ]] ||
+[[ -n $dry_run ]] || { mkdir -p "$out" 2> /dev/null && [[ -w $out ]]; } ||
   refuse "--out is '$out', expected a folder that can be written to"
 
 if [[ -n $wheels ]]; then
@@ -41,6 +42,8 @@ if [[ -n $wheels ]]; then
 fi
 export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH}
 export OPENBLAS_NUM_THREADS=1 # with more jax's SVD on CPU is about 20 times slower
+export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore:resource_tracker} # of processes that were ended
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 # Nothing else needs the device, and comparisons need the CPU too.
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.92}
 if [[ ${JAX_PLATFORMS:-cpu} != *cpu* ]]; then export JAX_PLATFORMS=$JAX_PLATFORMS,cpu; fi

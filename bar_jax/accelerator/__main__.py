@@ -138,7 +138,7 @@ def measure(row: Row, machine: dict, out: Path, end: float, tiny: bool) -> dict[
     if left < needed:
         reason = f"takes about {needed} s, {max(0, round(left))} s are left"
         return told | {"status": "skipped", "reason": reason}
-    limit = min(left, 60 + 3 * row.seconds)
+    limit = left if tiny else min(left, 60 + 3 * row.seconds)
     ended = run_process(
         work.row, out / f"logs/{row.name}", limit, row, arguments, out / "images", tiny
     )

@@ -98,7 +98,8 @@ def loss(setting: Setting) -> dict[str, object]:
 def tokens(setting: Setting) -> dict[str, object]:
     """The masked-bit generator's tokens at temperature 0, with guidance: share that differs."""
     _, generator, params = _model(setting, BITS)
-    return _judged(tokens=(_differing(setting, generator, params), 0.0))
+    here, there = _both(setting, functools.partial(_draw, generator), params)
+    return _judged(tokens=(float(np.mean(here != there)), 0.0))
 
 
 def tokenizer(setting: Setting) -> dict[str, object]:
@@ -160,8 +161,8 @@ def mar(setting: Setting) -> dict[str, object]:
 
 def training(setting: Setting) -> dict[str, object]:
     """Five training steps of the masked-bit generator and of xAR on a learned basis."""
-    told = {}
-    for name, file in (("masked_bit", BITS), ("xar", XAR)):
+    told, models_of = {}, {"masked_bit": BITS, "xar": XAR}
+    for name, file in list(models_of.items())[: 1 if setting.tiny else None]:
         here = _trained(_config(setting, file), [setting.device], {})
         there = _trained(_config(setting, file), [setting.other], setting.options)
         told[f"{name}_metrics"] = _distance(here[0], there[0]), 1e-4
@@ -208,7 +209,10 @@ def low_precision(setting: Setting) -> dict[str, object]:
         function = functools.partial(_gradient, generator)
         return _on(setting.device, {}, function, params, batch)
 
-    exact, told, shares = gradient(generator), {}, {}
+    def draw(generator):
+        return _on(setting.device, {}, functools.partial(_draw, generator), params)
+
+    exact, wanted, told, shares = gradient(generator), draw(generator), {}, {}
     config.dtype = "bfloat16"
     low = make_generator(config)
     for name, module, precision, bounds in (
@@ -217,7 +221,7 @@ def low_precision(setting: Setting) -> dict[str, object]:
     ):
         with jax.default_matmul_precision(precision):
             found = gradient(module)
-            shares[f"{name}_tokens"] = _share(setting, generator, module, params)
+            shares[f"{name}_tokens"] = float(np.mean(draw(module) != wanted))
         told[f"{name}_loss"] = abs(found[0] - exact[0]) / abs(exact[0]), bounds[0]
         told[f"{name}_gradient"] = _distance(found[1], exact[1]), bounds[1]
     # What a token that is drawn differently does to the next ones has no bound.
@@ -229,10 +233,10 @@ def layouts(setting: Setting) -> dict[str, object]:
     devices = [d for d in jax.devices() if d.platform == setting.device.platform]
     if len(devices) == 1:
         return {"ok": None, "not_applicable": "there is one device"}
-    devices = devices[: 8 if BATCH % len(devices) else len(devices)]
+    devices = devices[: 1 << min(len(devices), BATCH).bit_length() - 1]  # they share the batch
     config, told = _config(setting, BITS), {}
     alone = _trained(config, devices[:1], {})
-    for axis in ("data", "fsdp"):
+    for axis in ("fsdp",) if setting.tiny else ("data", "fsdp"):
         config.mesh.update(dict(data=1, fsdp=1) | {axis: -1})
         found = _trained(config, devices, {})
         told[f"{axis}_metrics"] = _distance(found[0], alone[0]), 1e-4
@@ -277,7 +281,9 @@ def _config(setting: Setting, file: str) -> ConfigDict:
     config = load_config(f"configs/{file}.py:tiny")
     config.dtype = "float32"
     config.train_generator.batch_size = BATCH
-    if not setting.tiny:
+    if setting.tiny:
+        config.model.generator.depth = 1
+    else:
         config.data.image_size = 32
         config.model.generator.update(dict(width=256, depth=3, heads=4, class_repeats=4))
         config.model.head.update(dict(width=256, depth=2))
@@ -304,9 +310,11 @@ def _params(init: Callable[[jax.Array], dict]) -> dict:
             return 1 + 0.1 * drawn
         if "basis" in jax.tree_util.keystr(path):
             return np.linalg.qr(drawn)[0]
-        return drawn / np.sqrt(leaf.shape[0] if len(leaf.shape) > 1 else 10).astype(np.float32)
+        # Half of what keeps variances: samplers feed on what they draw, and larger weights make
+        # any difference grow from cell to cell.
+        return 0.5 * drawn / np.sqrt(leaf.shape[0] if len(leaf.shape) > 1 else 10)
 
-    return jax.tree_util.tree_map_with_path(one, shapes)
+    return jax.tree_util.tree_map_with_path(lambda *leaf: np.float32(one(*leaf)), shapes)
 
 
 def _labels(config: ConfigDict) -> np.ndarray:
@@ -346,32 +354,20 @@ def _draw(generator: nn.Module, params: dict) -> jax.Array:
     )  # fmt: skip
 
 
-def _differing(setting: Setting, generator: nn.Module, params: dict) -> float:
-    here, there = _both(setting, functools.partial(_draw, generator), params)
-    return float(np.mean(here != there))
-
-
-def _share(setting: Setting, exact: nn.Module, other: nn.Module, params: dict) -> float:
-    """Share of bits that another module, and the precision that is set, draw otherwise."""
-    found = _on(setting.device, {}, functools.partial(_draw, other), params)
-    with jax.default_matmul_precision("highest"):
-        wanted = _on(setting.device, {}, functools.partial(_draw, exact), params)
-    return float(np.mean(found != wanted))
-
-
 def _trained(config: ConfigDict, devices: list[jax.Device], options: dict) -> tuple[list, dict]:
     """Metrics of each of five steps, and the parameters after them, all on the host."""
     mesh = make_mesh(**config.mesh, devices=devices)
     generator = make_generator(config)
     program = generator_program(config, mesh, generator)
-    make_state, shapes = init_state(program.init, jax.random.key(0), mesh)
+    _, shapes = init_state(program.init, jax.random.key(0), mesh)
     layout = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     step = jax.jit(
         program.step(0), out_shardings=(layout, replicated(mesh)), compiler_options=options
     )
     start = _params(lambda key: models.init_generator(generator, key))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     with jax.set_mesh(mesh):
-        state = make_state().replace(params=jax.device_put(start, layout.params))
+        state = jax.device_put(zeros.replace(params=start), layout)
         batch = jax.device_put(_batch(config, generator), batch_sharding(mesh))
         key = jax.device_put(jax.random.key(1), replicated(mesh))
         told = []

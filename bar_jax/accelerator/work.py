@@ -28,6 +28,7 @@ def begin(function: Callable[..., int], log: str, *args) -> None:
     for number, ending in ((1, "out"), (2, "err")):
         file = os.open(f"{log}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(file, number)
+    logging.getLogger().handlers.clear()  # what was imported has set up some
     status = 1
     try:
         status = function(*args)
@@ -94,10 +95,12 @@ def _write_images(folder: Path, tiny: bool) -> None:
     import numpy as np
     from PIL import Image, ImageFilter
 
-    (folder / "noise").mkdir(parents=True, exist_ok=True)
+    classes = ("sharp", "blurred")
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
     width, height, count = (32, 24, 48) if tiny else (500, 375, 512)
     rng = np.random.default_rng(0)
     for i in range(count):
         pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
-        image = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(2))
-        image.save(folder / "noise" / f"{i}.jpg", quality=95)
+        image = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(1 + i % 2))
+        image.save(folder / classes[i % 2] / f"{i}.jpg", quality=95)
