@@ -119,7 +119,7 @@ def measure(row: Row, machine: dict, out: Path, end: float, tiny: bool) -> dict[
     Returns:
       The line of results.jsonl: `status` is ok | failed | timed out | skipped, with a `reason`.
     """
-    arguments = rows_lib.arguments(row, str(out), tiny)
+    arguments = rows_lib.arguments(row, str(out), tiny, machine["devices"])
     command = ["python", "-m", "bar_jax.main", *arguments]
     told = {
         "row": row.name,

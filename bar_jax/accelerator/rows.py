@@ -17,7 +17,7 @@ class Row(NamedTuple):
       config: a file of configs/, or RIGHT.
       parts: of `benchmark.parts`; of RIGHT the names of checks.
       seconds: what it takes, see above.
-      batches: sizes to measure, in this order.
+      batches: sizes to measure, of a device, in this order.
       first_that_fits: end with the first of them that fits.
       fields: other fields of the config.
       memory: GB of a device without which it cannot work.
@@ -121,17 +121,19 @@ ROWS = (
 )
 
 
-def arguments(row: Row, out: str, tiny: bool) -> list[str]:
+def arguments(row: Row, out: str, tiny: bool, devices: int = 1) -> list[str]:
     """The row's arguments of `bar_jax.main`.
 
     Args:
       out: folder for a trace, and with the images that `input` reads.
       tiny: the smallest model of the kind, and a batch of two.
+      devices: each has a batch of the row's size, all of them together so many.
     """
+    batches = [devices * size for size in ((2,) if tiny else row.batches)]
     fields = {
         "job": "benchmark",
         "benchmark.parts": ",".join(row.parts),
-        "benchmark.batches": "2" if tiny else ",".join(map(str, row.batches)),
+        "benchmark.batches": ",".join(map(str, batches)),
         "benchmark.first_that_fits": row.first_that_fits,
         "benchmark.repeats": 1 if tiny or row.trace else 2,
         **row.fields,

@@ -79,6 +79,8 @@ def _right(row: rows.Row, tiny: bool) -> int:
 
     if tiny:
         jax.config.update("jax_num_cpu_devices", 2)
+    else:  # a search for the fastest kernels doubles what compilation takes
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
     from bar_jax.accelerator import right
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bar_jax import main as bar_jax_main
@@ -118,6 +120,10 @@ def test_every_row_is_a_config_that_is_valid(tiny, tmp_path):
         assert config.benchmark.batches == ((2,) if tiny else row.batches)
 
 
+def test_every_device_has_a_batch_of_that_size():
+    assert "--config.benchmark.batches=16,8" in rows.arguments(ROW, "out", tiny=False, devices=4)
+
+
 def test_names_are_unique_and_all_checks_are_made():
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names)
@@ -128,6 +134,35 @@ def test_names_are_unique_and_all_checks_are_made():
 def test_eight_minutes_hold_what_is_worth_most():
     end = [row.name for row in ROWS].index("bar_b_trace")
     assert sum(row.seconds for row in ROWS[: end + 1]) < 8 * 60
+
+
+# --- what is right -------------------------------------------------------------------------------
+
+
+def test_errors_are_held_against_their_tolerances():
+    assert right._judged(a=(1e-6, 1e-5), b=(0.0, 0.0))["ok"]
+    assert not right._judged(a=(1e-6, 1e-5), b=(1e-4, 1e-5))["ok"]
+    assert not right._judged(a=(float("nan"), 1.0))["ok"]
+    assert right._distance({"a": [3.0, 4.0]}, {"a": [3.0, 4.5]}) == pytest.approx(0.5 / 29.25**0.5)
+
+
+def test_a_check_that_raises_is_told_and_the_next_is_made(monkeypatch):
+    checks = {"bad": lambda setting: 1 / 0, "good": lambda setting: right._judged(a=(0.0, 0.0))}
+    monkeypatch.setattr(right, "CHECKS", checks)
+    told = right.run(("bad", "good"), tiny=True)
+    assert (told["bad"]["ok"], told["good"]["ok"]) == (False, True)
+    assert told["bad"]["raised"] == "ZeroDivisionError: division by zero"
+    row = dict(status="failed", reason="status 1", result=told)
+    assert table.in_short(row).endswith("NOT right: bad; right: good")
+
+
+def test_what_the_second_device_computes_otherwise_is_seen(monkeypatch):
+    setting = right.Setting(*jax.devices()[:2], {}, tiny=True)
+    on, numbers = right._on, np.arange(8, dtype=np.float32)
+    off = lambda device, *args: on(device, *args) + 1e-2 * (device == setting.other)
+    monkeypatch.setattr(right, "_on", off)
+    error = right._distance(*right._both(setting, jnp.sin, numbers))
+    assert error > 1e-3
 
 
 # --- the command ---------------------------------------------------------------------------------
