@@ -84,7 +84,8 @@ def main(argv: list[str]) -> int:
         try:
             probed = run_process(work.probe, out / "logs/machine", PROBE_SECONDS)
             if probed.status != 0:
-                print(f"error: JAX does not start: {' '.join(probed.error[-1:])}", file=sys.stderr)
+                last = probed.error[-1] if probed.error else f"status {probed.status}"
+                print(f"error: {sys.executable} cannot begin: {last}", file=sys.stderr)
                 return 2
             machine = probed.printed
             if machine["platform"] == "cpu" and not given.tiny:

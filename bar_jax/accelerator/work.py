@@ -41,7 +41,11 @@ def begin(function: Callable[..., int], log: str, *args) -> None:
 
 
 def probe() -> int:
-    """Prints what this machine is."""
+    """Prints what this machine is, once everything has been imported."""
+    import importlib
+
+    for name in IMPORTED:
+        importlib.import_module(name)
     from importlib import metadata
 
     import jax
