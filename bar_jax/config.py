@@ -264,7 +264,9 @@ def _training(batch_size: int, epochs: float, warmup_epochs: float) -> ConfigDic
     train = ConfigDict()
     train.batch_size = batch_size  # global
     train.accumulate = 1  # pieces that a batch is cut into, one after another, to save memory
-    train.remat = False  # recompute activations in the backward pass, to save memory
+    # False: the backward pass recomputes what is cheap (norms, nonlinearities, attention's weights)
+    # from the outputs of linear layers; True: from a layer's input alone, a third more arithmetic
+    train.remat = False
     _duration(train, epochs=epochs)  # steps | epochs | images: one of them, the others 0
     train.optimizer = _optimizer(warmup_epochs)
     train.ema_decay = 0.0  # largest decay of the moving average of parameters; 0: none is kept

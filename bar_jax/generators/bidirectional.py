@@ -76,7 +76,7 @@ class Transformer(nn.Module):
       mlp_width: hidden units of the MLPs; 0: four times the width.
       dropout: of attention outputs, MLP hidden units and MLP outputs.
       attention_dropout: of attention weights.
-      remat: recompute a block's activations in the backward pass instead of keeping them.
+      remat: keep of a block its input alone for the gradient, see `nn.remat`.
     """
 
     width: int

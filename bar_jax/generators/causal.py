@@ -168,7 +168,7 @@ class CausalTransformer(nn.Module):
       output_width: of the head.
       dropout: after the attention's projection and on the MLP's hidden units.
       attention_dropout: on the attention weights (published code declares but never applies it).
-      remat: recompute a block's activations in the backward pass instead of keeping them.
+      remat: keep of a block its input alone for the gradient, see `nn.remat`.
       channels: d, numbers of a real-valued token; 0: tokens are bits.
     """
 

@@ -135,7 +135,7 @@ class XAR(nn.Module):
       attention_dropout: on the attention weights.
       shared_time: one time for all cells of an image (basis paper, Algorithm 1) or one each.
       time: distribution of times, `logit_normal` (published) or `uniform` (Algorithm 1).
-      remat: recompute a block's activations in the backward pass instead of keeping them.
+      remat: keep of a block its input alone for the gradient, see `nn.remat`.
     """
 
     channels: int

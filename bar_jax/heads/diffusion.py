@@ -85,7 +85,7 @@ class DiffusionHead(nn.Module):
       channels: d, numbers of a token.
       width, depth: of the MLP; published 1024 x 6 (MAR-B), 1280 x 8 (L), 1536 x 12 (H).
       timesteps_per_token: R, noise levels that a token is trained at in a step.
-      remat: recompute a block's activations in the backward pass instead of keeping them.
+      remat: keep of a block its input alone for the gradient, see `nn.remat`.
     """
 
     channels: int

@@ -79,7 +79,7 @@ class MaskedBitHead(nn.Module):
       width, depth: 2048 and 3 in the paper's final models (Table 2b).
       mask_ratio: how the share of hidden bits is drawn in training, `logit_normal`,
         `uniform` or `arccos` (Table 2a).
-      remat: recompute a block's activations in the backward pass instead of keeping them.
+      remat: keep of a block its input alone for the gradient, see `nn.remat`.
     """
 
     bits: int

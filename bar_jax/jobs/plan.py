@@ -28,7 +28,7 @@ from bar_jax.mesh import batch_sharding, batch_ways, replicated
 from bar_jax.models import init_generator
 from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training.players import Program, one_player
-from bar_jax.training.step import init_state
+from bar_jax.training.step import Batch, Step, TrainState, init_state
 
 # A fifth of the time for a TPU; of BAR-B's step the temporaries were 2 % apart.
 QUICK = {"exec_time_optimization_effort": -1.0}
@@ -110,22 +110,13 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
     Raises:
       InputError: no such step; a batch that the mesh does not divide.
     """
-    section = config[f"train_{'generator' if step == 'generator' else 'tokenizer'}"]
-    ways, size = batch_ways(mesh) * section.accumulate, section.batch_size
-    if size % ways:
-        name = "train_generator" if step == "generator" else "train_tokenizer"
-        raise InputError(f"{name}.batch_size", str(size), f"a multiple of {ways}")
-    program, batch, number = _program(config, mesh, step)
-    state = init_state(program.init, jax.random.key(0), mesh)[1]
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    batch = {name: place(x, batch_sharding(mesh)) for name, x in batch.items()}
-    key = place(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
+    section = _section(config, step)
+    function, arguments = step_and_shapes(config, mesh, step)
+    state = arguments[0]
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-    function = jax.jit(
-        program.step(number), donate_argnums=0, out_shardings=(layout, replicated(mesh))
-    )
+    function = jax.jit(function, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
     with jax.set_mesh(mesh):
-        lowered = function.lower(state, batch, key, program.frozen)
+        lowered = function.lower(*arguments)
         began = time.monotonic()
         told = {
             "state_bytes_per_device": {
@@ -134,7 +125,7 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
                 "optimizer": layout_bytes(state.opt_state),
                 "discriminator": layout_bytes(state.discriminator),
             },
-            "batch_size": size,
+            "batch_size": section.batch_size,
             "accumulate": section.accumulate,
             "remat": section.remat,
             "compiled_for": mesh.devices.flat[0].device_kind,
@@ -165,12 +156,37 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
     }
 
 
+def step_and_shapes(
+    config: ConfigDict, mesh: jax.sharding.Mesh, step: str
+) -> tuple[Step, tuple[TrainState, Batch, jax.Array, dict]]:
+    """One training step on a mesh, and its arguments' shapes with their shardings.
+
+    Arguments and errors as of `compiled_step`.
+    """
+    section = _section(config, step)
+    ways, size = batch_ways(mesh) * section.accumulate, section.batch_size
+    if size % ways:
+        name = "train_generator" if step == "generator" else "train_tokenizer"
+        raise InputError(f"{name}.batch_size", str(size), f"a multiple of {ways}")
+    program, batch, number = _program(config, mesh, step)
+    state = init_state(program.init, jax.random.key(0), mesh)[1]
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    batch = {name: place(x, batch_sharding(mesh)) for name, x in batch.items()}
+    key = place(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
+    return program.step(number), (state, batch, key, program.frozen)
+
+
 def layout_bytes(shapes: object) -> int:
     """Bytes on each device of a tree of shapes with their shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(shapes)
     )
+
+
+def _section(config, step) -> ConfigDict:
+    """The section that says how a step is trained."""
+    return config.train_generator if step == "generator" else config.train_tokenizer
 
 
 def _program(config, mesh, step) -> tuple[Program, dict[str, jax.ShapeDtypeStruct], int]:

@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bar_jax.nn.remat import rematerialised
+
 OUTPUT_FIRST = "kernel_output_first"
 
 # adaLN vectors depend on class and position, or time, only. Up to this size samplers make all of
@@ -64,7 +66,7 @@ def layers(
     """The layers that a module assigns to its attribute `name`, in `setup`.
 
     Args:
-      module: has `remat`, recompute activations in the backward pass instead of keeping them.
+      module: has `remat`, whether blocks keep their inputs alone for the gradient.
       block: called with x, and with arguments that all layers share; gives (x, None).
       sizes: what a block is made with.
 
@@ -75,7 +77,7 @@ def layers(
     if unstacked(module, name):
         return [block(*sizes) for _ in range(depth)]
     return nn.scan(
-        nn.remat(block, prevent_cse=False) if module.remat else block,
+        rematerialised(block, everything=module.remat),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,

@@ -13,6 +13,7 @@ from bar_jax.mesh import constrain_batch
 from bar_jax.nn.attention import attend
 from bar_jax.nn.linear import NORMAL_02, Init, linear, named
 from bar_jax.nn.mlp import Gelu, GeluMLP
+from bar_jax.nn.remat import rematerialised
 
 
 class ViTBlock(nn.Module):
@@ -85,7 +86,7 @@ class ViT(nn.Module):
       causal: a token sees itself and those before it (CLIP's text).
       norm_eps: epsilon of every LayerNorm.
       table_init: initialiser of the class token and the positions.
-      remat: recompute a block's activations in the backward pass instead of keeping them.
+      remat: keep of a block its input alone for the gradient, see `nn.remat`.
     """
 
     width: int
@@ -135,9 +136,8 @@ class ViT(nn.Module):
         x = x + positions.astype(self.dtype)[None]
         if self.pre_norm:
             x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="pre_norm")(x)
-        block = nn.remat(ViTBlock, prevent_cse=False) if self.remat else ViTBlock
         blocks = nn.scan(
-            block,
+            rematerialised(ViTBlock, everything=self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.depth,

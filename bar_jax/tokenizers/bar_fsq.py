@@ -82,7 +82,7 @@ class BarFSQ(nn.Module):
       predictor_layer: layer of the decoder, from 0, whose output the feature predictor reads.
       predictor_width: hidden width of the feature predictor; 0: there is none.
       centered_bits: see `Quantizer.centered`.
-      remat: recompute activations of the transformers' blocks in the backward pass.
+      remat: keep of the transformers' blocks their inputs alone for the gradient, see `nn.remat`.
     """
 
     image_size: int

@@ -1,6 +1,7 @@
 """Tests of bar_jax/nn/attention.py."""
 
 import functools
+import logging
 import types
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax.nn.attention import attend
+from bar_jax.mesh import make_mesh
+from bar_jax.nn.attention import attend, padded
 
 
 @pytest.fixture(scope="module")
@@ -73,31 +75,136 @@ def test_dropout_path_agrees_with_the_plain_one(qkv, key):
     np.testing.assert_allclose(tiny(*qkv), plain(*qkv), atol=1e-6)
 
 
+def with_gradients(function, *qkv):
+    """The output, and the gradients of its sum with random weights."""
+    weights = np.random.default_rng(1).normal(size=qkv[0].shape).astype(qkv[0].dtype)
+
+    @jax.jit
+    def outputs(*qkv):
+        out, backward = jax.vjp(function, *qkv)
+        return out, *backward(weights)
+
+    return outputs(*qkv)
+
+
+# Queries and keys; odd ones are padded, even ones are not.
+@pytest.mark.parametrize("lengths", [(5, 5), (4, 5), (5, 4), "causal"])
+def test_padding_changes_neither_output_nor_gradient(qkv, lengths):
+    causal = lengths == "causal"
+    queries, keys = (5, 5) if causal else lengths
+    query, key, value = qkv[0][:, :queries], qkv[1][:, :keys], qkv[2][:, :keys]
+    filled = functools.partial(padded, causal=causal, implementation="xla")
+    found = with_gradients(filled, query, key, value)
+    plain = with_gradients(functools.partial(attend, causal=causal), query, key, value)
+    for ours, expected in zip(found, plain, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+Device = functools.partial(dict, platform="PJRT C API\ncuda 12090", compute_capability="9.0")
+HOPPER = Device()
+TURING = Device(compute_capability="7.5")
+AMD = Device(platform="PJRT C API\nrocm 60300", compute_capability="gfx90a")
+NAMELESS = dict(platform="PJRT C API\ncuda 12090")  # says nothing of its capability
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretends that there are such devices, and that XLA's attention is cuDNN's.
+
+    Returns a function of the devices and their backend, which gives what attention is asked for:
+    (implementation, length of the queries, whether key lengths are given) of every call.
+    """
+    plain, asked = jax.nn.dot_product_attention, []
+
+    def attention(query, *args, implementation, **options):
+        asked.append((implementation, query.shape[1], "key_value_seq_lengths" in options))
+        return plain(query, *args, implementation="xla", **options)
+
+    def pretend(*devices, backend="gpu"):
+        present = []
+        for fields in devices:
+            fields = dict(fields)
+            client = types.SimpleNamespace(platform_version=fields.pop("platform"))
+            present.append(types.SimpleNamespace(client=client, **fields))
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        monkeypatch.setattr(jax, "devices", lambda *_: present)
+        monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+        return asked
+
+    return pretend
+
+
 @pytest.mark.parametrize(
-    "platform, capability, dtype, head_dim, masked, expected",
+    "devices, backend, expected",
     [
-        ("PJRT C API\ncuda 12090", "9.0", jnp.bfloat16, 64, False, "cudnn"),
-        ("PJRT C API\ncuda 12090", "7.5", jnp.bfloat16, 64, False, "xla"),
-        ("PJRT C API\nrocm 60300", "gfx90a", jnp.bfloat16, 64, False, "xla"),
-        ("PJRT C API\ncuda 12090", "9.0", jnp.float32, 64, False, "xla"),
-        ("PJRT C API\ncuda 12090", "9.0", jnp.bfloat16, 12, False, "xla"),
-        ("PJRT C API\ncuda 12090", "9.0", jnp.bfloat16, 64, True, "xla"),
-        (None, None, jnp.bfloat16, 64, False, "xla"),
+        ([HOPPER, HOPPER], "gpu", "cudnn"),
+        ([TURING], "gpu", "xla"),
+        ([HOPPER, TURING], "gpu", "xla"),
+        ([NAMELESS], "gpu", "xla"),
+        ([AMD], "gpu", "xla"),
+        ([HOPPER], "METAL", "xla"),
+        ([HOPPER], "tpu", "xla"),
+        ([HOPPER], "cpu", "xla"),
     ],
 )
-def test_cudnn_takes_whole_sequences_in_bfloat16(
-    monkeypatch, platform, capability, dtype, head_dim, masked, expected
-):
-    """Which implementation is asked for; cuDNN itself runs on GPUs alone."""
-    asked = []
-    x = jnp.zeros((1, 2, 1, head_dim), dtype)
-    visible = jnp.ones((2, 2), bool) if masked else None
-    device = types.SimpleNamespace(
-        client=types.SimpleNamespace(platform_version=platform), compute_capability=capability
-    )
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu" if platform else "cpu")
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    attention = lambda *_, implementation, **__: asked.append(implementation)  # noqa: E731
-    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
-    attend(x, x, x, visible, causal=not masked)
-    assert asked == [expected]
+def test_cudnn_is_asked_on_ampere_and_newer(machine, devices, backend, expected):
+    asked, x = machine(*devices, backend=backend), jnp.zeros((1, 2, 1, 64), jnp.bfloat16)
+    jax.eval_shape(functools.partial(attend, causal=True), x, x, x)
+    assert asked[-1][0] == expected
+
+
+@pytest.mark.parametrize(
+    "dtype, head_dim, masked, expected",
+    [
+        (jnp.float16, 72, False, "cudnn"),
+        (jnp.float32, 64, False, "xla"),
+        (jnp.bfloat16, 12, False, "xla"),
+        (jnp.bfloat16, 136, False, "xla"),
+        (jnp.bfloat16, 64, True, "xla"),
+    ],
+)
+def test_cudnn_takes_whole_sequences_in_half_precision(machine, dtype, head_dim, masked, expected):
+    asked, x = machine(HOPPER), jnp.zeros((1, 2, 1, head_dim), dtype)
+    jax.eval_shape(attend, x, x, x, jnp.ones((2, 2), bool) if masked else None)
+    assert asked[-1][0] == expected
+
+
+def test_a_mesh_of_other_devices_decides(machine):
+    """A program for a machine without GPUs may be made on one that has them."""
+    x, mesh = jnp.zeros((1, 2, 1, 64), jnp.bfloat16), make_mesh(devices=jax.devices()[:1])
+    asked = machine(HOPPER)
+    with jax.set_mesh(mesh):
+        jax.eval_shape(attend, x, x, x)
+    assert asked[-1][0] == "xla"
+
+
+def test_what_jax_refuses_is_left_to_xla(machine, monkeypatch, caplog):
+    """As where cuDNN is not installed, or too old for the device."""
+    asked, x = machine(HOPPER), jnp.zeros((1, 2, 1, 64), jnp.bfloat16)
+    xla = jax.nn.dot_product_attention
+
+    def refuses(*args, implementation, **options):
+        if implementation == "cudnn":
+            raise RuntimeError("cuDNN is not detected.")
+        return xla(*args, implementation=implementation, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", refuses)
+    with caplog.at_level(logging.WARNING):
+        jax.eval_shape(attend, x, x, x)
+    assert [implementation for implementation, *_ in asked] == ["xla"]
+    assert "cuDNN is not detected." in caplog.text
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_only_gradients_of_odd_lengths_are_padded(machine, qkv, causal):
+    """cuDNN's forward takes 5 positions; and the gradient is that of the XLA path, in bfloat16."""
+    half = [jnp.asarray(np.tile(x, 2), jnp.bfloat16) for x in qkv]  # heads of 8
+    attention = functools.partial(attend, causal=causal)
+    expected = with_gradients(attention, *half)
+    asked = machine(HOPPER)
+    jax.eval_shape(attention, *half)
+    assert asked[-1] == ("cudnn", 5, False)
+    found = with_gradients(attention, *half)
+    assert asked[-1] == ("cudnn", 8, not causal)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2**-6)
