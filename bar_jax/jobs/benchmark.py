@@ -169,13 +169,8 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
         "flops_per_second": timing.rounded(flops * batch / median),
         "fraction_of_peak": timing.rounded(flops * batch / median / peak),
         "memory_bytes_per_device": drawn.memory,
-        **_trace(drawn),
+        **({"trace": drawn.trace} if drawn.trace else {}),
     }
-
-
-def _trace(timed: timing.Timed) -> dict[str, object]:
-    """The trace, where one was made."""
-    return {} if timed.trace is None else {"trace": timed.trace}
 
 
 def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
@@ -308,7 +303,7 @@ def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, o
         "seconds": timed.seconds,
         "images_per_second": timing.rounded(section.batch_size / statistics.median(timed.seconds)),
         "memory_bytes_per_device": timed.memory,
-        **_trace(timed),
+        **({"trace": timed.trace} if timed.trace else {}),
     }
     return told, params
 

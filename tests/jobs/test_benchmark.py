@@ -10,7 +10,9 @@ import pytest
 from bar_jax import timing
 from bar_jax.config import default_config
 from bar_jax.config_presets import tiny
-from bar_jax.jobs import benchmark
+from bar_jax.errors import InputError
+from bar_jax.jobs import benchmark, check_devices
+from bar_jax.validation import validate
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,28 @@ def test_parts_of_the_tokenizer():
     encode, decode = (told["tokenizer"][way]["flops_per_image"] for way in ("encode", "decode"))
     step = told["tokenizer_training"]["tokenizer"]["flops_per_image"]
     assert 2.5 * (encode + decode) < step < 3 * (encode + decode)
+
+
+def test_batches_are_measured_one_after_another():
+    """Of the bundled digits, which need neither a device nor a compiler."""
+    config = tiny(default_config())
+    config.benchmark.update(dict(parts=("input",), batches=(8, 4), repeats=2))
+    told = benchmark.run(config)["input"]
+    assert [each["batch_size"] for each in told["batches"]] == [8, 4]
+    fastest = max(told["batches"], key=lambda each: each["images_per_second"])
+    assert told["images_per_second"] == fastest["images_per_second"]
+    for each in told["batches"]:
+        expected = 2 * each["batch_size"] / each["seconds"]
+        assert each["images_per_second"] == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("batches, found", [((8, 6), "6"), ((0,), "0"), ((2.5,), "2.5")])
+def test_a_batch_that_cannot_be_is_refused(batches, found):
+    config = tiny(default_config())
+    config.job, config.benchmark.batches = "benchmark", batches
+    with pytest.raises(InputError, match=f"^benchmark.batches: found {found}, expected"):
+        validate(config)
+        check_devices(config)
 
 
 def test_prints_as_json(measured):
