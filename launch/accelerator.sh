@@ -11,7 +11,8 @@
 #                  compiled programs (runs/accelerator-DATE). The same DIR again adds to it, and
 #                  compiles less
 #   --wheels DIR   packages that this Python lacks, as wheels: put into OUT/site, for this run alone
-#   --tiny         all rows with tiny models, on a CPU too: whether the script works, no measurement
+#   --tiny         all rows with tiny models, on the CPU unless JAX_PLATFORMS says otherwise:
+#                  whether the script works, no measurement
 #   --dry-run      prints the commands and runs none
 #
 # Ends with status 0, with 1 if a row failed, or with 2 for a mistake, also where JAX finds no
@@ -48,6 +49,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.92}
 if [[ ${JAX_PLATFORMS:-cpu} != *cpu* ]]; then export JAX_PLATFORMS=$JAX_PLATFORMS,cpu; fi
 if [[ -n $tiny ]]; then # compiles a few times as fast
+  export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
   export XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}"
 fi
 command=("$python" -m bar_jax.accelerator --minutes "$minutes" --only "$only" --out "$out")
