@@ -7,6 +7,7 @@ import collections
 import contextlib
 import glob
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -109,6 +110,12 @@ def _device_lines(data: ProfileData) -> tuple[str, list[list[Event]]]:
     GPUs have a line for each stream; TPUs one of operations, among others that repeat them in
     coarser terms; a CPU has its operations, marked, among those of the host's threads.
     """
+    # Where the reader's own types warn and that is an error, they end the process.
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        return _lines_of_first(data)
+
+
+def _lines_of_first(data: ProfileData) -> tuple[str, list[list[Event]]]:
     planes = sorted(data.planes, key=lambda plane: plane.name)
     for plane in planes:
         if not plane.name.startswith("/device:"):
