@@ -6,13 +6,13 @@ and is counted as those.
 """
 
 import collections
-import itertools
 import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+
+from bar_jax import hlo
 
 KINDS = (
     "all-gather",
@@ -24,16 +24,11 @@ KINDS = (
     "ragged-all-to-all",
 )
 
-_SHAPE = re.compile(r"(pred|token|opaque|[a-z]+\d\w*)\[([\d,]*)\]")
-_OPCODE = re.compile(r"([a-z][\w-]*)\(")
-_CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?((?:%[\w.-]+(?:, )?)+)")
-_BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%[\w.-]+))")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)")
 _MESH = re.compile(
     r"replica_groups=mesh\[([^\]]*)\]"
     r"(?:, device_ids=\(((?:[^()]|\([^()]*\))*)\))? ?\{([^}]*)\}"
 )
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 class Collective(NamedTuple):
@@ -66,48 +61,32 @@ class Collective(NamedTuple):
         return share * self.bytes
 
 
-class _Instruction(NamedTuple):
-    """A line of HLO."""
-
-    name: str
-    shape: str
-    opcode: str
-    operands: list[str]
-    attributes: str
-    root: bool
-
-
-def collectives(hlo: str) -> list[Collective]:
-    """The collectives of a compiled program, each with how often it runs.
-
-    Args:
-      hlo: `compiled.as_text()` of a program for several devices.
+def collectives(program: hlo.Program) -> list[Collective]:
+    """The collectives of a compiled program for several devices, each with how often it runs.
 
     Returns:
       In the order of the text. Of a condition the branches count as if all of them ran. One that
       runs in a loop of unknown length counts once.
     """
-    computations, entry = _parse(hlo)
-    partitions = re.search(r"num_partitions=(\d+)", hlo)
-    devices = int(partitions[1]) if partitions else 1
     times, fused = collections.Counter(), set()
-    for name, count, in_fusion in _calls(computations, entry):
-        times[name] += count
-        if in_fusion:
-            fused.add(name)
+    for visit in hlo.visits(program):
+        times[visit.computation] += visit.times
+        if visit.fused:
+            fused.add(visit.computation)
     found = {}
-    for computation, instructions in computations.items():
+    for computation, instructions in program.computations.items():
         for i in instructions.values():
             kind = i.opcode.removesuffix("-start")
             if kind not in KINDS or not times[computation]:
                 continue
             if computation.startswith("%all-reduce-scatter"):  # as the TPU's compiler writes it
                 kind = "reduce-scatter"
-            operands = sum(_bytes(instructions[name].shape) for name in i.operands)
-            groups = _groups(i.attributes, devices)
+            operands = sum(
+                array.bytes for name in i.operands for array in hlo.arrays(instructions[name].shape)
+            )
+            groups = _groups(i.attributes, program.devices)
             size = operands * groups.shape[1] if kind == "all-gather" else operands
-            source = re.search(r'op_name="([^"]*)"', i.attributes)
-            one = Collective(kind, size, groups, times[computation], source[1] if source else "")
+            one = Collective(kind, size, groups, times[computation], i.source)
             # A TPU's collective that overlaps with other work stands in a fused computation with
             # each piece of that work, under one number of its channel; a piece may be in a loop
             # although the collective runs once.
@@ -165,119 +144,6 @@ def seconds_on_h100(found: list[Collective]) -> float:
         inside = np.unique(nodes, return_counts=True)[1].min()
         rate = NVLINK if np.ptp(nodes) == 0 else min(NVLINK, INFINIBAND * inside)
         total += c.times * c.sent / rate
-    return total
-
-
-def _parse(hlo: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
-    """Computations by name, each its instructions by name; and the name of the first to run."""
-    computations, entry, current = {}, "", None
-    for line in hlo.splitlines():
-        if current is None:
-            header = re.match(r"(ENTRY )?(%[\w.-]+) \(.*\{$", line)
-            if header:
-                current = computations[header[2]] = {}
-                entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
-            current = None
-        else:
-            instruction = _instruction(line)
-            if instruction:
-                current[instruction.name] = instruction
-    return computations, entry
-
-
-def _instruction(line: str) -> _Instruction | None:
-    head = re.match(r"\s+(ROOT )?(%[\w.-]+) = ", line)
-    if not head:
-        return None
-    rest = line[head.end() :]
-    end = _closing(rest, 0) if rest[0] == "(" else rest.index(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opcode = _OPCODE.match(rest)
-    end = _closing(rest, opcode.end() - 1)
-    operands = re.findall(r"%[\w.-]+", rest[opcode.end() : end])
-    if opcode[1] == "constant":
-        operands = [rest[opcode.end() : end - 1]]
-    return _Instruction(head[2], shape, opcode[1], operands, rest[end:], bool(head[1]))
-
-
-def _closing(text: str, start: int) -> int:
-    """The place behind the parenthesis that closes the one at `start`."""
-    depth = 0
-    for place in itertools.count(start):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if not depth:
-            return place + 1
-
-
-def _calls(
-    computations: dict, name: str, times: int = 1, fused: bool = False
-) -> Iterator[tuple[str, int, bool]]:
-    """Every way to a computation, how often it is gone, and whether it leads through a fusion."""
-    yield name, times, fused
-    for i in computations[name].values():
-        inner = []
-        if i.opcode == "while":
-            body, condition = (
-                re.search(rf"{part}=(%[\w.-]+)", i.attributes)[1] for part in ("body", "condition")
-            )
-            trips = _trips(computations, computations[name], i, body, condition)
-            inner = [(body, times * trips)]
-        elif i.opcode == "conditional":
-            branches = " ".join(a or b for a, b in _BRANCHES.findall(i.attributes))
-            inner = [(branch, times) for branch in re.findall(r"%[\w.-]+", branches)]
-        elif i.opcode not in ("reduce", "scatter", "sort", "all-reduce", "reduce-scatter"):
-            called = " ".join(_CALLED.findall(i.attributes))
-            inner = [(callee, times) for callee in re.findall(r"%[\w.-]+", called)]
-        for callee, count in inner:
-            yield from _calls(computations, callee, count, fused or i.opcode == "fusion")
-
-
-def _trips(computations, around, loop: _Instruction, body: str, condition: str) -> int:
-    """Iterations of a loop: as the compiler says, else as its counter says; 1 if neither does."""
-    known = _TRIPS.search(loop.attributes)
-    if known:
-        return int(known[1])
-    test = next(i for i in computations[condition].values() if i.root)
-    if test.opcode != "compare" or "direction=LT" not in test.attributes:
-        return 1
-    counter, limit = (computations[condition].get(name) for name in test.operands)
-    if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
-        return 1
-    index = int(re.search(r"index=(\d+)", counter.attributes)[1])
-    start = _constant(around, around[loop.operands[0]], index)
-    root = next(i for i in computations[body].values() if i.root)
-    update = computations[body].get(root.operands[index]) if root.opcode == "tuple" else None
-    step = 1
-    if update is not None and update.opcode == "add":
-        steps = [
-            _constant(computations[body], computations[body][name]) for name in update.operands
-        ]
-        step = next((s for s in steps if s), 1)
-    return max(0, -(-(int(limit.operands[0]) - (start or 0)) // step))
-
-
-def _constant(instructions: dict, i: _Instruction, index: int | None = None) -> int | None:
-    """The integer that an instruction gives, or an element of its tuple; None if unknown."""
-    if index is not None:
-        return (
-            _constant(instructions, instructions[i.operands[index]])
-            if i.opcode == "tuple"
-            else None
-        )
-    if i.opcode in ("copy", "bitcast", "convert"):
-        return _constant(instructions, instructions[i.operands[0]])
-    known = i.opcode == "constant" and re.fullmatch(r"-?\d+", i.operands[0])
-    return int(i.operands[0]) if known else None
-
-
-def _bytes(shape: str) -> int:
-    """Bytes of an array, or of all arrays of a tuple."""
-    total = 0
-    for dtype, sizes in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", shape)):
-        digits = re.search(r"\d+", dtype)
-        bits = int(digits[0]) if digits else {"pred": 8}.get(dtype, 0)
-        total += math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
     return total
 
 

@@ -23,7 +23,7 @@ BENCHMARKS = (
     *("sampling", "training", "head", "basis", "tokenizer", "tokenizer_training", "metrics"),
     *("features", "input"),
 )
-STEPS = ("generator", "tokenizer", "discriminator")
+STEPS = ("generator", "tokenizer", "discriminator", "sampler")
 DURATION_UNITS = ("steps", "epochs", "images")
 
 
@@ -238,11 +238,11 @@ def default_config() -> ConfigDict:
     c.benchmark.trace = ""  # folder for an xprof trace of one more sampling scan or step, summed up
 
     c.describe = ConfigDict()
-    # Training steps to compile, for their memory and what devices send each other: generator |
-    # tokenizer | discriminator
+    # Training steps, and the sampler, to compile, for their memory, FLOPs, bytes moved and what
+    # devices send each other: generator | tokenizer | discriminator | sampler
     c.describe.steps = ()
     # "": the devices present; 256: so many virtual ones of the CPU; v5e:16x16: a slice of TPUs,
-    # which need not be here, but libtpu must be installed
+    # which need not be here, but libtpu must be installed; h100, h200: a GPU that need not either
     c.describe.devices = ""
 
     c.figures = ConfigDict(dict(runs=()))  # workdirs whose numbers are drawn beside the paper's

@@ -123,7 +123,7 @@ def sweep(
     found, fits = [], []
     for size in sizes:
         try:
-            fits.append(measure(size))
+            fits.append({"batch_size": size} | measure(size))
             found.append(fits[-1])
         except (jax.errors.JaxRuntimeError, OutOfMemory) as error:
             if not is_out_of_memory(error) or (size == sizes[-1] and not fits):

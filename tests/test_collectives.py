@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bar_jax import collectives
+from bar_jax import collectives, hlo
 from bar_jax.collectives import Collective
 from bar_jax.mesh import make_mesh
 
@@ -34,7 +34,7 @@ def found():
         return jax.lax.psum(jax.lax.scan(body, x, length=ITERATIONS)[0], ("data", "fsdp"))
 
     compiled = jax.jit(program).lower(jnp.zeros((64, 6))).compile()
-    return {c.kind: c for c in collectives.collectives(compiled.as_text())}
+    return {c.kind: c for c in collectives.collectives(hlo.parse(compiled.as_text()))}
 
 
 ALONG_FSDP = [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -121,17 +121,17 @@ ENTRY %main (y: bf16[2,8]) -> (u32[], bf16[2,8]) {
 
 def test_loops_and_overlap_of_a_tpu():
     """The loop runs four times; the gather, in two places, once."""
-    gather, permute = collectives.collectives(TPU)
+    gather, permute = collectives.collectives(hlo.parse(TPU))
     assert (gather.kind, gather.times, gather.bytes) == ("all-gather", 1, 8 * 8 * 2)
     assert (permute.kind, permute.times, permute.bytes) == ("collective-permute", 4, 2 * 8 * 2)
 
 
 def test_a_reduction_that_keeps_its_share_is_a_scatter():
     """The TPU's compiler writes it as a fusion of a reduction and a slice."""
-    hlo = TPU.replace("all-gather(", "all-reduce(").replace(
+    text = TPU.replace("all-gather(", "all-reduce(").replace(
         "%async_collective", "%all-reduce-scatter"
     )
-    assert collectives.collectives(hlo)[0].kind == "reduce-scatter"
+    assert collectives.collectives(hlo.parse(text))[0].kind == "reduce-scatter"
 
 
 @pytest.mark.parametrize(
@@ -148,13 +148,13 @@ def test_a_reduction_that_keeps_its_share_is_a_scatter():
 )
 def test_forms_of_groups(text, groups):
     """Each form in which HLO names the devices that take part together."""
-    hlo = TPU.replace("channel_id=7, replica_groups=mesh['a'=4] {'a'}", f"replica_groups={text}")
-    assert collectives.collectives(hlo)[0].groups.tolist() == groups
+    text = TPU.replace("channel_id=7, replica_groups=mesh['a'=4] {'a'}", f"replica_groups={text}")
+    assert collectives.collectives(hlo.parse(text))[0].groups.tolist() == groups
 
 
 def test_unknown_forms_of_groups_are_refused():
     with pytest.raises(ValueError, match="unknown form of groups"):
-        collectives.collectives(TPU.replace("replica_groups=mesh", "replica_groups=new"))
+        collectives.collectives(hlo.parse(TPU.replace("replica_groups=mesh", "replica_groups=new")))
 
 
 @pytest.mark.parametrize(

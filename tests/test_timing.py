@@ -35,6 +35,11 @@ def test_all_are_measured_and_the_fastest_counts():
     assert told["batch_size"] == 16 and sizes(told) == [1, 16, 128, 256]
 
 
+def test_what_has_no_rate_of_its_own_is_told_at_its_largest_batch():
+    told = timing.sweep(lambda size: {"tokenizer": {"seconds": [size]}}, (2, 8, 4), False)
+    assert told["batch_size"] == 8 and told["tokenizer"] == {"seconds": [8]}
+
+
 def test_if_none_fits_it_is_raised():
     with pytest.raises(timing.OutOfMemory, match="needs 64 of 1"):
         timing.sweep(at(1), (128, 64), first_that_fits=True)

@@ -2,8 +2,9 @@
 
 Parameters per part, the bit budget where tokens are bits, the sequence length, FLOPs per image and
 the bytes of training state on each device of the mesh, which may be larger than this machine
-(`describe.devices`). With `describe.steps` training steps are compiled for it: memory per device,
-and what devices send each other.
+(`describe.devices`). With `describe.steps` training steps and the sampler are compiled for it:
+memory per device, FLOPs, bytes moved and the time that they take at least, what devices send each
+other, and what the program does that it might not need to do.
 """
 
 import math
@@ -20,7 +21,13 @@ from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
 from bar_jax.generators.basis import BasisGenerator
 from bar_jax.generators.settings import sampling_settings
-from bar_jax.jobs.plan import compiled_step, devices, generator_program, layout_bytes
+from bar_jax.jobs.plan import (
+    compiled_sampler,
+    compiled_step,
+    devices,
+    generator_program,
+    layout_bytes,
+)
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
@@ -58,7 +65,12 @@ def run(config: ConfigDict) -> dict[str, object]:
             **tokenizer_bytes(config, shapes["tokenizer"], mesh),
             "generator": layout_bytes(_state(generator_program(config, None, generator), mesh)),
         },
-        "steps": {step: compiled_step(config, mesh, step) for step in config.describe.steps},
+        "steps": {
+            step: compiled_sampler(config, mesh)
+            if step == "sampler"
+            else compiled_step(config, mesh, step)
+            for step in config.describe.steps
+        },
     }
 
 

@@ -1,37 +1,36 @@
-"""Training steps compiled for a layout that need not be here, and never run.
+"""Training steps and samplers compiled for a layout that need not be here, and never run.
 
-`describe.devices` names the devices: those present, so many virtual ones of the CPU, or a slice of
+`describe.devices` names the devices: those present, so many virtual ones of the CPU, a slice of
 TPUs, for which libtpu compiles on any machine (`pip install libtpu`, of the version that this JAX
-names). Nothing is allocated.
+names), or a GPU (see `gpus`). Nothing is allocated.
 
 The compilers differ. CPU's keeps products in float32 where the config says bfloat16, reduces whole
 gradients where others scatter them, and holds more temporaries: its numbers are upper bounds.
 """
 
+import functools
 import math
 import os
-import time
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bar_jax import collectives, frozen
+from bar_jax import frozen, gpus, models
+from bar_jax.compiled import compile_and_tell
 from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
+from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import basis
+from bar_jax.jobs.sample import drawn, pixels
 from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import batch_sharding, batch_ways, replicated
-from bar_jax.models import init_generator
 from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training.players import Program, one_player
 from bar_jax.training.step import Batch, Step, TrainState, init_state
-
-# A fifth of the time for a TPU; of BAR-B's step the temporaries were 2 % apart.
-QUICK = {"exec_time_optimization_effort": -1.0}
 
 
 def devices(name: str) -> list[jax.Device]:
@@ -39,12 +38,14 @@ def devices(name: str) -> list[jax.Device]:
 
     Raises:
       InputError: more virtual ones than JAX, which has started already, can make; a TPU slice that
-        does not exist, or no libtpu.
+        does not exist, or no libtpu; no CUDA plugin.
     """
     if not name:
         return jax.devices()
     if name.isdigit():
         return _virtual(int(name))
+    if name in gpus.NAMES:
+        return gpus.devices(name)
     # It need not lock TPUs that are not used, nor ask their machine what they are.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -84,7 +85,7 @@ def generator_program(
       mesh: where a basis starts; None for a program that is not run.
     """
     return one_player(
-        lambda key: init_generator(generator, key),
+        lambda key: models.init_generator(generator, key),
         make_loss_fn(generator, make_tokenizer(config), 0, 0),
         config.train_generator,
         steps=2,
@@ -116,8 +117,6 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     function = jax.jit(function, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
     with jax.set_mesh(mesh):
-        lowered = function.lower(*arguments)
-        began = time.monotonic()
         told = {
             "state_bytes_per_device": {
                 "parameters": layout_bytes(state.params),
@@ -130,30 +129,60 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
             "remat": section.remat,
             "compiled_for": mesh.devices.flat[0].device_kind,
         }
-        try:
-            compiled = lowered.compile(compiler_options=QUICK)
-        except jax.errors.JaxRuntimeError as error:
-            code, _, reason = str(error).partition(": ")
-            if code != "RESOURCE_EXHAUSTED":
-                raise
-            return told | {"does_not_fit": reason.splitlines()[0]}
-    memory = compiled.memory_analysis()
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    held = memory.argument_size_in_bytes + results
-    found = collectives.collectives(compiled.as_text())
-    return told | {
-        "compile_seconds": round(time.monotonic() - began, 1),
-        "memory_bytes_per_device": {
-            "arguments": memory.argument_size_in_bytes,
-            "temporaries": memory.temp_size_in_bytes,
-            "total": held + memory.temp_size_in_bytes,
-        },
-        "collectives": collectives.by_kind(found),
-        "communication_seconds": {
-            "TPU v5e": round(collectives.seconds_on_v5e(found), 4),
-            "H100": round(collectives.seconds_on_h100(found), 4),
-        },
-    }
+        return told | compile_and_tell(function.lower(*arguments), mesh, section.batch_size)
+
+
+def compiled_sampler(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, object]:
+    """What the compiler says of the sampler at `sample.batch_size`, and of decoding to pixels.
+
+    Returns:
+      `batch_size`; `tokens` and `pixels`, each what `compile_and_tell` gives.
+
+    Raises:
+      InputError: a batch that the mesh does not divide.
+    """
+    size, ways = config.sample.batch_size, batch_ways(mesh)
+    if size % ways:
+        raise InputError("sample.batch_size", str(size), f"a multiple of {ways}")
+    generator, tokenizer = make_generator(config), make_tokenizer(config)
+    params, decoder = (
+        models.param_shapes(functools.partial(init, module), mesh)
+        for init, module in (
+            (models.init_generator, generator),
+            (models.init_tokenizer, tokenizer),
+        )
+    )
+    shape = lambda sizes, dtype, sharding: jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
+    numbers, rows = replicated(mesh), batch_sharding(mesh)
+    number, key = shape((), jnp.float32, numbers), jax.eval_shape(lambda: jax.random.key(0))
+    batch = {name: shape((size,), jnp.int32, rows) for name in ("index", "label")}
+    tokens = shape((size, *generator.token_shape), generator.token_dtype, rows)
+    with jax.set_mesh(mesh):
+        drawing = drawn.lower(
+            generator,
+            sampling_settings(config),
+            *(params, batch, number, number, shape(key.shape, key.dtype, numbers)),
+        )
+        decoding = pixels.lower(tokenizer, decoder, tokens)
+        return {
+            "batch_size": size,
+            "compiled_for": mesh.devices.flat[0].device_kind,
+            "tokens": compile_and_tell(drawing, mesh, size, cache_elements(config)),
+            "pixels": compile_and_tell(decoding, mesh, size),
+        }
+
+
+def cache_elements(config: ConfigDict) -> int:
+    """Elements of the keys, or values, of a layer while the configured sampler runs; 0: no cache.
+
+    Without what a layout may add to the positions.
+    """
+    if config.model.generator.kind == "mar":
+        return 0
+    generator = make_generator(config)
+    tokens = generator.host.length if real_valued(config) else generator.trunk.num_tokens
+    rows = config.sample.batch_size * (2 if config.sample.guidance_scale > 1 else 1)
+    return rows * tokens * config.model.generator.width
 
 
 def step_and_shapes(

@@ -77,8 +77,46 @@ def test_what_a_step_tells(described):
     assert (told["batch_size"], told["accumulate"], told["remat"]) == (16, 1, False)
     assert told["compiled_for"] == "cpu"
     assert told["collectives"]["all-reduce"]["sent_bytes"] > 0
+    assert told["work"]["flops_per_image"] == 8 * told["work"]["flops"] // 16
+    assert 0 <= told["faults"]["copies_share"] < 1
     seconds = told["communication_seconds"]
     assert 0 <= seconds["H100"] <= seconds["TPU v5e"]
+
+
+def test_a_sampler_is_compiled_in_two_parts(monkeypatch):
+    """Tokens and pixels, each for the configured batch on the mesh; the cache's size as guided."""
+    told = lambda lowered, mesh, images, cache=0: (lowered.as_text().split()[1], images, cache)
+    monkeypatch.setattr(plan, "compile_and_tell", told)
+    config = _config()
+    config.sample.update(batch_size=8, guidance_scale=3.0)
+    found = plan.compiled_sampler(config, make_mesh(2, 2, 2))
+    assert found["batch_size"] == 8
+    elements = 2 * 8 * make_generator(config).trunk.num_tokens * config.model.generator.width
+    assert found["tokens"] == ("@jit_drawn", 8, elements)
+    assert found["pixels"] == ("@jit_pixels", 8, 0)
+    config.sample.guidance_scale = 1.0
+    assert plan.cache_elements(config) == elements // 2
+
+
+@pytest.mark.parametrize("kind, cached", [("xar", True), ("causal", True), ("mar", False)])
+def test_caches_of_hosts(kind, cached):
+    config = _config(f"configs/basis/{kind}_b.py")
+    assert (plan.cache_elements(config) > 0) == cached
+
+
+@pytest.mark.slow
+def test_a_compiled_sampler_computes_what_is_counted_by_hand():
+    """One device; what XLA moves out of the loop over tokens is less than 5 %."""
+    config = _config("configs/masked_bit/bar_b_4.py")
+    config.dtype, config.sample.batch_size = "float32", 4
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    found = plan.compiled_sampler(config, mesh)["tokens"]
+    params = models.param_shapes(
+        lambda key: models.init_generator(make_generator(config), key), mesh
+    )
+    by_hand = sum(describe.sampling_flops(config, params, 4).values())
+    assert 0.95 * by_hand < found["work"]["flops"] <= by_hand
+    assert found["faults"]["host_transfers"] == []
 
 
 def test_virtual_devices():
@@ -95,20 +133,31 @@ def test_tpus_need_libtpu():
         plan.devices("v5e:2x2")
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_plugins.xla_cuda12") is not None, reason="the plugin is installed"
+)
+def test_gpus_need_the_plugin():
+    with pytest.raises(InputError, match="^describe.devices: .*plugin"):
+        plan.devices("h100")
+
+
 @pytest.mark.parametrize(
     "name, step, field",
     [
         ("masked_bit/bar_b", "generator", "train_generator.batch_size"),
         ("masked_bit/bar_b", "discriminator", "describe.steps"),
         ("basis/xar_b", "tokenizer", "describe.steps"),
+        ("masked_bit/bar_b", "sampler", "sample.batch_size"),
     ],
 )
 def test_refused(name, step, field):
     """A batch that the mesh does not divide; a network that the config does not train."""
     config = _config(f"configs/{name}.py")
     if field.endswith("batch_size"):
-        config.train_generator.batch_size = 12
+        config.train_generator.batch_size = config.sample.batch_size = 12
     with pytest.raises(InputError, match=f"^{field}"):
+        if step == "sampler":
+            plan.compiled_sampler(config, make_mesh(8, 1, 1))
         plan.compiled_step(config, make_mesh(8, 1, 1), step)
 
 
