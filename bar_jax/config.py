@@ -195,6 +195,9 @@ def default_config() -> ConfigDict:
     # first steps its error is multiplied by 2e4.
     sample.clip = 0.0
     sample.batch_size = 64  # global
+    # causal, xar: attention over the KV cache: auto (what was measured to be fastest on the devices
+    # present) | xla | rows (for TPUs) | cudnn, pallas (for GPUs, read no more than is filled)
+    sample.attention = "auto"
     sample.keep = "none"  # keep this half of real images and write the rest: upper | lower | ...
 
     c.evaluate = evaluate = ConfigDict()

@@ -40,6 +40,7 @@ CHOICES = {
     "model.head.mask_ratio": ("logit_normal", "uniform", "arccos"),
     "sample.order": ("basis", "random"),
     "sample.sampler": ("euler_maruyama", "euler"),
+    "sample.attention": ("auto", "xla", "rows", "cudnn", "pallas"),
     "sample.keep": ("none", "upper", "lower", "left", "right"),
 }
 # Jobs that draw images.

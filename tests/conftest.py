@@ -91,6 +91,34 @@ def golden() -> Path:
 
 
 @pytest.fixture
+def lowered_for_cuda(monkeypatch):
+    """A function that lowers another one for an NVIDIA GPU, and gives the text: nothing is run.
+
+    JAX asks the GPU, and cuDNN, what they are; here are their answers.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+    from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+    from bar_jax.mesh import AXES
+
+    for name, answer in (
+        ("check_cudnn_version", lambda: 91000),
+        ("check_compute_capability", lambda _: True),
+        ("is_cuda_compute_capability_equal", lambda _: False),
+    ):
+        monkeypatch.setattr(cudnn, name, answer, raising=False)
+    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
+    mesh = AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+
+    def lower(function, *args):
+        with jax.sharding.use_abstract_mesh(mesh):
+            traced = jax.jit(function).trace(*args)
+            return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    return lower
+
+
+@pytest.fixture
 def user_env() -> dict[str, str]:
     """The environment for a command run as a user would: without this file's eight devices."""
     # Taken out rather than remembered: pytest-xdist's workers start with the flag already set.

@@ -79,7 +79,7 @@ def lowered(monkeypatch, mesh):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # samplers ask whether it is a CPU
 
     def lower(nvidia, function, arguments, platforms=None):
-        monkeypatch.setattr(attention, "_has_fused_attention", lambda: nvidia)
+        monkeypatch.setattr(attention, "has_fused_attention", lambda: nvidia)
         with jax.set_mesh(mesh):
             # A function that JAX has not seen: what it traced may not be the same now.
             traced = jax.jit(lambda *x: function(*x)).trace(*arguments)
@@ -148,9 +148,10 @@ def test_sampler(name, mesh, lowered):
     config = _config(name)
     config.model.generator.depth = 2
     generator, tokenizer = make_generator(config), make_tokenizer(config)
-    settings, shape = sampling_settings(config), jax.ShapeDtypeStruct
+    shape = jax.ShapeDtypeStruct
 
-    def images(params, decoder, labels, keys, guidance_scale, temperature):
+    def images(platform, params, decoder, labels, keys, guidance_scale, temperature):
+        settings = sampling_settings(config, platform)  # `auto` is something else on each
         scales = guidance_scale, temperature
         drawn = generator.sample(params, labels, keys, settings, *scales)
         return data.to_uint8(tokenizer.apply({"params": decoder}, drawn, method=tokenizer.decode))
@@ -162,5 +163,5 @@ def test_sampler(name, mesh, lowered):
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH)),
         *(shape((), jnp.float32),) * 2,
     )
-    lowered(True, images, arguments)
-    lowered(False, images, arguments)
+    lowered(True, functools.partial(images, "gpu"), arguments)
+    lowered(False, functools.partial(images, "tpu"), arguments)

@@ -480,6 +480,7 @@ WRONG_OF_HOSTS = [
     ({"model__generator__cell_size": 0}, "model.generator.cell_size", "0", "at least 1"),
     ({"model__generator__time": "normal"}, "model.generator.time", "'normal'", "uniform"),
     ({"sample__sampler": "heun"}, "sample.sampler", "'heun'", "euler_maruyama | euler"),
+    ({"sample__attention": "flash"}, "sample.attention", "'flash'", "auto | xla | rows | cudnn"),
     ({"sample__steps": 0}, "sample.steps", "0", "at least 1"),
     ({"sample__iterations": 0}, "sample.iterations", "0", "at least 1"),
     ({"sample__iterations": 17, **MAR}, "sample.iterations", "17", "1 to 16, the tokens"),

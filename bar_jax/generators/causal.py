@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from bar_jax.mesh import constrain_batch, gathered
-from bar_jax.nn.attention import attend, attend_cached
+from bar_jax.nn.attention import attend
+from bar_jax.nn.decode_attention import LayerCache, attend_cached, empty_cache
 from bar_jax.nn.decoding import layers
 from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import SwiGLU
@@ -26,17 +27,6 @@ from bar_jax.nn.rotary import axial_table, rotate
 SPARE_PLACES = 128
 SPARE_INDICES = 100
 FIRST_CLASS = 3
-
-
-class KVCache(flax.struct.PyTreeNode):
-    """Keys and values of the positions seen so far; rows not written yet are zero.
-
-    Attributes:
-      keys, values: an array [B, H, S, C] for every layer, S = 1 + R + L.
-    """
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
 
 
 class Places(flax.struct.PyTreeNode):
@@ -102,15 +92,15 @@ class CausalBlock(nn.Module):
         x: jax.Array,
         modulation: jax.Array,
         rotary: tuple[tuple[jax.Array, ...], ...],
-        cache: tuple[jax.Array, jax.Array],
+        cache: LayerCache,
         start: jax.Array | int,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    ) -> tuple[jax.Array, LayerCache]:
         """One block over a piece of the sequence that follows what the cache holds.
 
         Args:
           x: [B, S, D].
           modulation: [B, S, 6, D], as `modulate` gives it.
-          cache: keys and values [B, H, S_max, C] of this layer.
+          cache: of this layer.
           start: index of the piece's first position.
 
         Returns:
@@ -141,13 +131,7 @@ class CausalBlock(nn.Module):
         )
         key = rotate(key, *own)
         if cache is not None:
-            keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), start, axis=2)
-                for old, new in zip(cache, (key, value), strict=True)
-            )
-            seen = start + jnp.arange(x.shape[1])
-            visible = jnp.arange(keys.shape[2])[None] <= seen[:, None]
-            return attend_cached(query, keys, values, visible), (keys, values)
+            return attend_cached(query, key, value, cache, start, causal=True)
         rate = self.attention_dropout if self.has_rng("dropout") else 0.0
         dropout_key = self.make_rng("dropout") if rate else None
         h = attend(query, key, value, causal=True, dropout_rate=rate, dropout_key=dropout_key)
@@ -306,17 +290,26 @@ class CausalTransformer(nn.Module):
         return tuple(block.modulate(condition) for block in self.blocks)
 
     def prefill(
-        self, labels: jax.Array, order: jax.Array, modulations: tuple[jax.Array, ...], tokens: int
-    ) -> KVCache:
+        self,
+        labels: jax.Array,
+        order: jax.Array,
+        modulations: tuple[jax.Array, ...],
+        tokens: int,
+        attention: str,
+    ) -> tuple[LayerCache, ...]:
         """The cache after the first R positions: all of the prefix but the last class copy.
 
         Args:
           modulations: of positions 0..R - 1, an array [B, R, 6, D] for every layer.
           tokens: how many are going to be written.
+          attention: who computes it, of `nn.decode_attention.KINDS`.
+
+        Returns:
+          A cache for every layer.
         """
         length, head_dim = self.prefix + tokens, self.width // self.heads
-        empty = jnp.zeros((labels.shape[0], self.heads, length, head_dim), self.dtype)
-        cache = KVCache((empty,) * self.depth, (empty,) * self.depth)
+        sizes = labels.shape[0], length, self.heads, head_dim
+        cache = (empty_cache(attention, *sizes, self.dtype),) * self.depth
         x = self._prefix(labels)[:, : self.class_repeats]
         return self._extend(x, order, modulations, cache, 0)[1]
 
@@ -325,9 +318,9 @@ class CausalTransformer(nn.Module):
         x: jax.Array,
         order: jax.Array,
         modulations: tuple[jax.Array, ...],
-        cache: KVCache,
+        cache: tuple[LayerCache, ...],
         i: jax.Array,
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
         """One more position, the one that predicts token i of the order.
 
         Args:
@@ -343,9 +336,8 @@ class CausalTransformer(nn.Module):
     def _extend(self, x, order, modulations, cache, start):
         places = self.places(order, start, x.shape[1])
         x, rotary = self._positioned(x, places), self._rotary(places)
-        keys, values = list(cache.keys), list(cache.values)
-        for i, block in enumerate(self.blocks):
-            x, (keys[i], values[i]) = block.extend(
-                x, modulations[i], rotary, (keys[i], values[i]), start
-            )
-        return x, KVCache(tuple(keys), tuple(values))
+        written = []
+        for block, modulation, of_layer in zip(self.blocks, modulations, cache, strict=True):
+            x, of_layer = block.extend(x, modulation, rotary, of_layer, start)
+            written.append(of_layer)
+        return x, tuple(written)

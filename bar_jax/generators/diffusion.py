@@ -132,6 +132,7 @@ class CausalDiffusion(nn.Module):
             guidance_scale=guidance_scale if settings.guided else None,
             temperature=temperature,
             noise=noise,
+            attention=settings.attention,
         )
 
     @nn.nowrap
@@ -151,6 +152,7 @@ def sample_tokens(
     temperature: jax.Array | float,
     noise: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     clip: float = 0.0,
+    attention: str = "xla",
 ) -> jax.Array:
     """Draws tokens, with every random number given.
 
@@ -165,6 +167,7 @@ def sample_tokens(
       temperature: what the noise of the head's steps is multiplied by.
       noise: index of a token in the order -> [B, d] where it starts, [T, B, d] noise of the steps.
       clip: of the head, see `heads.diffusion.sample`.
+      attention: over the KV cache, of `nn.decode_attention.KINDS`.
 
     Returns:
       [B, N, d] float32, in the order in which they are written.
@@ -188,5 +191,7 @@ def sample_tokens(
         return token, None
 
     labels = jnp.asarray(labels)
-    tokens, _ = write_tokens(trunk, params["trunk"], labels, order, draw, guided)
+    tokens, _ = write_tokens(
+        trunk, params["trunk"], labels, order, draw, guided, attention=attention
+    )
     return tokens

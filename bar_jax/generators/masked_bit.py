@@ -161,6 +161,7 @@ class MaskedBitGenerator(nn.Module):
             order=order,
             kept=kept,
             count=settings.tokens,
+            attention=settings.attention,
         )
 
     def initialize(self, bits: jax.Array, labels: jax.Array, keys: jax.Array) -> Sums:
@@ -180,6 +181,7 @@ def sample_tokens(
     order: jax.Array,
     kept: tuple[jax.Array, jax.Array] | None = None,
     count: int = 0,
+    attention: str = "xla",
     record: bool = False,
 ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
     """Writes images' tokens one after another: one scan over tokens with a KV cache.
@@ -198,6 +200,7 @@ def sample_tokens(
       kept: tokens that are given, (bits [B, N, k], keep [B, N] bool with True where given); with
         token shuffling a token is given where all of its parts are.
       count: m, how many tokens are written, of those that are in raster order; 0: all.
+      attention: who computes it, of `nn.decode_attention.KINDS`.
       record: also return what was drawn from, for tests.
 
     Returns:
@@ -228,7 +231,9 @@ def sample_tokens(
         return bits, {"z": z, "logits": logits} if record else None
 
     labels = jnp.asarray(labels)
-    bits, recorded = write_tokens(trunk, params["trunk"], labels, order, draw, guided, count)
+    bits, recorded = write_tokens(
+        trunk, params["trunk"], labels, order, draw, guided, count, attention
+    )
     if count:
         return bits
     bits = permutation.scatter(bits, order)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from bar_jax.nn import decode_attention
+
 
 class Settings(NamedTuple):
     """The part of `config.sample` that makes another program; hashable.
@@ -17,6 +19,7 @@ class Settings(NamedTuple):
       clip: of the diffusion head, see `heads.gaussian_diffusion.moments`.
       iterations: of MAR.
       tokens: of basis tokens, how many are written; 0: all.
+      attention: over the KV cache, of `nn.decode_attention.KINDS`.
     """
 
     guided: bool
@@ -27,10 +30,18 @@ class Settings(NamedTuple):
     iterations: int = 64
     clip: float = 0.0
     tokens: int = 0
+    attention: str = "xla"
 
 
-def sampling_settings(config: ConfigDict) -> Settings:
-    """The settings of `config.sample`."""
+def sampling_settings(config: ConfigDict, platform: str | None = None) -> Settings:
+    """The settings of `config.sample`.
+
+    Args:
+      platform: of the devices, cpu | gpu | tpu; None: of those present.
+
+    Raises:
+      InputError: `sample.attention` cannot be had on them.
+    """
     section = config.sample
     return Settings(
         guided=section.guidance_scale > 1,
@@ -41,4 +52,19 @@ def sampling_settings(config: ConfigDict) -> Settings:
         iterations=section.iterations,
         clip=section.clip,
         tokens=section.tokens,
+        attention=_attention(config, platform),
+    )
+
+
+def _attention(config: ConfigDict, platform: str | None) -> str:
+    """Who computes attention over the KV cache."""
+    generator = config.model.generator
+    if generator.kind == "mar":  # has no cache
+        return "xla"
+    return decode_attention.choose(
+        config.sample.attention,
+        config.dtype,
+        generator.width // generator.heads,
+        queries=generator.cell_size**2 if generator.kind == "xar" else 1,
+        platform=platform,
     )

@@ -19,6 +19,7 @@ def write_tokens(
     draw: Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]],
     guided: bool,
     count: int = 0,
+    attention: str = "xla",
 ) -> tuple[jax.Array, Any]:
     """One scan over tokens.
 
@@ -30,6 +31,7 @@ def write_tokens(
         record of it. Where `guided`, the input is [2 B, W], the unconditional half last.
       guided: whether there is an unconditional branch.
       count: m, how many tokens are written: the first m of those that there would be; 0: all L.
+      attention: who computes it, of `nn.decode_attention.KINDS`.
 
     Returns:
       Tokens [B, m, n] in the order in which they were written, and the records [m, ...].
@@ -73,7 +75,7 @@ def write_tokens(
         return (x, cache), (token, recorded)
 
     prefix = modulations(0, trunk.class_repeats)
-    cache = apply(trunk.prefill, all_labels, all_orders, prefix, length)
+    cache = apply(trunk.prefill, all_labels, all_orders, prefix, length, attention)
     x = apply(trunk.embed_class, all_labels).astype(trunk.dtype)
     _, (tokens, recorded) = jax.lax.scan(write_token, (x, cache), jnp.arange(length))
     return jnp.moveaxis(tokens, 0, 1), recorded

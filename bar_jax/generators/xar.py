@@ -19,7 +19,8 @@ from bar_jax.generators import xar_sampler
 from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
 from bar_jax.mesh import constrain_batch, gathered
-from bar_jax.nn.attention import attend, attend_cached
+from bar_jax.nn.attention import attend
+from bar_jax.nn.decode_attention import attend_cached
 from bar_jax.nn.decoding import layers
 from bar_jax.nn.linear import NORMAL_02, XAVIER, linear, named
 from bar_jax.nn.mlp import GatedGeluMLP
@@ -77,20 +78,19 @@ class XARBlock(nn.Module):
         """[..., D] -> [..., 6, D]: gates, scales and shifts of attention and MLP in turn."""
         return self.adaln(nn.silu(condition))
 
-    def extend(self, x, modulation, rotary, visible, cache, start):
+    def extend(self, x, modulation, rotary, cache, start):
         """One block over a cell that follows what the cache holds.
 
         Args:
           x: [B, n, D].
           modulation: [B, 1, 6, D], as `modulate` gives it.
-          visible: bool [n, N], which keys of the cache, this cell's among them, are seen.
-          cache: keys and values [B, H, N, C] of this layer; None: the cell sees itself alone.
+          cache: of this layer; None: the cell sees itself alone.
           start: index of the cell's first token.
 
         Returns:
           x [B, n, D], and the cache with the cell written into it.
         """
-        return self._modulated(x, modulation, rotary, visible, cache, start)
+        return self._modulated(x, modulation, rotary, None, cache, start)
 
     def _modulated(self, x, modulation, rotary, visible, cache=None, start=0):
         modulation = jnp.repeat(modulation, x.shape[1] // modulation.shape[1], axis=1)
@@ -110,11 +110,7 @@ class XARBlock(nn.Module):
             qkv[:, :, 2],
         )
         if cache is not None:
-            keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), start, axis=2)
-                for old, new in zip(cache, (key, value), strict=True)
-            )
-            return attend_cached(query, keys, values, visible), (keys, values)
+            return attend_cached(query, key, value, cache, start)
         rate = self.attention_dropout if self.has_rng("dropout") else 0.0
         dropout_key = self.make_rng("dropout") if rate else None
         h = attend(query, key, value, visible, dropout_rate=rate, dropout_key=dropout_key)
@@ -258,8 +254,8 @@ class XAR(nn.Module):
         Args:
           x: [B, n, d] noisy tokens of the cell.
           modulations: of this time, an array [B, 6, D] for every layer.
-          cache: (keys, values) [B, H, N, C] for every layer; None: this is the first cell, and no
-            cache is written.
+          cache: a `LayerCache` for every layer; None: this is the first cell, and no cache is
+            written.
           start: index of the cell's first token.
 
         Returns:
@@ -268,13 +264,11 @@ class XAR(nn.Module):
         n, cache_of = x.shape[1], cache or [None] * len(modulations)
         piece = lambda table: jax.lax.dynamic_slice_in_dim(table, start, n, axis=1)
         rotary = tuple(piece(table) for table in self.rotary())
-        visible = jnp.broadcast_to(jnp.arange(self.length) < start + n, (n, self.length))
         x, written = self.embed(x, start), []
         for i, block in enumerate((*self.encoder_blocks, *self.decoder_blocks)):
             if i == self.depth:
                 x = self.decoder_input(x, start)
-            here = None if cache is None else visible
-            x, kept = block.extend(x, modulations[i][:, None], rotary, here, cache_of[i], start)
+            x, kept = block.extend(x, modulations[i][:, None], rotary, cache_of[i], start)
             written.append(kept)
         return self.flow(x), cache if cache is None else tuple(written)
 

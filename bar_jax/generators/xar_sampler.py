@@ -7,6 +7,7 @@ import numpy as np
 
 from bar_jax.generators.flow import guided, sampling_times, solve
 from bar_jax.generators.settings import Settings
+from bar_jax.nn.decode_attention import empty_cache
 from bar_jax.nn.decoding import decoding_params, fit_ahead
 from bar_jax.nn.time import time_index
 
@@ -32,6 +33,7 @@ def sample(
         guidance_scale if settings.guided else None,
         temperature * noise[:, 0],
         temperature * noise[:, 1:],
+        settings.attention,
     )
 
 
@@ -44,6 +46,7 @@ def sample_sequence(
     guidance_scale: jax.Array | float | None,
     start: jax.Array,
     noise: jax.Array | None,
+    attention: str = "xla",
 ) -> jax.Array:
     """Writes the cells one after another, each from noise, with the earlier ones in a KV cache.
 
@@ -59,6 +62,7 @@ def sample_sequence(
       guidance_scale: S; None runs without the unconditional branch.
       start: [cells, B, n, d] noise that each cell starts as.
       noise: [cells, steps - 1, B, n, d] of the stochastic steps; `euler` does not use it.
+      attention: who computes it, of `nn.decode_attention.KINDS`.
 
     Returns:
       [B, N, d] float32.
@@ -108,8 +112,8 @@ def sample_sequence(
         return (x, cache), x
 
     head_dim = host.width // host.heads
-    empty = jnp.zeros((rows.size, host.heads, host.length, head_dim), host.dtype)
-    cache = tuple((empty, empty) for _ in range(layers))
+    sizes = rows.size, host.length, host.heads, head_dim
+    cache = (empty_cache(attention, *sizes, host.dtype),) * layers
     inputs = (jnp.arange(1, host.cells), start[1:], noise_of(slice(1, None)))
     _, rest = jax.lax.scan(write_cell, (first, cache), inputs)
     cells = jnp.concatenate([first[None], rest])

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 from bar_jax import mesh
 from bar_jax.config import real_valued
 from bar_jax.errors import InputError
+from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import (
     basis,
     basis_tokens,
@@ -23,6 +24,7 @@ from bar_jax.jobs import (
     train_generator,
     train_tokenizer,
 )
+from bar_jax.validation import SAMPLING_JOBS
 
 
 def _basis(config: ConfigDict) -> dict[str, object]:
@@ -65,12 +67,15 @@ def check_devices(config: ConfigDict) -> None:
     """Checks what depends on the devices present.
 
     Raises:
-      InputError: a mesh that the devices do not fill, a batch that the mesh does not divide.
+      InputError: a mesh that the devices do not fill, a batch that the mesh does not divide, an
+        attention that they do not have.
     """
     if config.job == "describe":  # of devices that need not be present, see `describe.devices`
         return
     data, fsdp, _ = mesh.axis_sizes(**config.mesh, devices=jax.device_count())
     ways = data * fsdp
+    if config.job in SAMPLING_JOBS:
+        sampling_settings(config)
     if config.job == "benchmark":
         names = [
             benchmark.SECTIONS[part]

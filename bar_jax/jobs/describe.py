@@ -219,8 +219,9 @@ def _traced_sampling(config: ConfigDict, batch: int) -> int:
     Of MAR it is more than is done: its programs for different numbers of tokens all count as the
     largest (see `flops.product_flops`).
     """
-    generator, settings = make_generator(config), sampling_settings(config)
-    key = jax.random.key(0)
+    generator, key = make_generator(config), jax.random.key(0)
+    # The same products on all devices; a kernel's cannot be seen.
+    settings = sampling_settings(config)._replace(attention="xla")
     params = nn.unbox(jax.eval_shape(lambda k: models.init_generator(generator, k), key))
     draw = lambda params, labels, keys: generator.sample(params, labels, keys, settings, 1.5, 1.0)
     return product_flops(draw, params, jnp.zeros(batch, jnp.int32), jax.random.split(key, batch))

@@ -160,7 +160,7 @@ def compiled_sampler(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, o
     with jax.set_mesh(mesh):
         drawing = drawn.lower(
             generator,
-            sampling_settings(config),
+            sampling_settings(config, mesh.devices.flat[0].platform),
             *(params, batch, number, number, shape(key.shape, key.dtype, numbers)),
         )
         decoding = pixels.lower(tokenizer, decoder, tokens)

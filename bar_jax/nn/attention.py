@@ -29,13 +29,13 @@ def attend(
 
     On NVIDIA GPUs from Ampere on, attention in half precision without `visible` and dropout is
     cuDNN's, forwards and backwards, which never holds the [Q, K] weights. All else is XLA's, on
-    every platform: for the gradient it keeps the weights of all heads, [B, H, Q, K], in float32
-    and in the dtype of the query, and with dropout also what was dropped and the weights before
-    it. Where that does not fit, rematerialise the layer: then one layer has them at a time.
+    every platform. For the gradient of a layer XLA's holds, by JAX's count of residuals in half
+    precision, 11 bytes for each of the B H Q K weights, with dropout 15: at 1024 positions and 16
+    heads 252 MB an image. Blocks recompute them (`nn.remat`), so one layer has them at a time.
 
-    `visible` stays with XLA because cuDNN would take it as a bias, whose gradient JAX 0.10 asks it
-    for as well, a sum over the batch that nobody needs; and cuDNN's dropout because its seed is a
-    constant of the program.
+    `visible` stays XLA's because cuDNN would take it as a bias, whose gradient, a sum over the
+    batch that nobody needs, JAX 0.10 always asks for; dropout because the seed of cuDNN's is a
+    constant of the program: every layer and every step would drop the same.
 
     Args:
       query: [B, Q, H, C].
@@ -67,30 +67,6 @@ def attend(
         dtype=query.dtype,
         force_fp32_for_softmax=True,
     )
-
-
-def attend_cached(
-    query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array
-) -> jax.Array:
-    """Attention over keys and values that have heads in front of positions, as a cache has them.
-
-    That order needs no transposed copy of the cache for every token.
-
-    Args:
-      query: [B, Q, H, C].
-      keys, values: [B, H, S, C].
-      visible: bool [Q, S], True where a query sees a key.
-
-    Returns:
-      [B, Q, H, C] in the dtype of the query.
-    """
-    f32 = jnp.float32
-    query = query.swapaxes(1, 2)
-    scores = jnp.einsum("bhqc,bhsc->bhqs", query, keys, preferred_element_type=f32)
-    scores = scores / jnp.sqrt(f32(query.shape[-1]))
-    scores = jnp.where(visible[None, None], scores, jnp.finfo(f32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhqs,bhsc->bhqc", weights, values).swapaxes(1, 2)
 
 
 def padded(
@@ -147,7 +123,7 @@ def _cudnn_takes(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
     """
     head_dim = query.shape[-1]
     fits = head_dim <= 128 and head_dim % 8 == 0 and query.dtype in (jnp.bfloat16, jnp.float16)
-    if not (fits and _has_fused_attention()):
+    if not (fits and has_fused_attention()):
         return False
     try:
         jax.eval_shape(lambda *x: _fused_forward(*x, False), query, key, value)
@@ -157,7 +133,7 @@ def _cudnn_takes(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
     return True
 
 
-def _has_fused_attention() -> bool:
+def has_fused_attention() -> bool:
     """Whether the devices that are traced for are NVIDIA's, of the Ampere generation or newer.
 
     All of them: every process must trace the same program.

@@ -100,6 +100,17 @@ def test_padding_changes_neither_output_nor_gradient(qkv, lengths):
         np.testing.assert_allclose(ours, expected, atol=2e-6)
 
 
+def test_lengths_are_cut_like_the_batch():
+    """Of queries and of keys; JAX would leave them whole, and cuDNN has a part of the batch."""
+    x = jax.ShapeDtypeStruct((8, 5, 1, 8), jnp.float32)
+    with jax.set_mesh(make_mesh()):
+        made = jax.make_jaxpr(functools.partial(padded, causal=False, implementation="xla"))(
+            x, x, x
+        )
+    constrained = [e.invars[0].aval for e in made.eqns if e.primitive.name == "sharding_constraint"]
+    assert [(x.shape, x.dtype) for x in constrained] == [((8,), jnp.int32)] * 2
+
+
 Device = functools.partial(dict, platform="PJRT C API\ncuda 12090", compute_capability="9.0")
 HOPPER = Device()
 TURING = Device(compute_capability="7.5")
