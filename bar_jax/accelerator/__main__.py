@@ -133,6 +133,9 @@ def measure(row: Row, machine: dict, out: Path, end: float, tiny: bool) -> dict[
     }
     left, memory = end - time.monotonic(), machine["memory_bytes"] / 1e9
     needed = TINY_SECONDS if tiny else row.seconds
+    if row.platform and machine["platform"] != row.platform:
+        reason = f"is for {row.platform}, and this is {machine['platform']}"
+        return told | {"status": "skipped", "reason": reason}
     if memory and memory < row.memory and not tiny:
         reason = f"needs {row.memory:g} GB or more of a device, JAX may use {memory:.1f}"
         return told | {"status": "skipped", "reason": reason}

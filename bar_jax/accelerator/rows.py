@@ -23,6 +23,7 @@ class Row(NamedTuple):
       memory: GB of a device without which it cannot work.
       beside: published numbers of the same.
       trace: whether to say where the time goes.
+      platform: the only one that it is for; "": it is for all.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Row(NamedTuple):
     memory: float = 0.0
     beside: str = ""
     trace: bool = False
+    platform: str = ""
 
 
 # Beside what `config_presets.tiny` sets: less to compile, and the same for rows that differ in a
@@ -112,6 +114,12 @@ ROWS = (
     # The paper's 28.24 s are of the model of 943 M parameters, MAR-H, in 64 iterations.
     _sampler("mar_b", 90, 4, f"28.24 {TABLE_1} (MAR-H)", file="mar_b_host"),
     _sampler("mar_l", 100, 6, f"28.24 {TABLE_1} (MAR-H)", file="mar_l_host"),
+    *(
+        _sampler("bar_b", 45, 4, "", fields={"sample.attention": kind}, suffix=f"_{kind}")._replace(
+            platform="" if kind == "xla" else "gpu"
+        )
+        for kind in ("xla", "cudnn", "pallas")  # beside `bar_b`, which takes what is thought best
+    ),
     _sampler("bar_b_4", 45, 4, _BAR_B_4, **_small),
     _sampler("bar_l", 90, 8, _BAR_L, **_small),
     _sampler("bar_b", 80, 6, _BAR_B, **_small_float32),
