@@ -71,13 +71,11 @@ def test_a_process_that_crashes_does_not_end_the_driver(process):
 
 
 def test_a_process_past_its_limit_goes_with_its_own_and_its_parts_are_kept(process, tmp_path):
-    began = time.monotonic()
     parts = "__import__('sys').stderr.write('10:00:00 benchmark: a: {\"b\": 1}\\n')"
     child = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid))"
-    start = "(p := __import__('subprocess').Popen(['sleep', '60']))"
-    told = process(f"[{parts}, {start}, {child}, p.wait()]", limit=3)
+    start = "(p := __import__('subprocess').Popen(['sleep', '600']))"
+    told = process(f"[{parts}, {start}, {child}, p.wait()]", limit=10)
     assert told.status is None and told.logged == {"a": {"b": 1}}
-    assert time.monotonic() - began < 30
     stat = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
     assert not stat.exists() or stat.read_text().split()[2] == "Z"
 
