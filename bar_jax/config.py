@@ -20,8 +20,9 @@ METRICS = (
     *CLASSIFIER_METRICS,
 )
 BENCHMARKS = (
-    "sampling", "training", "head", "basis", "tokenizer", "tokenizer_training", "metrics",
-)  # fmt: skip
+    *("sampling", "training", "head", "basis", "tokenizer", "tokenizer_training", "metrics"),
+    *("features", "input"),
+)
 STEPS = ("generator", "tokenizer", "discriminator", "sampler")
 DURATION_UNITS = ("steps", "epochs", "images")
 
@@ -232,9 +233,15 @@ def default_config() -> ConfigDict:
     c.benchmark = ConfigDict()
     # sampling at sample.batch_size; training, the head alone, and what a basis costs, at
     # train_generator.batch_size; tokenizer at encode.batch_size; tokenizer_training at
-    # train_tokenizer.batch_size; metrics (FID's features and its numbers) at evaluate.batch_size
+    # train_tokenizer.batch_size, and input (images of data.source, read and cropped) as well;
+    # metrics (FID's features and its numbers), and features alone, at evaluate.batch_size
     c.benchmark.parts = ("sampling",)  # ... | training | head | basis | tokenizer | metrics ...
     c.benchmark.repeats = 3
+    # Batch sizes to measure each part at, one after another; (): that of its section. One that does
+    # not fit is told, and the next one measured.
+    c.benchmark.batches = ()
+    c.benchmark.first_that_fits = False  # end with the first of them that fits
+    c.benchmark.trace = ""  # folder for an xprof trace of one more sampling scan or step, summed up
 
     c.describe = ConfigDict()
     # Training steps, and the sampler, to compile, for their memory, FLOPs, bytes moved and what

@@ -271,6 +271,9 @@ def _validate_sampling(config: ConfigDict) -> None:
             tokens = "real-valued tokens" if real else "bits"
             found = f"{part!r} with model.tokenizer.kind={config.model.tokenizer.kind}"
             raise InputError("benchmark.parts", found, f"{part!r} with {tokens} alone")
+    for size in config.benchmark.batches:
+        if type(size) is not int or size < 1:
+            raise InputError("benchmark.batches", repr(size), "batch sizes of at least 1")
     if config.sample.images and config.sample.labels:
         found = f"{config.sample.images} with sample.labels={tuple(config.sample.labels)}"
         raise InputError("sample.images", found, "0, or no sample.labels")

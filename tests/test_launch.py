@@ -27,6 +27,7 @@ CALLS = [
     ("slurm", *MAIN),
     ("slurm", "--turn", *MAIN),
     ("worker", *MAIN),
+    ("accelerator", "--out=runs/a", "--tiny"),
     ("tpu_keep", *TPU, *CLOUD),
     *[("tpu", step, *TPU, *CLOUD) for step in STEPS["tpu"]],
     *[("gke", step, *GKE, *CLOUD) for step in STEPS["gke"]],

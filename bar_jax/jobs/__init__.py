@@ -77,18 +77,21 @@ def check_devices(config: ConfigDict) -> None:
     if config.job in SAMPLING_JOBS:
         sampling_settings(config)
     if config.job == "benchmark":
-        cut = {"sampling": "sample", "training": "train_generator", "basis": "train_generator"}
-        cut |= {"tokenizer": "encode", "tokenizer_training": "train_tokenizer"}
-        cut |= {"metrics": "evaluate"}
-        names = [cut[part] for part in config.benchmark.parts if part in cut]
+        names = [
+            benchmark.SECTIONS[part]
+            for part in config.benchmark.parts
+            if part not in ("head", "input")  # which no mesh cuts
+        ]
     else:
         names = BATCHES.get(config.job, ())
         if real_valued(config):  # whose tokenizers are not trained
             names = [name for name in names if name != "train_tokenizer" and config.job != "basis"]
-    for name in names:
-        section = config[name]
-        pieces = section.get("accumulate", 1)
-        if section.batch_size % (ways * pieces):
+    swept = config.benchmark.batches if config.job == "benchmark" else ()
+    sizes = [(name, size) for name in names for size in swept or (config[name].batch_size,)]
+    for name, size in sizes:
+        pieces = config[name].get("accumulate", 1)
+        if size % (ways * pieces):
             into = f"{ways} ways (mesh.data x mesh.fsdp)" + f" x {pieces} pieces" * (pieces > 1)
             expected = f"a multiple of {ways * pieces}, for {into}"
-            raise InputError(f"{name}.batch_size", str(section.batch_size), expected)
+            field = "benchmark.batches" if swept else f"{name}.batch_size"
+            raise InputError(field, str(size), expected)

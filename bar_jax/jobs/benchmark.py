@@ -5,9 +5,11 @@ are those of the median. FLOPs are the model's (see `describe`), not the compile
 logged as soon as it is measured: a batch that does not fit loses only its own part.
 """
 
+import contextlib
 import functools
 import json
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import feature_networks, frozen, models
+from bar_jax import data, feature_networks, frozen, models, timing
 from bar_jax.bases import LEARNED
 from bar_jax.config import bits_per_token, real_valued
 from bar_jax.flops import product_flops
@@ -31,25 +33,24 @@ from bar_jax.jobs.plan import generator_program
 from bar_jax.jobs.sample import pixels, schedule
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
-from bar_jax.metrics import timing
+from bar_jax.metrics import timing as metric_timing
 from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training.step import init_state, jit_once
 from bar_jax.validation import validate
 
 logger = logging.getLogger(__name__)
 
-# Dense peak FLOP/s of a device in (bfloat16, float32 as JAX computes it by default: TF32 on GPU,
-# bfloat16 passes on TPU), from the makers' data sheets; the first kind that matches counts.
-PEAKS = {
-    "H100 PCIe": (756e12, 378e12),
-    "H100": (989e12, 495e12),
-    "H200": (989e12, 495e12),
-    "A100": (312e12, 156e12),
-    "TPU v4": (275e12, 275e12),
-    "TPU v5 lite": (197e12, 197e12),
-    "TPU v5e": (197e12, 197e12),
-    "TPU v5": (459e12, 459e12),
-    "TPU v6 lite": (918e12, 918e12),
+# The section whose batch_size a part is measured at.
+SECTIONS = {
+    "sampling": "sample",
+    "training": "train_generator",
+    "head": "train_generator",
+    "basis": "train_generator",
+    "tokenizer": "encode",
+    "tokenizer_training": "train_tokenizer",
+    "metrics": "evaluate",
+    "features": "evaluate",
+    "input": "train_tokenizer",
 }
 
 
@@ -57,7 +58,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     """Times the configured parts, one after another."""
     mesh = make_mesh(**config.mesh)
     device = jax.devices()[0]
-    peak, source = peak_flops(device, config.dtype)
+    peak, source = timing.peak_flops(device, config.dtype)
     peak *= mesh.size
     parts = {
         "sampling": _sampling,
@@ -67,14 +68,16 @@ def run(config: ConfigDict) -> dict[str, object]:
         "tokenizer": _tokenizer,
         "tokenizer_training": _tokenizer_training,
         "metrics": _metrics,
+        "features": _features,
+        "input": _input,
     }
     measured = {}
     for name in config.benchmark.parts:
-        measured[name] = parts[name](config, mesh, peak)
-        logger.info("benchmark: %s: %s", name, json.dumps(measured[name]))
+        measured[name] = _at_each_size(name, parts[name], config, mesh, peak)
     return {
         "device": device.device_kind,
         "devices": mesh.size,
+        "memory_limit_bytes": timing.memory_limit(device),
         "jax": jax.__version__,
         "dtype": config.dtype,
         "peak_flops": peak,
@@ -83,28 +86,40 @@ def run(config: ConfigDict) -> dict[str, object]:
     }
 
 
-def _metrics(config: ConfigDict, mesh: jax.sharding.Mesh, _: float) -> dict[str, object]:
+def _at_each_size(
+    name: str, part: Callable, config: ConfigDict, mesh: jax.sharding.Mesh, peak: float
+) -> dict[str, object]:
+    """A part at each of `benchmark.batches` (at the batch of its section, if there are none)."""
+
+    def measure(size: int) -> dict[str, object]:
+        own = config.copy_and_resolve_references()
+        own[SECTIONS[name]].batch_size = size
+        told = part(own, mesh, peak)
+        logger.info("benchmark: %s: %s", name, json.dumps(told))
+        return told
+
+    benchmark, size = config.benchmark, config[SECTIONS[name]].batch_size
+    if not benchmark.batches:
+        return measure(size)
+    return timing.sweep(measure, benchmark.batches, benchmark.first_that_fits)
+
+
+def _metrics(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """Inception's features of images, and numbers from 50,000 and 10,000 features of 2048."""
+    return _features(config, mesh, peak) | metric_timing.time_numbers()
+
+
+def _features(config: ConfigDict, mesh: jax.sharding.Mesh, _: float) -> dict[str, object]:
+    """Inception's features of images that lie in memory."""
     config = config.copy_and_resolve_references()
     config.evaluate.weights.inception = feature_networks.RANDOM
     sizes = {"batch_size": config.evaluate.batch_size, "size": config.data.image_size}
     with jax.set_mesh(mesh):
         network = feature_networks.load(config, mesh, "inception")
-        measured = timing.time_features(
+        measured = metric_timing.time_features(
             mesh, network, "inception/pool", batches=config.benchmark.repeats, **sizes
         )
-    return sizes | measured | timing.time_numbers()
-
-
-def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
-    """Peak FLOP/s of one device, from a table or else from a product of large matrices."""
-    for kind, (bfloat16, float32) in PEAKS.items():
-        if kind in device.device_kind:
-            return (bfloat16 if dtype == "bfloat16" else float32), "data sheet"
-    size = 2048
-    x = jnp.ones((size, size), dtype)
-    _, seconds, _ = _timed(jax.jit(jnp.matmul), (x, x), repeats=5)
-    return 2 * size**3 / min(seconds), f"measured: {size} x {size} product"
+    return sizes | measured
 
 
 def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
@@ -126,32 +141,35 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
     numbers = jnp.float32(section.guidance_scale), jnp.float32(section.temperature)
     repeats = config.benchmark.repeats
     with jax.set_mesh(mesh):
-        compile_seconds, seconds, memory = _timed(
-            jax.jit(draw), (params, labels, keys, *numbers), repeats
+        drawn = timing.timed(
+            jax.jit(draw), (params, labels, keys, *numbers), repeats, trace=config.benchmark.trace
         )
         del params
         init = lambda key: models.init_tokenizer(tokenizer, key)
         decoder = models.fresh_params(init, mesh, config.seed)
-        decode_compile_seconds, decode_seconds, _ = _timed(
+        decoded = timing.timed(
             jax.jit(functools.partial(pixels, tokenizer)), (decoder, tokens), repeats
         )
 
-    median, decode_median = statistics.median(seconds), statistics.median(decode_seconds)
+    median, decode_median = map(statistics.median, (drawn.seconds, decoded.seconds))
     return {
         "batch_size": batch,
         "guidance_scale": section.guidance_scale,
         **schedule(config),
         "tokens": generator.token_shape[0] // config.model.generator.patch_size**2,
-        "compile_seconds": compile_seconds,
-        "seconds": seconds,
-        "images_per_second": _rounded(batch / median),
-        "decode_compile_seconds": decode_compile_seconds,
-        "decode_seconds": decode_seconds,
-        "images_per_second_decoded": _rounded(batch / (median + decode_median)),
+        "compile_seconds": drawn.compile_seconds,
+        # Of the first pictures: both programs' first runs, once they are compiled.
+        "first_seconds": timing.rounded(drawn.first_seconds + decoded.first_seconds),
+        "seconds": drawn.seconds,
+        "images_per_second": timing.rounded(batch / median),
+        "decode_compile_seconds": decoded.compile_seconds,
+        "decode_seconds": decoded.seconds,
+        "images_per_second_decoded": timing.rounded(batch / (median + decode_median)),
         "flops_per_image": flops,
-        "flops_per_second": _rounded(flops * batch / median),
-        "fraction_of_peak": _rounded(flops * batch / median / peak),
-        "memory_bytes_per_device": memory,
+        "flops_per_second": timing.rounded(flops * batch / median),
+        "fraction_of_peak": timing.rounded(flops * batch / median / peak),
+        "memory_bytes_per_device": drawn.memory,
+        **({"trace": drawn.trace} if drawn.trace else {}),
     }
 
 
@@ -168,8 +186,8 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
     rate = flops * told["images_per_second"]
     return told | {
         "flops_per_image": flops,
-        "flops_per_second": _rounded(rate),
-        "model_flops_utilisation": _rounded(rate / peak),
+        "flops_per_second": timing.rounded(rate),
+        "model_flops_utilisation": timing.rounded(rate / peak),
     }
 
 
@@ -208,7 +226,7 @@ def _basis(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str
         step, args[name], _ = _training_step(own, mesh, program, _training_batch(own, generator), 0)
         with jax.set_mesh(mesh):
             steps[name] = step.lower(*args[name]).compile()
-        told[name] = {"memory_bytes_per_device": _bytes(steps[name]), "seconds": []}
+        told[name] = {"memory_bytes_per_device": timing.program_bytes(steps[name]), "seconds": []}
     for turn in range(1 + config.benchmark.repeats):
         for name, step in steps.items():
             began = time.perf_counter()
@@ -216,12 +234,12 @@ def _basis(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str
             seconds = time.perf_counter() - began
             args[name] = (state, *args[name][1:])
             if turn:  # the first is not counted
-                told[name]["seconds"].append(_rounded(seconds))
+                told[name]["seconds"].append(timing.rounded(seconds))
     for found in told.values():
         pairs = zip(found["seconds"], told["host"]["seconds"], strict=True)
-        found["time_ratio"] = _rounded(statistics.median(own / host for own, host in pairs))
+        found["time_ratio"] = timing.rounded(statistics.median(own / host for own, host in pairs))
         memory = found["memory_bytes_per_device"] / told["host"]["memory_bytes_per_device"]
-        found["memory_ratio"] = _rounded(memory)
+        found["memory_ratio"] = timing.rounded(memory)
     return {"batch_size": config.train_generator.batch_size, **told}
 
 
@@ -247,18 +265,8 @@ def _tokenizer_training(
     for player, step in steps.items():
         flops = product_flops(program.step(step), state, batch, key, program.frozen)
         told[player], _ = _time_step(config, mesh, section, program, batch, step)
-        told[player] |= _rates(flops, section.batch_size, told[player]["seconds"], peak)
+        told[player] |= timing.rates(flops, section.batch_size, told[player]["seconds"], peak)
     return told
-
-
-def _rates(flops: int, batch: int, seconds: list[float], peak: float) -> dict[str, float]:
-    """Arithmetic of a program that takes `flops` for a batch."""
-    rate = flops / statistics.median(seconds)
-    return {
-        "flops_per_image": flops // batch,
-        "flops_per_second": _rounded(rate),
-        "fraction_of_peak": _rounded(rate / peak),
-    }
 
 
 def _training_step(config, mesh, program, batch, step) -> tuple[Callable, tuple, dict]:
@@ -280,17 +288,22 @@ def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, o
     """Times a step of a program; also returns the shapes of its parameters."""
     function, args, params = _training_step(config, mesh, program, batch, step)
     with jax.set_mesh(mesh):
-        compile_seconds, seconds, memory = _timed(
-            function, args, config.benchmark.repeats, feed=lambda args, out: (out[0], *args[1:])
+        timed = timing.timed(
+            function,
+            args,
+            config.benchmark.repeats,
+            feed=lambda args, out: (out[0], *args[1:]),
+            trace=config.benchmark.trace,
         )
     told = {
         "batch_size": section.batch_size,
         "accumulate": section.accumulate,
         "remat": section.remat,
-        "compile_seconds": compile_seconds,
-        "seconds": seconds,
-        "images_per_second": _rounded(section.batch_size / statistics.median(seconds)),
-        "memory_bytes_per_device": memory,
+        "compile_seconds": timed.compile_seconds,
+        "seconds": timed.seconds,
+        "images_per_second": timing.rounded(section.batch_size / statistics.median(timed.seconds)),
+        "memory_bytes_per_device": timed.memory,
+        **({"trace": timed.trace} if timed.trace else {}),
     }
     return told, params
 
@@ -312,19 +325,48 @@ def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict
     with jax.set_mesh(mesh):
         for name, function, inputs in (("encode", tokens, images), ("decode", pixels, x)):
             function = functools.partial(function, tokenizer)
-            compile_seconds, seconds, memory = _timed(
+            timed = timing.timed(
                 jax.jit(function),
                 (params, jax.device_put(inputs, batch_sharding(mesh))),
                 config.benchmark.repeats,
             )
             told[name] = {
-                "compile_seconds": compile_seconds,
-                "seconds": seconds,
-                "images_per_second": _rounded(batch / statistics.median(seconds)),
-                "memory_bytes_per_device": memory,
-                **_rates(product_flops(function, params, inputs), batch, seconds, peak),
+                "compile_seconds": timed.compile_seconds,
+                "seconds": timed.seconds,
+                "images_per_second": timing.rounded(batch / statistics.median(timed.seconds)),
+                "memory_bytes_per_device": timed.memory,
+                **timing.rates(product_flops(function, params, inputs), batch, timed.seconds, peak),
             }
     return told
+
+
+def _input(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
+    """Training images of the configured source, read and cropped by this machine's processors."""
+    del mesh, peak
+    section, batch = config.data, config.train_tokenizer.batch_size
+    batches = data.train_batches(
+        data.open_images(config),
+        image_size=section.image_size,
+        crop=section.crop,
+        mirror=section.mirror,
+        batch_size=batch,
+        seed=config.seed,
+        num_workers=section.num_workers,
+        on_damaged=section.on_damaged,
+    )
+    with contextlib.closing(batches):
+        next(batches)  # starts threads or processes
+        began = time.perf_counter()
+        for _ in range(config.benchmark.repeats):
+            next(batches)
+        seconds = time.perf_counter() - began
+    return {
+        "batch_size": batch,
+        "processors": os.cpu_count(),
+        "num_workers": section.num_workers,
+        "seconds": timing.rounded(seconds),
+        "images_per_second": timing.rounded(config.benchmark.repeats * batch / seconds),
+    }
 
 
 def _head(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
@@ -346,55 +388,13 @@ def _head(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str,
         return total / weight
 
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-    compile_seconds, seconds, memory = _timed(
-        gradient, (params, z, targets, draws), config.benchmark.repeats
-    )
+    timed = timing.timed(gradient, (params, z, targets, draws), config.benchmark.repeats)
     return {
         "kind": config.model.head.kind,
         "bits_per_token": bits,
         "batch_tokens": tokens,
         "parameters": count(params),
-        "compile_seconds": compile_seconds,
-        "seconds": seconds,
-        "memory_bytes": memory,
+        "compile_seconds": timed.compile_seconds,
+        "seconds": timed.seconds,
+        "memory_bytes": timed.memory,
     }
-
-
-def _timed(
-    function: Callable,
-    args: tuple,
-    repeats: int,
-    feed: Callable[[tuple, object], tuple] = lambda args, out: args,
-) -> tuple[float, list[float], int]:
-    """Times a jitted function.
-
-    Args:
-      feed: (arguments, result) -> the arguments of the next repetition.
-
-    Returns:
-      Seconds of compilation, seconds of each repetition after one that is not counted, and the
-      compiler's count of bytes on a device (arguments, results and temporaries).
-    """
-    began = time.perf_counter()
-    compiled = function.lower(*args).compile()
-    compile_seconds = time.perf_counter() - began
-    seconds = []
-    for _ in range(1 + repeats):
-        began = time.perf_counter()
-        out = jax.block_until_ready(compiled(*args))
-        seconds.append(_rounded(time.perf_counter() - began))
-        args = feed(args, out)
-        del out  # or two results would be held at a time
-    return _rounded(compile_seconds), seconds[1:], _bytes(compiled)
-
-
-def _bytes(compiled: jax.stages.Compiled) -> int:
-    """The compiler's count of arguments, results and temporaries on a device."""
-    memory = compiled.memory_analysis()
-    size = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return size + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-
-
-def _rounded(number: float) -> float:
-    """Four digits are more than a timing has."""
-    return float(f"{number:.4g}")

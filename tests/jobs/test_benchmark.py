@@ -7,9 +7,12 @@ import types
 import jax
 import pytest
 
+from bar_jax import timing
 from bar_jax.config import default_config
 from bar_jax.config_presets import tiny
-from bar_jax.jobs import benchmark
+from bar_jax.errors import InputError
+from bar_jax.jobs import benchmark, check_devices
+from bar_jax.validation import validate
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,28 @@ def test_parts_of_the_tokenizer():
     assert 2.5 * (encode + decode) < step < 3 * (encode + decode)
 
 
+def test_batches_are_measured_one_after_another():
+    """Of the bundled digits, which need neither a device nor a compiler."""
+    config = tiny(default_config())
+    config.benchmark.update(dict(parts=("input",), batches=(8, 4), repeats=2))
+    told = benchmark.run(config)["input"]
+    assert [each["batch_size"] for each in told["batches"]] == [8, 4]
+    fastest = max(told["batches"], key=lambda each: each["images_per_second"])
+    assert told["images_per_second"] == fastest["images_per_second"]
+    for each in told["batches"]:
+        expected = 2 * each["batch_size"] / each["seconds"]
+        assert each["images_per_second"] == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("batches, found", [((8, 6), "6"), ((0,), "0"), ((2.5,), "2.5")])
+def test_a_batch_that_cannot_be_is_refused(batches, found):
+    config = tiny(default_config())
+    config.job, config.benchmark.batches = "benchmark", batches
+    with pytest.raises(InputError, match=f"^benchmark.batches: found {found}, expected"):
+        validate(config)
+        check_devices(config)
+
+
 def test_prints_as_json(measured):
     assert json.loads(json.dumps(measured)) == measured
 
@@ -105,9 +130,9 @@ def test_prints_as_json(measured):
 )
 def test_peak_of_a_known_device(kind, dtype, expected):
     device = types.SimpleNamespace(device_kind=kind)
-    assert benchmark.peak_flops(device, dtype) == (expected, "data sheet")
+    assert timing.peak_flops(device, dtype) == (expected, "data sheet")
 
 
 def test_peak_of_an_unknown_device_is_measured():
-    flops, source = benchmark.peak_flops(jax.devices()[0], "float32")
+    flops, source = timing.peak_flops(jax.devices()[0], "float32")
     assert flops > 1e8 and source.startswith("measured")

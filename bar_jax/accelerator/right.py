@@ -1,0 +1,408 @@
+"""Whether the accelerator computes what the CPU does: small models, float32, highest precision.
+
+Weights are random, and none is zero: fresh ones make most of a network do nothing. The CPU's
+programs are compiled without optimisation, which is quick. Without an accelerator (`tiny`) the
+first device of the CPU takes its place, and the second compiles the same programs with
+optimisation: what differs then is XLA's doing, or a race of ours.
+"""
+
+import functools
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from bar_jax import models, workdir
+from bar_jax.config_file import load_config
+from bar_jax.generators import make_generator, mar_sampler, xar_sampler
+from bar_jax.generators.masked_bit import sample_tokens
+from bar_jax.jobs.encode import tokens as encoded
+from bar_jax.jobs.plan import generator_program
+from bar_jax.mesh import batch_sharding, make_mesh, replicated
+from bar_jax.nn.attention import attend
+from bar_jax.tokenizers import cached_as, make_tokenizer
+from bar_jax.training import checkpoint
+from bar_jax.training.step import init_state
+
+logger = logging.getLogger(__name__)
+
+BATCH, STEPS = 8, 5
+BITS, XAR, MAR = "masked_bit/bar_b", "basis/xar_b", "basis/mar_b_host"
+# Lengths of sequences that odd numbers of tokens and class embeddings make.
+LENGTHS = (49, 97, 197, 257, 289)
+
+
+class Setting(NamedTuple):
+    """Where the checks run.
+
+    Attributes:
+      device: the accelerator.
+      other: a device of the CPU.
+      options: compiler options of what runs on `other`.
+      tiny: whether models are as small as can be.
+    """
+
+    device: jax.Device
+    other: jax.Device
+    options: dict[str, object]
+    tiny: bool
+
+
+def run(names: tuple[str, ...], tiny: bool) -> dict[str, object]:
+    """Makes the checks; each is logged when it is made, and one that raises is told as failed.
+
+    Returns:
+      `device`, `jax`, and for each check its `error` with its `tolerance` (or what else it found),
+      and `ok`: True, False, or None where it does not apply.
+    """
+    cpus = jax.devices("cpu")
+    if tiny:
+        setting = Setting(cpus[0], cpus[-1], {"xla_backend_optimization_level": 1}, tiny)
+    else:
+        options = {"xla_backend_optimization_level": 0}
+        setting = Setting(jax.devices()[0], cpus[0], options, tiny)
+    told = {"device": setting.device.device_kind, "jax": jax.__version__}
+    with jax.default_matmul_precision("highest"):
+        for name in names:
+            try:
+                found = CHECKS[name](setting)
+            except Exception as error:  # the next check may still say something
+                logger.exception("%s", name)
+                found = {"ok": False, "raised": f"{type(error).__name__}: {str(error)[:300]}"}
+            told[name] = found
+            logger.info("benchmark: %s: %s", name, json.dumps(found))
+    return told
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def loss(setting: Setting) -> dict[str, object]:
+    """The masked-bit generator's loss and its gradient."""
+    config, generator, params = _model(setting, BITS)
+    function = functools.partial(_gradient, generator)
+    args = params, _batch(config, generator)
+    (here, gradient), (there, other) = _both(setting, function, *args)
+    return _judged(
+        loss=(abs(here - there) / abs(there), 1e-5), gradient=(_distance(gradient, other), 1e-4)
+    )
+
+
+def tokens(setting: Setting) -> dict[str, object]:
+    """The masked-bit generator's tokens at temperature 0, with guidance: share that differs."""
+    _, generator, params = _model(setting, BITS)
+    here, there = _both(setting, functools.partial(_draw, generator), params)
+    return _judged(tokens=(float(np.mean(here != there)), 0.0))
+
+
+def tokenizer(setting: Setting) -> dict[str, object]:
+    """Bits of images (share that differs), and the images that are made of bits."""
+    config, _, _ = _model(setting, BITS)
+    module = make_tokenizer(config)
+    params = _params(lambda key: models.init_tokenizer(module, key))
+    size, rng = config.data.image_size, np.random.default_rng(0)
+    images = rng.integers(0, 256, (BATCH, size, size, 3), np.uint8)
+
+    def reconstruct(params, images):
+        bits = encoded(module, params, images)
+        return bits, module.apply({"params": params}, bits, method=module.decode)
+
+    (bits, pixels), (other_bits, other_pixels) = _both(setting, reconstruct, params, images)
+    return _judged(
+        bits=(float(np.mean(bits != other_bits)), 0.0),
+        pixels=(_distance(pixels, other_pixels), 1e-4),
+    )
+
+
+def xar(setting: Setting) -> dict[str, object]:
+    """xAR's sampler with given noise."""
+    config, generator, params = _model(setting, XAR)
+    host, steps, rng = generator.host, config.sample.steps, np.random.default_rng(0)
+    noise = rng.normal(size=(host.cells, steps, BATCH, host.cell, host.channels))
+
+    def draw(params, noise, labels):
+        sampler = "euler_maruyama"
+        first, rest = noise[:, 0], noise[:, 1:]
+        return xar_sampler.sample_sequence(host, params, labels, sampler, steps, 2.0, first, rest)
+
+    args = params["host"], noise.astype(np.float32), _labels(config)
+    return _judged(latents=(_distance(*_both(setting, draw, *args)), 1e-4))
+
+
+def mar(setting: Setting) -> dict[str, object]:
+    """MAR's sampler with given order and noise."""
+    config, generator, params = _model(setting, MAR)
+    host, section, rng = generator.host, config.sample, np.random.default_rng(0)
+    shape = (section.iterations, section.steps + 1, BATCH, host.length, host.channels)
+    order = np.stack([rng.permutation(host.length) for _ in range(BATCH)]).astype(np.int32)
+    guidance = mar_sampler.guidance_scales(2.0, host.length, section.iterations)
+
+    def draw(params, noise, labels, order, guidance):
+        def at(iteration, places):
+            drawn = jnp.take_along_axis(noise[iteration], places[None, :, :, None], axis=2)
+            return drawn[0], drawn[1:]
+
+        return mar_sampler.sample_tokens(
+            host, params, labels, order=order, iterations=section.iterations, steps=section.steps,
+            guidance=guidance, temperature=1.0, noise=at, clip=2.0,
+        )  # fmt: skip
+
+    noise = rng.normal(size=shape).astype(np.float32)
+    args = params["host"], noise, _labels(config), order, np.asarray(guidance)
+    return _judged(latents=(_distance(*_both(setting, draw, *args)), 1e-4))
+
+
+def training(setting: Setting) -> dict[str, object]:
+    """Five training steps of the masked-bit generator and of xAR on a learned basis."""
+    told, models_of = {}, {"masked_bit": BITS, "xar": XAR}
+    for name, file in list(models_of.items())[: 1 if setting.tiny else None]:
+        here = _trained(_config(setting, file), [setting.device], {})
+        there = _trained(_config(setting, file), [setting.other], setting.options)
+        told[f"{name}_metrics"] = _distance(here[0], there[0]), 1e-4
+        told[f"{name}_params"] = _distance(here[1], there[1]), 1e-4
+    return _judged(**told)
+
+
+def attention(setting: Setting) -> dict[str, object]:
+    """Attention in bfloat16, cuDNN's on NVIDIA, against plain attention in float32."""
+    lengths, rng = LENGTHS[:2] if setting.tiny else LENGTHS, np.random.default_rng(0)
+    shapes = [(2, length, 2, 64) for length in lengths]
+    drawn = [[rng.normal(size=shape).astype(np.float32) for _ in range(4)] for shape in shapes]
+
+    def one(causal, dtype, query, key, value, weight):
+        q, k, v = (x.astype(dtype) for x in (query, key, value))
+        function = functools.partial(attend, causal=causal)
+        out, back = jax.vjp(function, q, k, v)
+        return out, *back(weight.astype(dtype))
+
+    def all_of_them(dtype, drawn):
+        return [[one(causal, dtype, *four) for four in drawn] for causal in (True, False)]
+
+    run = functools.partial(_on, setting.device, {})
+    fused = run(functools.partial(all_of_them, jnp.bfloat16), drawn)
+    plain = run(functools.partial(all_of_them, jnp.float32), drawn)
+    pairs = [
+        [(_distance(a[0], b[0]), _distance(a[1:], b[1:])) for a, b in zip(x, y, strict=True)]
+        for x, y in zip(fused, plain, strict=True)
+    ]
+    worst = np.max(pairs, axis=(0, 1))
+    cuda = "cuda" in setting.device.client.platform_version.lower()
+    by = "cuDNN" if cuda else "not applicable (no NVIDIA GPU): plain attention in bfloat16"
+    return {"by": by, "lengths": lengths} | _judged(
+        forward=(float(worst[0]), 2e-2), backward=(float(worst[1]), 2e-2)
+    )
+
+
+def low_precision(setting: Setting) -> dict[str, object]:
+    """Loss, gradient and tokens in bfloat16, and in float32 as JAX multiplies it by default."""
+    config, generator, params = _model(setting, BITS)
+    batch = _batch(config, generator)
+
+    def gradient(generator):
+        function = functools.partial(_gradient, generator)
+        return _on(setting.device, {}, function, params, batch)
+
+    def draw(generator):
+        return _on(setting.device, {}, functools.partial(_draw, generator), params)
+
+    exact, wanted, told, shares = gradient(generator), draw(generator), {}, {}
+    config.dtype = "bfloat16"
+    low = make_generator(config)
+    for name, module, precision, bounds in (
+        ("default", generator, "default", (1e-2, 5e-2)),
+        ("bfloat16", low, "default", (3e-2, 1e-1)),
+    ):
+        with jax.default_matmul_precision(precision):
+            found = gradient(module)
+            shares[f"{name}_tokens"] = float(np.mean(draw(module) != wanted))
+        told[f"{name}_loss"] = abs(found[0] - exact[0]) / abs(exact[0]), bounds[0]
+        told[f"{name}_gradient"] = _distance(found[1], exact[1]), bounds[1]
+    # What a token that is drawn differently does to the next ones has no bound.
+    return {"differing": shares} | _judged(**told)
+
+
+def layouts(setting: Setting) -> dict[str, object]:
+    """The same training on one device and on all of them, with data and with fsdp."""
+    devices = [d for d in jax.devices() if d.platform == setting.device.platform]
+    if len(devices) == 1:
+        return {"ok": None, "not_applicable": "there is one device"}
+    devices = devices[: 1 << min(len(devices), BATCH).bit_length() - 1]  # they share the batch
+    config, told = _config(setting, BITS), {}
+    alone = _trained(config, devices[:1], {})
+    for axis in ("fsdp",) if setting.tiny else ("data", "fsdp"):
+        config.mesh.update(dict(data=1, fsdp=1) | {axis: -1})
+        found = _trained(config, devices, {})
+        told[f"{axis}_metrics"] = _distance(found[0], alone[0]), 1e-4
+        told[f"{axis}_params"] = _distance(found[1], alone[1]), 1e-4
+    return {"devices": len(devices)} | _judged(**told)
+
+
+def saved(setting: Setting) -> dict[str, object]:
+    """Parameters saved on the accelerator and restored on the CPU: share that differs."""
+    config, generator, params = _model(setting, BITS)
+    here = jax.device_put(params, setting.device)
+    shapes = models.param_shapes(
+        lambda key: models.init_generator(generator, key), make_mesh(devices=[setting.other])
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save_params(folder, here, workdir.to_json(config))
+        there, _ = checkpoint.restore_params(folder, shapes)
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(there), strict=True)
+    differing = max(float(np.mean(np.asarray(a) != np.asarray(b))) for a, b in leaves)
+    return _judged(params=(differing, 0.0))
+
+
+CHECKS: dict[str, Callable[[Setting], dict[str, object]]] = {
+    "loss": loss,
+    "tokens": tokens,
+    "tokenizer": tokenizer,
+    "xar": xar,
+    "mar": mar,
+    "training": training,
+    "attention": attention,
+    "low_precision": low_precision,
+    "layouts": layouts,
+    "checkpoint": saved,
+}
+
+
+# --- what they share -----------------------------------------------------------------------------
+
+
+def _config(setting: Setting, file: str) -> ConfigDict:
+    """A small model of the kind: width 256, 3 layers, 64 tokens; or tiny."""
+    config = load_config(f"configs/{file}.py:tiny")
+    config.dtype = "float32"
+    config.train_generator.batch_size = BATCH
+    if setting.tiny:
+        config.model.generator.depth = 1
+    else:
+        config.data.image_size = 32
+        config.model.generator.update(dict(width=256, depth=3, heads=4, class_repeats=4))
+        config.model.head.update(dict(width=256, depth=2))
+        for part in (config.model.tokenizer.encoder, config.model.tokenizer.decoder):
+            part.update(dict(width=256, depth=3, heads=4, mlp_width=1024))
+        config.sample.update(dict(steps=10, iterations=8))
+    config.model.generator.update(dict(dropout=0.0, attention_dropout=0.0))
+    return config
+
+
+def _model(setting: Setting, file: str) -> tuple[ConfigDict, nn.Module, dict]:
+    config = _config(setting, file)
+    generator = make_generator(config)
+    return config, generator, _params(lambda key: models.init_generator(generator, key))
+
+
+def _params(init: Callable[[jax.Array], dict]) -> dict:
+    """Random parameters of the shapes that `init` makes, on the host."""
+    rng, shapes = np.random.default_rng(0), nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+
+    def one(path, leaf):
+        drawn = rng.normal(size=leaf.shape).astype(np.float32)
+        if "scale" in jax.tree_util.keystr(path[-1:]):  # of norms
+            return 1 + 0.1 * drawn
+        if "basis" in jax.tree_util.keystr(path):
+            return np.linalg.qr(drawn)[0]
+        # Half of what keeps variances: samplers feed on what they draw, and larger weights make
+        # any difference grow from cell to cell.
+        return 0.5 * drawn / np.sqrt(leaf.shape[0] if len(leaf.shape) > 1 else 10)
+
+    return jax.tree_util.tree_map_with_path(lambda *leaf: np.float32(one(*leaf)), shapes)
+
+
+def _labels(config: ConfigDict) -> np.ndarray:
+    return np.arange(BATCH, dtype=np.int32) % config.data.num_classes
+
+
+def _batch(config: ConfigDict, generator: nn.Module) -> dict[str, np.ndarray]:
+    """Tokens as a cache has them, and labels."""
+    rng, (kind, width) = np.random.default_rng(0), cached_as(config)
+    shape = (BATCH, generator.token_shape[0], width)
+    bits = rng.integers(0, 2, shape, np.uint8)
+    drawn = rng.normal(size=shape).astype(np.float32) if kind == "float32" else bits
+    return {"tokens": drawn, "label": _labels(config)}
+
+
+def _gradient(generator: nn.Module, params: dict, batch: dict) -> tuple[jax.Array, dict]:
+    keys = jax.random.split(jax.random.key(1), BATCH)
+
+    def objective(params):
+        draws = generator.draw(keys)
+        args = batch["tokens"], batch["label"], draws, 0.0, True
+        total, weight = generator.apply({"params": params}, *args, method=generator.loss)["loss"]
+        return total / weight
+
+    return jax.value_and_grad(objective)(params)
+
+
+def _draw(generator: nn.Module, params: dict) -> jax.Array:
+    """Bits of a batch at temperature 0, with guidance."""
+    length, bits = generator.trunk.num_tokens, generator.trunk.bits
+    schedule = tuple(bits // 4 for _ in range(4))
+    shape = (BATCH, *generator.head.noise_shape(schedule))
+    return sample_tokens(
+        generator, params, jnp.arange(BATCH), schedule=schedule, guidance_scale=3.0,
+        temperature=0.0, noise=lambda i: jnp.full(shape, 0.5),
+        order=jnp.broadcast_to(jnp.arange(length), (BATCH, length)),
+    )  # fmt: skip
+
+
+def _trained(config: ConfigDict, devices: list[jax.Device], options: dict) -> tuple[list, dict]:
+    """Metrics of each of five steps, and the parameters after them, all on the host."""
+    mesh = make_mesh(**config.mesh, devices=devices)
+    generator = make_generator(config)
+    program = generator_program(config, mesh, generator)
+    _, shapes = init_state(program.init, jax.random.key(0), mesh)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    step = jax.jit(
+        program.step(0), out_shardings=(layout, replicated(mesh)), compiler_options=options
+    )
+    start = _params(lambda key: models.init_generator(generator, key))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    with jax.set_mesh(mesh):
+        state = jax.device_put(zeros.replace(params=start), layout)
+        batch = jax.device_put(_batch(config, generator), batch_sharding(mesh))
+        key = jax.device_put(jax.random.key(1), replicated(mesh))
+        told = []
+        for _ in range(STEPS):
+            state, metrics = step(state, batch, key, program.frozen)
+            told.append(metrics)
+    return jax.device_get((told, state.params))
+
+
+def _on(device: jax.Device, options: dict, function: Callable, *args) -> object:
+    """What a jitted function gives on a device, brought to the host."""
+    with jax.default_device(device):
+        compiled = jax.jit(function, compiler_options=options)
+        return jax.device_get(compiled(*jax.device_put(args, device)))
+
+
+def _both(setting: Setting, function: Callable, *args) -> tuple[object, object]:
+    """The same on the accelerator and on the CPU."""
+    here = _on(setting.device, {}, function, *args)
+    return here, _on(setting.other, setting.options, function, *args)
+
+
+def _distance(found: object, wanted: object) -> float:
+    """|found - wanted| / |wanted| of all numbers of two trees together; nan where they have one."""
+    flat = lambda tree: np.concatenate(
+        [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
+    )
+    found, wanted = flat(found), flat(wanted)
+    return float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-30))
+
+
+def _judged(**errors: tuple[float, float]) -> dict[str, object]:
+    """Errors with their tolerances; nan is no number to be right with."""
+    return {
+        "ok": all(bool(error <= tolerance) for error, tolerance in errors.values()),
+        "error": {name: float(f"{error:.3g}") for name, (error, _) in errors.items()},
+        "tolerance": {name: tolerance for name, (_, tolerance) in errors.items()},
+    }
