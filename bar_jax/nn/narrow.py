@@ -50,9 +50,10 @@ def multiply(x: jax.Array, tiles: jax.Array, outputs: int) -> jax.Array:
     rows, (steps, groups, _, _) = x.shape[0], tiles.shape
     x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, steps * DEPTH - x.shape[1])))
     if rows > FEW_ROWS:
-        wide = jnp.stack(_widened(tiles), axis=2).reshape(steps, groups, DEPTH, LANES)
-        wide = wide.swapaxes(1, 2).reshape(steps * DEPTH, groups * LANES)
-        return (x @ wide)[:, :outputs]
+        if tiles.dtype == jnp.uint32:
+            tiles = jax.lax.bitcast_convert_type(tiles, jnp.bfloat16).swapaxes(3, 4)
+        wide = tiles.reshape(steps, groups, DEPTH, LANES).astype(jnp.float32)
+        return (x @ wide.swapaxes(1, 2).reshape(steps * DEPTH, groups * LANES))[:, :outputs]
     # Two rows share a number that is widened, if they lie side by side in the innermost axis.
     pair = 2 - rows % 2
     x = x.reshape(rows // pair, pair, steps, DEPTH).transpose(2, 3, 0, 1)
@@ -68,15 +69,12 @@ def multiply(x: jax.Array, tiles: jax.Array, outputs: int) -> jax.Array:
     return sums.transpose(1, 3, 0, 2).reshape(rows, -1)[:, :outputs]
 
 
-def _widened(tiles: jax.Array, i: jax.Array | None = None) -> list[jax.Array]:
-    """The weights of each of DEPTH inputs, float32 [..., LANES]: of all steps, or of step i."""
+def _widened(tiles: jax.Array, i: jax.Array) -> list[jax.Array]:
+    """The weights of each of the DEPTH inputs of step i, float32 [out / LANES, LANES]."""
     wide = []
     for k in range(tiles.shape[2]):
-        if i is None:
-            part = tiles[:, :, k]
-        else:  # each line on its own: the compiler would copy a whole step's tiles
-            size = (1, tiles.shape[1], 1, LANES)
-            part = jax.lax.dynamic_slice(tiles, (i, 0, k, 0), size)[0, :, 0]
+        # Each line on its own: the compiler would copy a whole step's tiles.
+        part = jax.lax.dynamic_slice(tiles, (i, 0, k, 0), (1, tiles.shape[1], 1, LANES))[0, :, 0]
         if tiles.dtype == jnp.int8:
             wide.append(part.astype(jnp.float32))
         else:  # by shifts: the compiler's own conversion of bfloat16 is slow
