@@ -11,7 +11,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,12 +19,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import models, workdir
+from bar_jax.accelerator.comparison import Setting, both, distance, judged, on
 from bar_jax.config_file import load_config
+from bar_jax.errors import InputError
 from bar_jax.generators import make_generator, mar_sampler, xar_sampler
 from bar_jax.generators.masked_bit import sample_tokens
 from bar_jax.jobs.encode import tokens as encoded
 from bar_jax.jobs.plan import generator_program
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
+from bar_jax.nn import decode_attention
 from bar_jax.nn.attention import attend
 from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training import checkpoint
@@ -37,22 +39,6 @@ BATCH, STEPS = 8, 5
 BITS, XAR, MAR = "masked_bit/bar_b", "basis/xar_b", "basis/mar_b_host"
 # Lengths of sequences that odd numbers of tokens and class embeddings make.
 LENGTHS = (49, 97, 197, 257, 289)
-
-
-class Setting(NamedTuple):
-    """Where the checks run.
-
-    Attributes:
-      device: the accelerator.
-      other: a device of the CPU.
-      options: compiler options of what runs on `other`.
-      tiny: whether models are as small as can be.
-    """
-
-    device: jax.Device
-    other: jax.Device
-    options: dict[str, object]
-    tiny: bool
 
 
 def run(names: tuple[str, ...], tiny: bool) -> dict[str, object]:
@@ -89,17 +75,17 @@ def loss(setting: Setting) -> dict[str, object]:
     config, generator, params = _model(setting, BITS)
     function = functools.partial(_gradient, generator)
     args = params, _batch(config, generator)
-    (here, gradient), (there, other) = _both(setting, function, *args)
-    return _judged(
-        loss=(abs(here - there) / abs(there), 1e-5), gradient=(_distance(gradient, other), 1e-4)
+    (here, gradient), (there, other) = both(setting, function, *args)
+    return judged(
+        loss=(abs(here - there) / abs(there), 1e-5), gradient=(distance(gradient, other), 1e-4)
     )
 
 
 def tokens(setting: Setting) -> dict[str, object]:
     """The masked-bit generator's tokens at temperature 0, with guidance: share that differs."""
     _, generator, params = _model(setting, BITS)
-    here, there = _both(setting, functools.partial(_draw, generator), params)
-    return _judged(tokens=(float(np.mean(here != there)), 0.0))
+    here, there = both(setting, functools.partial(_draw, generator), params)
+    return judged(tokens=(float(np.mean(here != there)), 0.0))
 
 
 def tokenizer(setting: Setting) -> dict[str, object]:
@@ -114,10 +100,10 @@ def tokenizer(setting: Setting) -> dict[str, object]:
         bits = encoded(module, params, images)
         return bits, module.apply({"params": params}, bits, method=module.decode)
 
-    (bits, pixels), (other_bits, other_pixels) = _both(setting, reconstruct, params, images)
-    return _judged(
+    (bits, pixels), (other_bits, other_pixels) = both(setting, reconstruct, params, images)
+    return judged(
         bits=(float(np.mean(bits != other_bits)), 0.0),
-        pixels=(_distance(pixels, other_pixels), 1e-4),
+        pixels=(distance(pixels, other_pixels), 1e-4),
     )
 
 
@@ -133,7 +119,7 @@ def xar(setting: Setting) -> dict[str, object]:
         return xar_sampler.sample_sequence(host, params, labels, sampler, steps, 2.0, first, rest)
 
     args = params["host"], noise.astype(np.float32), _labels(config)
-    return _judged(latents=(_distance(*_both(setting, draw, *args)), 1e-4))
+    return judged(latents=(distance(*both(setting, draw, *args)), 1e-4))
 
 
 def mar(setting: Setting) -> dict[str, object]:
@@ -156,7 +142,7 @@ def mar(setting: Setting) -> dict[str, object]:
 
     noise = rng.normal(size=shape).astype(np.float32)
     args = params["host"], noise, _labels(config), order, np.asarray(guidance)
-    return _judged(latents=(_distance(*_both(setting, draw, *args)), 1e-4))
+    return judged(latents=(distance(*both(setting, draw, *args)), 1e-4))
 
 
 def training(setting: Setting) -> dict[str, object]:
@@ -165,9 +151,9 @@ def training(setting: Setting) -> dict[str, object]:
     for name, file in list(models_of.items())[: 1 if setting.tiny else None]:
         here = _trained(_config(setting, file), [setting.device], {})
         there = _trained(_config(setting, file), [setting.other], setting.options)
-        told[f"{name}_metrics"] = _distance(here[0], there[0]), 1e-4
-        told[f"{name}_params"] = _distance(here[1], there[1]), 1e-4
-    return _judged(**told)
+        told[f"{name}_metrics"] = distance(here[0], there[0]), 1e-4
+        told[f"{name}_params"] = distance(here[1], there[1]), 1e-4
+    return judged(**told)
 
 
 def attention(setting: Setting) -> dict[str, object]:
@@ -185,19 +171,53 @@ def attention(setting: Setting) -> dict[str, object]:
     def all_of_them(dtype, drawn):
         return [[one(causal, dtype, *four) for four in drawn] for causal in (True, False)]
 
-    run = functools.partial(_on, setting.device, {})
+    run = functools.partial(on, setting.device, {})
     fused = run(functools.partial(all_of_them, jnp.bfloat16), drawn)
     plain = run(functools.partial(all_of_them, jnp.float32), drawn)
     pairs = [
-        [(_distance(a[0], b[0]), _distance(a[1:], b[1:])) for a, b in zip(x, y, strict=True)]
+        [(distance(a[0], b[0]), distance(a[1:], b[1:])) for a, b in zip(x, y, strict=True)]
         for x, y in zip(fused, plain, strict=True)
     ]
     worst = np.max(pairs, axis=(0, 1))
     cuda = "cuda" in setting.device.client.platform_version.lower()
     by = "cuDNN" if cuda else "not applicable (no NVIDIA GPU): plain attention in bfloat16"
-    return {"by": by, "lengths": lengths} | _judged(
+    return {"by": by, "lengths": lengths} | judged(
         forward=(float(worst[0]), 2e-2), backward=(float(worst[1]), 2e-2)
     )
+
+
+def cache(setting: Setting) -> dict[str, object]:
+    """Attention over a KV cache by all who can be had here, against XLA's in float32 on the CPU."""
+    batch, length, heads, channels = 2, 289, 4, 64
+    filled, rng = (1, 64, 100, length - 1), np.random.default_rng(0)
+    drawn = rng.normal(size=(3, batch, length, heads, channels)).astype(np.float32)
+
+    def outputs(kind, dtype, drawn):
+        """Of a query after so many positions."""
+        query, key, value = drawn.astype(dtype)
+        out = []
+        for start in filled:
+            empty = decode_attention.empty_cache(kind, batch, length, heads, channels, dtype)
+            piece = lambda x, a, b: x[:, a:b]
+            before = [piece(x, 0, start) for x in (query, key, value)]
+            _, kept = decode_attention.attend_cached(*before, empty, 0, causal=True)
+            own = [piece(x, start, start + 1) for x in (query, key, value)]
+            out.append(decode_attention.attend_cached(*own, kept, start, causal=True)[0])
+        return out
+
+    def outputs_of(kind, dtype, device, options):
+        return on(device, options, functools.partial(outputs, kind, jnp.dtype(dtype)), drawn)
+
+    wanted, errors = outputs_of("xla", "float32", setting.other, setting.options), {}
+    for kind in decode_attention.KINDS:
+        for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 2e-2)):
+            try:
+                decode_attention.choose(kind, dtype, channels, platform=setting.device.platform)
+            except InputError:  # not for this device or dtype
+                continue
+            found = outputs_of(kind, dtype, setting.device, {})
+            errors[f"{kind}_{dtype}"] = distance(found, wanted), tolerance
+    return judged(**errors)
 
 
 def low_precision(setting: Setting) -> dict[str, object]:
@@ -207,10 +227,10 @@ def low_precision(setting: Setting) -> dict[str, object]:
 
     def gradient(generator):
         function = functools.partial(_gradient, generator)
-        return _on(setting.device, {}, function, params, batch)
+        return on(setting.device, {}, function, params, batch)
 
     def draw(generator):
-        return _on(setting.device, {}, functools.partial(_draw, generator), params)
+        return on(setting.device, {}, functools.partial(_draw, generator), params)
 
     exact, wanted, told, shares = gradient(generator), draw(generator), {}, {}
     config.dtype = "bfloat16"
@@ -223,9 +243,9 @@ def low_precision(setting: Setting) -> dict[str, object]:
             found = gradient(module)
             shares[f"{name}_tokens"] = float(np.mean(draw(module) != wanted))
         told[f"{name}_loss"] = abs(found[0] - exact[0]) / abs(exact[0]), bounds[0]
-        told[f"{name}_gradient"] = _distance(found[1], exact[1]), bounds[1]
+        told[f"{name}_gradient"] = distance(found[1], exact[1]), bounds[1]
     # What a token that is drawn differently does to the next ones has no bound.
-    return {"differing": shares} | _judged(**told)
+    return {"differing": shares} | judged(**told)
 
 
 def layouts(setting: Setting) -> dict[str, object]:
@@ -239,9 +259,9 @@ def layouts(setting: Setting) -> dict[str, object]:
     for axis in ("fsdp",) if setting.tiny else ("data", "fsdp"):
         config.mesh.update(dict(data=1, fsdp=1) | {axis: -1})
         found = _trained(config, devices, {})
-        told[f"{axis}_metrics"] = _distance(found[0], alone[0]), 1e-4
-        told[f"{axis}_params"] = _distance(found[1], alone[1]), 1e-4
-    return {"devices": len(devices)} | _judged(**told)
+        told[f"{axis}_metrics"] = distance(found[0], alone[0]), 1e-4
+        told[f"{axis}_params"] = distance(found[1], alone[1]), 1e-4
+    return {"devices": len(devices)} | judged(**told)
 
 
 def saved(setting: Setting) -> dict[str, object]:
@@ -256,7 +276,7 @@ def saved(setting: Setting) -> dict[str, object]:
         there, _ = checkpoint.restore_params(folder, shapes)
     leaves = zip(jax.tree.leaves(params), jax.tree.leaves(there), strict=True)
     differing = max(float(np.mean(np.asarray(a) != np.asarray(b))) for a, b in leaves)
-    return _judged(params=(differing, 0.0))
+    return judged(params=(differing, 0.0))
 
 
 CHECKS: dict[str, Callable[[Setting], dict[str, object]]] = {
@@ -267,6 +287,7 @@ CHECKS: dict[str, Callable[[Setting], dict[str, object]]] = {
     "mar": mar,
     "training": training,
     "attention": attention,
+    "cache": cache,
     "low_precision": low_precision,
     "layouts": layouts,
     "checkpoint": saved,
@@ -375,34 +396,3 @@ def _trained(config: ConfigDict, devices: list[jax.Device], options: dict) -> tu
             state, metrics = step(state, batch, key, program.frozen)
             told.append(metrics)
     return jax.device_get((told, state.params))
-
-
-def _on(device: jax.Device, options: dict, function: Callable, *args) -> object:
-    """What a jitted function gives on a device, brought to the host."""
-    with jax.default_device(device):
-        compiled = jax.jit(function, compiler_options=options)
-        return jax.device_get(compiled(*jax.device_put(args, device)))
-
-
-def _both(setting: Setting, function: Callable, *args) -> tuple[object, object]:
-    """The same on the accelerator and on the CPU."""
-    here = _on(setting.device, {}, function, *args)
-    return here, _on(setting.other, setting.options, function, *args)
-
-
-def _distance(found: object, wanted: object) -> float:
-    """|found - wanted| / |wanted| of all numbers of two trees together; nan where they have one."""
-    flat = lambda tree: np.concatenate(
-        [np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)]
-    )
-    found, wanted = flat(found), flat(wanted)
-    return float(np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-30))
-
-
-def _judged(**errors: tuple[float, float]) -> dict[str, object]:
-    """Errors with their tolerances; nan is no number to be right with."""
-    return {
-        "ok": all(bool(error <= tolerance) for error, tolerance in errors.values()),
-        "error": {name: float(f"{error:.3g}") for name, (error, _) in errors.items()},
-        "tolerance": {name: tolerance for name, (_, tolerance) in errors.items()},
-    }

@@ -82,12 +82,18 @@ _all = dict(batches=(256, *SMALL), first_that_fits=False)
 
 ROWS = (
     Row(RIGHT, RIGHT, ("loss", "tokens", "tokenizer", "xar", "mar", "training"), 90),
-    Row("right_low", RIGHT, ("attention", "low_precision", "layouts", "checkpoint"), 50),
+    Row("right_low", RIGHT, ("attention", "cache", "low_precision", "layouts", "checkpoint"), 50),
     _sampler("bar_b", 55, 4, _BAR_B),
     _sampler("bar_b", 60, 6, _BAR_B, **_float32),
     _training("train_bar_b", "masked_bit/bar_b", 50, 8, LARGE),
     _sampler("bar_b_4", 35, 4, _BAR_B_4),
     _sampler("bar_l", 60, 8, _BAR_L),
+    *(
+        _sampler("bar_b", 45, 4, "", fields={"sample.attention": kind}, suffix=f"_{kind}")._replace(
+            platform="" if kind == "xla" else "gpu"
+        )
+        for kind in ("xla", "cudnn", "pallas")  # beside `bar_b`, which takes what is thought best
+    ),
     _sampler("xar_b", 35, 4, f"0.08 {TABLE_1} (xAR-B on a basis)"),
     _sampler("bar_b", 25, 4, "", trace=True, suffix="_trace"),
     _training("train_bar_b_trace", "masked_bit/bar_b", 35, 8, LARGE)._replace(trace=True),
@@ -114,15 +120,20 @@ ROWS = (
     # The paper's 28.24 s are of the model of 943 M parameters, MAR-H, in 64 iterations.
     _sampler("mar_b", 90, 4, f"28.24 {TABLE_1} (MAR-H)", file="mar_b_host"),
     _sampler("mar_l", 100, 6, f"28.24 {TABLE_1} (MAR-H)", file="mar_l_host"),
-    *(
-        _sampler("bar_b", 45, 4, "", fields={"sample.attention": kind}, suffix=f"_{kind}")._replace(
-            platform="" if kind == "xla" else "gpu"
-        )
-        for kind in ("xla", "cudnn", "pallas")  # beside `bar_b`, which takes what is thought best
-    ),
     _sampler("bar_b_4", 45, 4, _BAR_B_4, **_small),
     _sampler("bar_l", 90, 8, _BAR_L, **_small),
     _sampler("bar_b", 80, 6, _BAR_B, **_small_float32),
+    *(
+        _sampler(
+            "bar_b",
+            *(80, 6, ""),
+            batches=SMALL,
+            first_that_fits=False,
+            fields=FLOAT32 | {"sample.weights": kind},
+            suffix=f"_small_{kind}_weights",
+        )
+        for kind in ("bfloat16", "int8")  # beside `bar_b_small_float32`
+    ),
     _sampler("bar_b_2", 100, 6, _BAR_B_2, **_all, **_float32),
     _sampler("bar_b_4", 80, 6, _BAR_B_4, **_all, **_float32),
     _sampler("bar_l", 180, 10, _BAR_L, **_all, **_float32),

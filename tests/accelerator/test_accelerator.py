@@ -16,7 +16,7 @@ import pytest
 from bar_jax import main as bar_jax_main
 from bar_jax import validation
 from bar_jax.accelerator import __main__ as driver
-from bar_jax.accelerator import right, rows, table, work
+from bar_jax.accelerator import comparison, right, rows, table, work
 from bar_jax.accelerator.rows import ROWS, Row
 from tests.launching import ROOT, launch
 
@@ -142,14 +142,16 @@ def test_eight_minutes_hold_what_is_worth_most():
 
 
 def test_errors_are_held_against_their_tolerances():
-    assert right._judged(a=(1e-6, 1e-5), b=(0.0, 0.0))["ok"]
-    assert not right._judged(a=(1e-6, 1e-5), b=(1e-4, 1e-5))["ok"]
-    assert not right._judged(a=(float("nan"), 1.0))["ok"]
-    assert right._distance({"a": [3.0, 4.0]}, {"a": [3.0, 4.5]}) == pytest.approx(0.5 / 29.25**0.5)
+    assert comparison.judged(a=(1e-6, 1e-5), b=(0.0, 0.0))["ok"]
+    assert not comparison.judged(a=(1e-6, 1e-5), b=(1e-4, 1e-5))["ok"]
+    assert not comparison.judged(a=(float("nan"), 1.0))["ok"]
+    assert comparison.distance({"a": [3.0, 4.0]}, {"a": [3.0, 4.5]}) == pytest.approx(
+        0.5 / 29.25**0.5
+    )
 
 
 def test_a_check_that_raises_is_told_and_the_next_is_made(monkeypatch):
-    checks = {"bad": lambda setting: 1 / 0, "good": lambda setting: right._judged(a=(0.0, 0.0))}
+    checks = {"bad": lambda setting: 1 / 0, "good": lambda setting: comparison.judged(a=(0.0, 0.0))}
     monkeypatch.setattr(right, "CHECKS", checks)
     told = right.run(("bad", "good"), tiny=True)
     assert (told["bad"]["ok"], told["good"]["ok"]) == (False, True)
@@ -159,11 +161,11 @@ def test_a_check_that_raises_is_told_and_the_next_is_made(monkeypatch):
 
 
 def test_what_the_second_device_computes_otherwise_is_seen(monkeypatch):
-    setting = right.Setting(*jax.devices()[:2], {}, tiny=True)
-    on, numbers = right._on, np.arange(8, dtype=np.float32)
+    setting = comparison.Setting(*jax.devices()[:2], {}, tiny=True)
+    on, numbers = comparison.on, np.arange(8, dtype=np.float32)
     off = lambda device, *args: on(device, *args) + 1e-2 * (device == setting.other)
-    monkeypatch.setattr(right, "_on", off)
-    error = right._distance(*right._both(setting, jnp.sin, numbers))
+    monkeypatch.setattr(comparison, "on", off)
+    error = comparison.distance(*comparison.both(setting, jnp.sin, numbers))
     assert error > 1e-3
 
 
