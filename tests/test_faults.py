@@ -1,107 +1,263 @@
-"""Tests of bar_jax/faults.py: each planted in a small compiled program."""
+"""What a run does when its disk fails it: real processes, `python -m bar_jax.main`, real disks.
+
+Disks are file systems in memory that `unshare` mounts for one process and its children: no rights
+are needed, and nothing is left behind. Where that is not allowed these tests are skipped.
+tests/training/test_damaged_checkpoint.py has more faults, in one process.
+"""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from bar_jax import faults, hlo, roofline
+from bar_jax.training import checkpoint
 
-SHAPE = (4, 33, 5)
-SIZE = 4 * 33 * 5
+pytestmark = pytest.mark.slow
+
+UNSHARE = ["unshare", "--map-root-user", "--mount"]
+CAN_MOUNT = (
+    shutil.which("unshare")
+    and not subprocess.run(
+        [*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True
+    ).returncode
+)
+needs_mount = pytest.mark.skipif(not CAN_MOUNT, reason="file systems cannot be mounted here")
+
+STEPS = 12
+FIELDS = {
+    "job": "train_tokenizer",
+    "data.image_size": 8,
+    "model.tokenizer.encoder.depth": 1,
+    "model.tokenizer.decoder.depth": 1,
+    "train_tokenizer.steps": STEPS,
+    "train_tokenizer.log_every": 1,
+    "train_tokenizer.save_every": 4,
+    "train_tokenizer.evaluate_every": STEPS,
+    "train_tokenizer.keep_checkpoints": 3,
+}
 
 
-def _program(body, *carry):
-    """The program of a loop."""
-    turn = lambda carry, i: (body(carry, i), None)
-    loop = jax.jit(lambda carry: jax.lax.scan(turn, carry, jnp.arange(7))[0])
-    return hlo.parse(loop.lower(carry).compile().as_text())
+def command(workdir: Path, **changes) -> list[str]:
+    fields = FIELDS | {name.replace("__", "."): value for name, value in changes.items()}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    main = [sys.executable, "-m", "bar_jax.main", "--config=configs/quickstart.py:tiny"]
+    return [*main, f"--workdir={workdir}", *flags]
 
 
-def _cached(carry, i, read=lambda cache: cache):
-    """Writes a row and reads all, as decoding does."""
-    cache, x = carry
-    cache = jax.lax.dynamic_update_slice_in_dim(cache, x[:, None], i, axis=1)
-    return cache, jnp.tanh(jnp.einsum("bsc,bc->bs", read(cache), x)[:, : SHAPE[2]])
-
-
-def test_updates_in_place_are_no_copies():
-    program = _program(_cached, jnp.zeros(SHAPE), jnp.zeros((4, 5)))
-    assert faults.loop_copies(program, SIZE) == []
-
-
-def test_a_planted_copy_of_the_cache():
-    """A sorted cache has to be written anew."""
-    program = _program(
-        lambda carry, i: _cached(carry, i, lambda cache: jnp.sort(cache, axis=1)),
-        jnp.zeros(SHAPE),
-        jnp.zeros((4, 5)),
+@pytest.fixture
+def run(user_env):
+    """Runs a command to its end."""
+    env = user_env | {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    return lambda arguments: subprocess.run(
+        arguments, env=env, capture_output=True, text=True, timeout=300
     )
-    found = faults.loop_copies(program, SIZE)
-    assert found
-    assert all(array.elements >= SIZE for i in found for array in hlo.arrays(i.shape)[:1])
-    assert faults.loop_copies(program, SIZE + 1) == []
 
 
-TEXT = """HloModule m
+@pytest.fixture(scope="module")
+def made() -> dict:
+    return {}
 
-%join (a: bf16[8,16], b: bf16[8,16]) -> bf16[16,16] {
-  %a = bf16[8,16]{1,0} parameter(0)
-  %b = bf16[8,16]{1,0} parameter(1)
-  ROOT %j = bf16[16,16]{1,0} concatenate(%a, %b), dimensions={0}
+
+@pytest.fixture
+def whole(made, run, tmp_path_factory) -> Path:
+    """A workdir that was made in one go; not to be changed."""
+    if not made:
+        workdir = tmp_path_factory.mktemp("faults") / "whole"
+        done = run(command(workdir))
+        assert done.returncode == 0, done.stderr[-3000:]
+        made["whole"] = workdir
+    return made["whole"]
+
+
+def arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """Everything in the last checkpoint, by name."""
+    names = ("params", "opt_state")
+    with checkpoint.closing(checkpoint.open_manager(workdir / "tokenizer", 2)) as manager:
+        items = ocp.args.Composite(**{name: ocp.args.StandardRestore() for name in names})
+        restored = manager.restore(manager.latest_step(), args=items)
+    leaves = jax.tree_util.tree_leaves_with_path({name: restored[name] for name in names})
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """By step; a step that is logged twice fails."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    logged = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    assert len(dict(logged)) == len(logged) >= STEPS // 4
+    return dict(logged)
+
+
+def check_same(workdir: Path, whole: Path) -> None:
+    """Bit for bit, as far as they were logged the losses too."""
+    expected, found = arrays(whole), arrays(workdir)
+    assert found.keys() == expected.keys() and len(expected) > 20
+    assert not [n for n in expected if found[n].tobytes() != expected[n].tobytes()]
+    found, expected = losses(workdir), losses(whole)
+    assert found == {step: loss for step, loss in expected.items() if step in found}
+
+
+def saved(workdir: Path) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / "tokenizer").iterdir() if p.name.isdigit())
+
+
+def damage(workdir: Path, step: int) -> None:
+    """Flips bits all over the largest file of the parameters; a part of it is used by nobody."""
+    files = (p for p in (workdir / f"tokenizer/{step}/params").rglob("*") if p.is_file())
+    file = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    for place in range(50, len(data), 100):
+        data[place] ^= 1
+    file.write_bytes(data)
+
+
+# Only the checkpoints' folder is a small disk, so that it is a save that fails, not a log.
+FULL_DISK = """
+size=$1; folder=$2; out=$3; shift 3
+mkdir -p "$folder/tokenizer" && mount -t tmpfs -o size=$size tmpfs "$folder/tokenizer" || exit 99
+"$@"; status=$?
+ls "$folder/tokenizer" > "$out/left"
+mount -o remount,size=64m "$folder/tokenizer" && "$@" || exit 98
+cp -r "$folder" "$out/finished"
+exit $status
+"""
+PAGE = 4096
+
+
+@needs_mount
+def test_a_full_disk_during_a_save(whole, run, tmp_path):
+    """The first checkpoint fits, the second does not; with room again the run ends as ever."""
+    files = [p for p in (whole / "tokenizer/4").rglob("*") if p.is_file()]
+    size = sum(math.ceil(p.stat().st_size / PAGE) * PAGE for p in files) * 3 // 2
+    folder = tmp_path / "run"
+    script = [*UNSHARE, "bash", "-c", FULL_DISK, "bash", str(size), str(folder), str(tmp_path)]
+    done = run([*script, *command(folder)])
+    assert done.returncode == 1, done.stderr[-3000:]
+    told = f"error: {folder}/tokenizer: a checkpoint could not be saved ("
+    [line] = [line for line in done.stderr.splitlines() if line.startswith(told)]
+    assert "SaveError" not in done.stderr  # our traceback; threads of Orbax may print theirs
+    assert "No space left on device" in line and line.endswith("step 4 is the last one there")
+    left = (tmp_path / "left").read_text().split()
+    assert [name for name in left if name.isdigit()] == ["4"]
+    check_same(tmp_path / "finished", whole)
+
+
+# A writer, told to write more than the disk holds; prints what it raises.
+WRITERS = {
+    "token shard": """
+import numpy as np
+from bar_jax.data import all_shards, plan_cache, shard_writer
+plan = plan_cache(
+    folder / "cache", fingerprint="a", dtype="bits", width=8, grid=(64, 64), num_classes=10,
+    mirrored=False, preprocessing={}, num_examples=100, num_shards=1,
+)
+def write():
+    with shard_writer(plan, all_shards(plan)[0]) as write:
+        bits = np.random.default_rng(0).integers(0, 2, (100, 4096, 8), np.uint8)
+        write(np.zeros(100, int), np.arange(100), bits)
+""",
+    "samples": """
+import numpy as np
+from ml_collections import ConfigDict
+from bar_jax.jobs.sample import Unfinished
+kept = Unfinished(ConfigDict({"workdir": str(folder)}), {}, 100)
+def write():
+    kept.append(np.ones((100, 64, 64, 3), np.uint8))
+""",
 }
-
-%sum (c: bf16[16,16]) -> bf16[16,16] {
-  %c = bf16[16,16]{1,0} parameter(0)
-  ROOT %s = bf16[16,16]{1,0} add(%c, %c)
-}
-
-ENTRY %main (x: bf16[8,16], y: bf16[8,16]) -> bf16[16,16] {
-  %x = bf16[8,16]{1,0} parameter(0)
-  %y = bf16[8,16]{1,0} parameter(1)
-  %joined = bf16[16,16]{1,0} fusion(%x, %y), kind=kLoop, calls=%join
-  %near = (bf16[16,16]{1,0:S(1)}, bf16[16,16]{1,0}, u32[]) copy-start(%joined)
-  %done = bf16[16,16]{1,0:S(1)} copy-done(%near)
-  %added = bf16[16,16]{1,0} fusion(%done), kind=kLoop, calls=%sum
-  ROOT %turned = bf16[16,16]{0,1} copy(%added)
-}
+SMALL_DISK = 'mount -t tmpfs -o size=64k tmpfs "$1" || exit 99; exec "$2" -c "$3" "$1"'
+PRINTED = """
+from bar_jax.errors import SaveError
+from bar_jax.files import telling_full_disk
+try:
+    with telling_full_disk(folder):
+        write()
+except SaveError as error:
+    print(error)
 """
 
 
-def test_moves_compute_nothing():
-    """A join and a copy to another layout; not what brings an array to the chip."""
-    program = hlo.parse(TEXT)
-    found = faults.moves(program, roofline.operations(program))
-    assert [operation.instruction.name for operation in found] == ["%joined", "%turned"]
+@needs_mount
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_told_with_the_file(writer, user_env, tmp_path):
+    """Neither another error nor SIGBUS, which a mapped file raises."""
+    code = "import pathlib, sys; folder = pathlib.Path(sys.argv[1])" + WRITERS[writer] + PRINTED
+    script = [*UNSHARE, "bash", "-c", SMALL_DISK, "bash", str(tmp_path), sys.executable, code]
+    done = subprocess.run(script, env=user_env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(str(tmp_path)) and "No space left on device" in done.stdout
 
 
-def test_a_planted_product_of_float32():
-    """Of two products the one that is not bfloat16 (CPU's compiler would widen both)."""
-    text = """ENTRY %main (x: f32[]) -> f32[] {
-  %a = bf16[8,16]{1,0} parameter(0)
-  %b = bf16[16,4]{1,0} parameter(1)
-  %c = f32[4,4]{1,0} parameter(2)
-  %d = f32[8,4]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
-  ROOT %e = f32[8,4]{1,0} dot(%d, %c), lhs_contracting_dims={1}, rhs_contracting_dims={0}
-}
+READ_ONLY = """
+mount -t tmpfs tmpfs "$1" && cp -r "$2/." "$1" && mount -o remount,ro "$1" || exit 99
+shift 2; exec "$@"
 """
-    found = roofline.operations(hlo.parse(text))
-    (one,) = faults.float32_products(found)
-    assert (one.instruction.name, one.flops) == ("%e", 2 * 8 * 4 * 4)
-    wide = faults.float32_arrays(found, 32)
-    assert [(o.instruction.name, o.bytes) for o in wide] == [("%d", 128), ("%e", 128)]
-    assert faults.float32_arrays(found, 33) == []
 
 
-@pytest.mark.parametrize("inside", [True, False])
-def test_a_planted_callback(inside):
-    """Only what waits for the host at every turn is told."""
-    shape = jax.ShapeDtypeStruct((4, 5), np.float32)
-    ask = lambda x: jax.pure_callback(np.sin, shape, x)
+@needs_mount
+@pytest.mark.parametrize("job", ["train_tokenizer", "reconstruct"])
+def test_a_read_only_workdir(whole, run, tmp_path, job):
+    """It is told in one line, before anything is computed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    script = [*UNSHARE, "bash", "-c", READ_ONLY, "bash", str(folder), str(whole)]
+    done = run([*script, *command(folder, job=job)])
+    line = (
+        f"error: --workdir: found {folder} (Read-only file system),"
+        " expected a folder that can be written to\n"
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (2, line, "")
 
-    def loop(x):
-        x = jax.lax.scan(lambda x, _: (ask(x) if inside else x + 1, None), x, length=3)[0]
-        return ask(x)
 
-    program = hlo.parse(jax.jit(loop).lower(jnp.zeros((4, 5))).compile().as_text())
-    assert len(faults.host_transfers(program)) == inside
+@needs_mount
+def test_checkpoints_on_a_read_only_disk(whole, run, tmp_path):
+    """The workdir can be written to, the folder of its checkpoints cannot: no step is made."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / f"tokenizer/{STEPS}")
+    shutil.copytree(folder / "tokenizer", tmp_path / "source")
+    script = [*UNSHARE, "bash", "-c", READ_ONLY, "bash", str(folder / "tokenizer")]
+    done = run([*script, str(tmp_path / "source"), *command(folder)])
+    line = (
+        f"error: {folder}/tokenizer: found a folder that cannot be written to (Read-only file"
+        " system), expected one that can, for checkpoints"
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, line)
+
+
+def test_a_damaged_checkpoint_is_refused(whole, run, tmp_path):
+    """By name, in one line; nothing is changed."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / f"tokenizer/{STEPS}")
+    damage(folder, 8)
+    done = run(command(folder))
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"error: {folder}/tokenizer/8: found a damaged checkpoint")
+    assert "on_damaged_checkpoint=previous" in line
+    assert saved(folder) == [4, 8]
+
+
+@pytest.mark.parametrize("step", [8, STEPS], ids=["of a run that was cut off", "of a finished run"])
+def test_a_damaged_checkpoint_is_passed_over(whole, run, tmp_path, step):
+    """The run goes on from the one before it, to the same end."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    if step == 8:
+        shutil.rmtree(folder / f"tokenizer/{STEPS}")
+    damage(folder, step)
+    done = run(command(folder, train_tokenizer__on_damaged_checkpoint="previous"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{folder}/tokenizer/{step}: found a damaged checkpoint" in done.stderr
+    assert (folder / f"tokenizer/{step}.damaged").is_dir()
+    check_same(folder, whole)

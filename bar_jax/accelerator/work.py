@@ -50,7 +50,7 @@ def probe() -> int:
 
     import jax
 
-    from bar_jax import timing
+    from bar_jax.inspection import timing
 
     devices, names = jax.devices(), ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     told = {

@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, feature_networks, frozen, models, timing
+from bar_jax import data, feature_networks, frozen, models
 from bar_jax.bases import LEARNED
 from bar_jax.config import bits_per_token, real_valued
-from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.heads import make_head
+from bar_jax.inspection import timing
+from bar_jax.inspection.flops import product_flops
 from bar_jax.jobs.describe import count, sampling_flops, training_flops
 from bar_jax.jobs.encode import tokens
 from bar_jax.jobs.plan import generator_program

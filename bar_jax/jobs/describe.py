@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from bar_jax import frozen, models
 from bar_jax.bases import MATRIX
 from bar_jax.config import bits_per_token, real_valued, token_channels
-from bar_jax.flops import product_flops
 from bar_jax.generators import make_generator
 from bar_jax.generators.basis import BasisGenerator
 from bar_jax.generators.settings import sampling_settings
+from bar_jax.inspection.flops import product_flops
 from bar_jax.jobs.plan import (
     compiled_sampler,
     compiled_step,

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bar_jax import frozen, gpus, models
-from bar_jax.compiled import compile_and_tell
+from bar_jax import frozen, models
 from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
+from bar_jax.inspection import gpus
+from bar_jax.inspection.compiled import compile_and_tell
 from bar_jax.jobs import basis
 from bar_jax.jobs.sample import drawn, pixels
 from bar_jax.jobs.train_generator import make_loss_fn

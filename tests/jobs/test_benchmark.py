@@ -7,10 +7,10 @@ import types
 import jax
 import pytest
 
-from bar_jax import timing
 from bar_jax.config import default_config
 from bar_jax.config_presets import tiny
 from bar_jax.errors import InputError
+from bar_jax.inspection import timing
 from bar_jax.jobs import benchmark, check_devices
 from bar_jax.validation import validate
 

@@ -1,11 +1,11 @@
-"""Tests of bar_jax/compiled.py."""
+"""Tests of bar_jax/inspection/compiled.py."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from bar_jax import roofline
-from bar_jax.compiled import compile_and_tell
+from bar_jax.inspection import roofline
+from bar_jax.inspection.compiled import compile_and_tell
 from bar_jax.mesh import make_mesh
 
 TURNS, ROWS, WIDTH = 6, 8, 16

@@ -1,4 +1,4 @@
-"""Tests of bar_jax/collectives.py."""
+"""Tests of bar_jax/inspection/collectives.py."""
 
 import functools
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bar_jax import collectives, hlo
-from bar_jax.collectives import Collective
+from bar_jax.inspection import collectives, hlo
+from bar_jax.inspection.collectives import Collective
 from bar_jax.mesh import make_mesh
 
 ITERATIONS = 5

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bar_jax import hlo
+from bar_jax.inspection import hlo
 
 KINDS = (
     "all-gather",

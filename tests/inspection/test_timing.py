@@ -1,4 +1,4 @@
-"""Tests of bar_jax/timing.py: batches that fit, and what is timed."""
+"""Tests of bar_jax/inspection/timing.py: batches that fit, and what is timed."""
 
 import types
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bar_jax import timing
+from bar_jax.inspection import timing
 
 
 def at(fits, rates=None):

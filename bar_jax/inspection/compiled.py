@@ -4,7 +4,7 @@ import time
 
 import jax
 
-from bar_jax import collectives, faults, gpus, hlo, roofline
+from bar_jax.inspection import collectives, faults, gpus, hlo, roofline
 
 # A fifth of the time for a TPU; of BAR-B's step the temporaries were 2 % apart. (A sampler's
 # program and time stay the same.)

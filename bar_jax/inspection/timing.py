@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bar_jax import trace as trace_lib
+from bar_jax.inspection import trace as trace_lib
 
 # Dense peak FLOP/s of a device in (bfloat16, float32 as JAX computes it by default: TF32 on GPU,
 # bfloat16 passes on TPU), from the makers' data sheets; the first kind that matches counts.

@@ -2,8 +2,8 @@
 
 import re
 
-from bar_jax import hlo
-from bar_jax.roofline import Operation
+from bar_jax.inspection import hlo
+from bar_jax.inspection.roofline import Operation
 
 _MOVES = ("copy", "transpose", "concatenate", "pad", "slice", "reverse", "convert", "broadcast")
 _MOVES += ("reshape", "bitcast", "copy-start", "bitcast-convert")

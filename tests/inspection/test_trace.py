@@ -1,10 +1,10 @@
-"""Tests of bar_jax/trace.py on traces made by hand, whose sums are known."""
+"""Tests of bar_jax/inspection/trace.py on traces made by hand, whose sums are known."""
 
 import pytest
 from jax.profiler import ProfileData
 
-from bar_jax import trace
-from bar_jax.trace import Event
+from bar_jax.inspection import trace
+from bar_jax.inspection.trace import Event
 
 
 def names(told, field="seconds"):

@@ -1,4 +1,4 @@
-"""Tests of bar_jax/roofline.py and bar_jax/hlo.py."""
+"""Tests of bar_jax/inspection/roofline.py and bar_jax/inspection/hlo.py."""
 
 import functools
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bar_jax import hlo, roofline
+from bar_jax.inspection import hlo, roofline
 
 TURNS, ROWS, WIDTH = 5, 8, 16
 

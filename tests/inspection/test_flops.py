@@ -1,10 +1,10 @@
-"""Tests of bar_jax/flops.py, by hand."""
+"""Tests of bar_jax/inspection/flops.py, by hand."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from bar_jax.flops import product_flops
+from bar_jax.inspection.flops import product_flops
 
 X, W = jnp.ones((2, 3)), jnp.ones((3, 4))
 PRODUCT = 2 * 2 * 3 * 4

@@ -1,0 +1,1 @@
+"""What compilers and profilers say of a program: FLOPs, bytes, copies, communication, time."""
