@@ -87,10 +87,11 @@ def test_parts_of_the_tokenizer():
         assert part["images_per_second"] == pytest.approx(batch / seconds, rel=1e-3)
         rate = part["flops_per_image"] * batch / seconds
         assert part["flops_per_second"] == pytest.approx(rate, rel=1e-3)
-    # Encoder and decoder are of one size; a step goes through both, forward and backward.
+    # Encoder and decoder are of one size; a step goes through both, forward and backward, and
+    # through the attention, here under a tenth of it, once more (`nn.remat`).
     encode, decode = (told["tokenizer"][way]["flops_per_image"] for way in ("encode", "decode"))
     step = told["tokenizer_training"]["tokenizer"]["flops_per_image"]
-    assert 2.5 * (encode + decode) < step < 3 * (encode + decode)
+    assert 2.5 * (encode + decode) < step < 3.1 * (encode + decode)
 
 
 def test_batches_are_measured_one_after_another():
