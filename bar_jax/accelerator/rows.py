@@ -88,14 +88,14 @@ ROWS = (
     _training("train_bar_b", "masked_bit/bar_b", 50, 8, LARGE),
     _sampler("bar_b_4", 35, 4, _BAR_B_4),
     _sampler("bar_l", 60, 8, _BAR_L),
+    _sampler("xar_b", 35, 4, f"0.08 {TABLE_1} (xAR-B on a basis)"),
+    _sampler("bar_b", 25, 4, "", trace=True, suffix="_trace"),
     *(
         _sampler("bar_b", 45, 4, "", fields={"sample.attention": kind}, suffix=f"_{kind}")._replace(
             platform="" if kind == "xla" else "gpu"
         )
         for kind in ("xla", "cudnn", "pallas")  # beside `bar_b`, which takes what is thought best
     ),
-    _sampler("xar_b", 35, 4, f"0.08 {TABLE_1} (xAR-B on a basis)"),
-    _sampler("bar_b", 25, 4, "", trace=True, suffix="_trace"),
     _training("train_bar_b_trace", "masked_bit/bar_b", 35, 8, LARGE)._replace(trace=True),
     _training("train_bar_b_remat", "masked_bit/bar_b", 50, 8, (512, *LARGE), remat=True),
     _training("train_bar_l", "masked_bit/bar_l", 70, 20, (128, 64, 32, 16, 8)),
