@@ -8,21 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bar_jax.inspection import roofline
 from bar_jax.inspection import trace as trace_lib
-
-# Dense peak FLOP/s of a device in (bfloat16, float32 as JAX computes it by default: TF32 on GPU,
-# bfloat16 passes on TPU), from the makers' data sheets; the first kind that matches counts.
-PEAKS = {
-    "H100 PCIe": (756e12, 378e12),
-    "H100": (989e12, 495e12),
-    "H200": (989e12, 495e12),
-    "A100": (312e12, 156e12),
-    "TPU v4": (275e12, 275e12),
-    "TPU v5 lite": (197e12, 197e12),
-    "TPU v5e": (197e12, 197e12),
-    "TPU v5": (459e12, 459e12),
-    "TPU v6 lite": (918e12, 918e12),
-}
 
 
 class Timed(NamedTuple):
@@ -49,9 +36,9 @@ class OutOfMemory(RuntimeError):
 
 def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
     """Peak FLOP/s of one device, from a table or else from a product of large matrices."""
-    for kind, (bfloat16, float32) in PEAKS.items():
-        if kind in device.device_kind:
-            return (bfloat16 if dtype == "bfloat16" else float32), "data sheet"
+    chip = roofline.chip(device.device_kind)
+    if chip:
+        return (chip.bfloat16 if dtype == "bfloat16" else chip.float32), "data sheet"
     # Large enough to keep the device busy: until a product takes 20 ms.
     size, seconds = 256, 0.0
     while seconds < 0.02:
