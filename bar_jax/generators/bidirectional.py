@@ -30,7 +30,7 @@ class Block(nn.Module):
 
     def setup(self):
         dense = functools.partial(linear, kernel_init=XAVIER, dtype=self.dtype)
-        norm = functools.partial(nn.LayerNorm, NORM_EPS, dtype=self.dtype)
+        norm = functools.partial(nn.LayerNorm, NORM_EPS)
         head_dim = self.width // self.heads
         self.attention_norm, self.mlp_norm = norm(), norm()
         self.qkv = dense((3, self.heads, head_dim), ("embed", None, "heads", None))
@@ -94,13 +94,13 @@ class Transformer(nn.Module):
             *(self.dropout, self.attention_dropout, self.dtype),
         )
         self.blocks = layers(self, Block, sizes, self.depth)
-        self.norm = nn.LayerNorm(NORM_EPS, dtype=self.dtype)
+        self.norm = nn.LayerNorm(NORM_EPS)
 
     def __call__(
         self, x: jax.Array, visible: jax.Array | None = None, wanted: jax.Array | None = None
     ) -> jax.Array:
         """All blocks and the norm; arguments as for a block."""
-        x = x.astype(self.dtype)
+        x = x.astype(jnp.float32)
         if unstacked(self):
             for block in self.blocks[:-1]:
                 x, _ = block(x, visible)

@@ -19,7 +19,7 @@ from bar_jax.mesh import constrain_batch, gathered
 from bar_jax.nn.attention import attend
 from bar_jax.nn.decode_attention import LayerCache, attend_cached, empty_cache
 from bar_jax.nn.decoding import layers
-from bar_jax.nn.linear import NORMAL_02, linear, named
+from bar_jax.nn.linear import NORMAL_02, linear, lookup, named
 from bar_jax.nn.mlp import SwiGLU
 from bar_jax.nn.rotary import axial_table, rotate
 
@@ -57,7 +57,7 @@ class CausalBlock(nn.Module):
 
     def setup(self):
         dense = functools.partial(linear, dtype=self.dtype)
-        norm = functools.partial(nn.RMSNorm, 1e-6, dtype=self.dtype)
+        norm = functools.partial(nn.RMSNorm, 1e-6)
         head_dim = self.width // self.heads
         zeros = nn.initializers.zeros
         self.adaln = dense((6, self.width), ("embed", None, None), kernel_init=zeros)
@@ -129,7 +129,7 @@ class CausalBlock(nn.Module):
         query = jnp.concatenate(
             [rotate(query[:, :, :half], *own), rotate(query[:, :, half:], *target)], axis=2
         )
-        key = rotate(key, *own)
+        query, key = (x.astype(self.dtype) for x in (query, rotate(key, *own)))
         if cache is not None:
             return attend_cached(query, key, value, cache, start, causal=True)
         rate = self.attention_dropout if self.has_rng("dropout") else 0.0
@@ -195,7 +195,7 @@ class CausalTransformer(nn.Module):
         self.own_embedding = table("own_place_embedding", length + SPARE_PLACES)
         self.target_embedding = table("target_place_embedding", length + SPARE_PLACES)
         self.index_embedding = table("adaln_index_embedding", length + SPARE_INDICES)
-        self.norm = nn.RMSNorm(1e-6, dtype=self.dtype)
+        self.norm = nn.RMSNorm(1e-6)
         self.output_proj = linear(self.output_width, ("embed", None), dtype=self.dtype)
         sizes = (self.width, self.heads, self.dropout, self.attention_dropout, self.dtype)
         self.blocks = layers(self, CausalBlock, sizes, self.depth)
@@ -239,7 +239,7 @@ class CausalTransformer(nn.Module):
         """[B, S, n or d] -> [B, S, D]: a projection, of bits after each of them is looked up."""
         if self.channels:
             return self.token_proj(tokens.astype(self.dtype))
-        x = self.bit_embedding.astype(self.dtype)[tokens.astype(jnp.int32)]
+        x = lookup(self.bit_embedding, tokens).astype(self.dtype)
         return self.token_proj(rearrange(x, "b s n c -> b s (n c)"))
 
     def _prefix(self, labels: jax.Array) -> jax.Array:
@@ -249,18 +249,18 @@ class CausalTransformer(nn.Module):
         classes = jnp.broadcast_to(
             self.embed_class(labels)[:, None], (batch, self.class_repeats, self.width)
         )
-        return jnp.concatenate([start, classes], axis=1).astype(self.dtype)
+        return jnp.concatenate([start, classes], axis=1)
 
     def _positioned(self, x: jax.Array, places: Places) -> jax.Array:
         """Adds both position embeddings: [B, S, D] -> [B, S, D]."""
         own, target = gathered(self.own_embedding), gathered(self.target_embedding)
         x = x + (own[places.own] + target[places.target])
-        return constrain_batch(x).astype(self.dtype)
+        return constrain_batch(x)
 
     def _condition(self, labels: jax.Array, start: jax.Array | int, length: int) -> jax.Array:
         """What modulates positions start..start + length - 1: [R] -> [R, length, D]."""
         index = jax.lax.dynamic_slice_in_dim(gathered(self.index_embedding), start, length)
-        return (self.embed_class(labels)[:, None] + index[None]).astype(self.dtype)
+        return self.embed_class(labels)[:, None] + index[None]
 
     def _rotary(self, places: Places) -> tuple[tuple[jax.Array, ...], ...]:
         """(cos, sin) [B, S, C] of the own places, and of the targets."""

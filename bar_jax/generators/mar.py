@@ -88,7 +88,7 @@ class MAR(nn.Module):
         self.class_embedding = table("class_embedding", self.num_classes, width)
         self.no_class = vector("no_class", width)
         self.token_proj = dense(width, (None, "embed"))
-        self.token_norm = nn.LayerNorm(NORM_EPS, dtype=self.dtype)
+        self.token_norm = nn.LayerNorm(NORM_EPS)
         self.encoder_positions = table("encoder_positions", places, width)
         self.decoder_proj = dense(self.decoder.width, ("embed", None))
         self.mask_token = vector("mask_token", self.decoder.width)
@@ -194,7 +194,7 @@ class MAR(nn.Module):
         """
         classes, x = jnp.split(self.decoder_proj(encoded), [self.class_repeats], axis=1)
         mask = jnp.broadcast_to(
-            self.mask_token.astype(self.dtype), (x.shape[0], self.length, x.shape[2])
+            self.mask_token, (x.shape[0], self.length, x.shape[2])
         )
         x = jnp.concatenate([x, mask[:, x.shape[1] :]], axis=1)
         x = jnp.where((jnp.arange(self.length) < known)[None, :, None], x, mask)

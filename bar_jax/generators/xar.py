@@ -51,7 +51,7 @@ class XARBlock(nn.Module):
 
     def setup(self):
         dense = functools.partial(linear, kernel_init=XAVIER, dtype=self.dtype)
-        norm = functools.partial(nn.RMSNorm, 1e-6, use_scale=False, dtype=self.dtype)
+        norm = functools.partial(nn.RMSNorm, 1e-6, use_scale=False)
         self.attention_norm, self.mlp_norm = norm(), norm()
         self.adaln = dense((6, self.width), ("embed", None, None))
         self.qkv = dense((3, self.heads, self.width // self.heads), ("embed", None, "heads", None))
@@ -104,11 +104,7 @@ class XARBlock(nn.Module):
 
     def _attention(self, x, rotary, visible, cache, start):
         qkv = self.qkv(x)
-        query, key, value = (
-            rotate(qkv[:, :, 0], *rotary),
-            rotate(qkv[:, :, 1], *rotary),
-            qkv[:, :, 2],
-        )
+        query, key, value = rotate(qkv[:, :, 0], *rotary), rotate(qkv[:, :, 1], *rotary), qkv[:, :, 2]
         if cache is not None:
             return attend_cached(query, key, value, cache, start)
         rate = self.attention_dropout if self.has_rng("dropout") else 0.0
@@ -171,7 +167,7 @@ class XAR(nn.Module):
 
     def setup(self):
         dense = functools.partial(linear, kernel_init=XAVIER, dtype=self.dtype)
-        norm = functools.partial(nn.RMSNorm, 1e-6, dtype=self.dtype)
+        norm = functools.partial(nn.RMSNorm, 1e-6)
         table = lambda name, rows: self.param(
             name, named(NORMAL_02, None, "embed"), (rows, self.width)
         )
@@ -207,7 +203,7 @@ class XAR(nn.Module):
 
     def condition(self, labels: jax.Array, index: jax.Array) -> jax.Array:
         """Classes [B] and time indices [B, T] -> [B, T, D]."""
-        of_class = gathered(self.class_embedding)[labels].astype(self.dtype)
+        of_class = gathered(self.class_embedding)[labels]
         return of_class[:, None] + self.time_embedding(index)
 
     def embed(self, x: jax.Array, start: jax.Array | int = 0) -> jax.Array:
@@ -226,7 +222,7 @@ class XAR(nn.Module):
 
     def _positioned(self, x, table, start):
         rows = jax.lax.dynamic_slice_in_dim(gathered(table), start, x.shape[1])
-        return constrain_batch(x + rows.astype(self.dtype)[None])
+        return constrain_batch(x + rows[None])
 
     @nn.nowrap
     def rotary(self) -> tuple[jax.Array, jax.Array]:

@@ -59,7 +59,7 @@ class DiffusionBlock(nn.Module):
         dense = functools.partial(linear, kernel_init=XAVIER, dtype=self.dtype)
         zeros = nn.initializers.zeros
         self.adaln = dense((3, self.width), ("embed", None, None), kernel_init=zeros)
-        self.norm = nn.LayerNorm(1e-6, dtype=self.dtype)
+        self.norm = nn.LayerNorm(1e-6)
         self.mlp_in = dense(self.width, ("embed", "mlp"))
         self.mlp_out = dense(self.width, ("mlp", "embed"))
 
@@ -103,7 +103,7 @@ class DiffusionHead(nn.Module):
         self.in_proj = dense(self.width, (None, "embed"))
         self.blocks = layers(self, DiffusionBlock, (self.width, self.dtype), self.depth)
         self.out_adaln = dense((2, self.width), ("embed", None, None), kernel_init=zeros)
-        self.out_norm = nn.LayerNorm(1e-6, use_bias=False, use_scale=False, dtype=self.dtype)
+        self.out_norm = nn.LayerNorm(1e-6, use_bias=False, use_scale=False)
         self.out_proj = dense((2, self.channels), ("embed", None, None), kernel_init=zeros)
 
     def __call__(self, x: jax.Array, times: jax.Array, z: jax.Array) -> jax.Array:
@@ -121,8 +121,12 @@ class DiffusionHead(nn.Module):
         # gathers the rows of all devices.
         condition = constrain_batch(self.embed_condition(z))
         condition = nn.silu(self.time_embedding(times) + condition)
-        x, _ = self.blocks(self.in_proj(x.astype(self.dtype)), condition)
+        x, _ = self.blocks(self._embed(x), condition)
         return self._output(x, self.out_adaln(condition))
+
+    def _embed(self, x: jax.Array) -> jax.Array:
+        """[M, d] -> [M, W] float32, as is all that blocks add to."""
+        return self.in_proj(x.astype(self.dtype)).astype(jnp.float32)
 
     def embed_time(self, times: jax.Array) -> jax.Array:
         """[...] -> [..., W]."""
@@ -179,7 +183,7 @@ class DiffusionHead(nn.Module):
 
     def evaluate(self, x: jax.Array, modulations: tuple[jax.Array, ...]) -> jax.Array:
         """x [B, d] -> [M, 2, d]; M = B, or 2 B where the same tokens meet two conditions."""
-        x = self.in_proj(x.astype(self.dtype))
+        x = self._embed(x)
         x = jnp.tile(x, (modulations[0].shape[0] // x.shape[0], 1))
         *blocks, out = modulations
         for block, modulation in zip(self.blocks, blocks, strict=True):

@@ -18,7 +18,7 @@ from bar_jax.heads.logits import bit_cross_entropy, guided, gumbel
 from bar_jax.losses import Sums
 from bar_jax.mesh import constrain_batch
 from bar_jax.nn.decoding import layers
-from bar_jax.nn.linear import NORMAL_02, linear, named
+from bar_jax.nn.linear import NORMAL_02, linear, lookup, named
 from bar_jax.nn.mlp import SwiGLU
 
 HIDDEN = 2  # the symbol of a hidden bit, beside 0 and 1
@@ -52,7 +52,7 @@ class HeadBlock(nn.Module):
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
         )
-        self.norm = nn.RMSNorm(1e-6, dtype=self.dtype)
+        self.norm = nn.RMSNorm(1e-6)
         self.mlp = SwiGLU(dtype=self.dtype)
 
     def __call__(self, x: jax.Array, condition: jax.Array) -> tuple[jax.Array, None]:
@@ -99,11 +99,11 @@ class MaskedBitHead(nn.Module):
         table = (3, math.ceil(self.width / self.bits))
         self.bit_embedding = self.param("bit_embedding", named(NORMAL_02, None, None), table)
         self.in_proj = dense(self.width, (None, "embed"))
-        self.in_norm = nn.RMSNorm(1e-6, dtype=self.dtype)
+        self.in_norm = nn.RMSNorm(1e-6)
         self.blocks = layers(self, HeadBlock, (self.width, self.dtype), self.depth)
         zeros = nn.initializers.zeros
         self.out_adaln = dense((2, self.width), ("embed", None, None), kernel_init=zeros)
-        self.out_norm = nn.RMSNorm(1e-6, dtype=self.dtype)
+        self.out_norm = nn.RMSNorm(1e-6)
         self.out_embed = dense((self.bits, 2), ("embed", None, None))
 
     def __call__(self, symbols: jax.Array, z: jax.Array, hidden_ratio: jax.Array) -> jax.Array:
@@ -123,7 +123,7 @@ class MaskedBitHead(nn.Module):
 
     def _embed(self, symbols: jax.Array) -> jax.Array:
         """[M, n] -> [M, W]: each symbol looked up, all of them concatenated and projected."""
-        x = self.bit_embedding.astype(self.dtype)[symbols].reshape(*symbols.shape[:-1], -1)
+        x = lookup(self.bit_embedding, symbols).reshape(*symbols.shape[:-1], -1)
         return self.in_norm(self.in_proj(x))
 
     def _condition(self, z: jax.Array, time: jax.Array) -> jax.Array:

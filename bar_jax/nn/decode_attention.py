@@ -47,8 +47,8 @@ def choose(
 ) -> str:
     """Which of `KINDS` serves a sampler.
 
-    `auto` is what was measured to be fastest: on an H200 in bfloat16 cuDNN's, which made BAR-B's
-    sampler 1.29 times as fast. For TPUs it is what the compiler predicts to be.
+    `auto` is what was measured to be fastest on an H200: cuDNN's where it can be had, else
+    Pallas'. For TPUs it is what the compiler predicts to be.
 
     Args:
       asked: `sample.attention`, auto or one of `KINDS`.
@@ -63,8 +63,9 @@ def choose(
     platform = platform or jax.default_backend()
     refused = {kind: _refusal(kind, platform, dtype, head_dim, queries) for kind in KINDS}
     if asked == "auto":
-        wanted = {"gpu": "cudnn", "tpu": "rows"}.get(platform, "xla")
-        return "xla" if refused[wanted] else wanted
+        nvidia = ("cudnn", "pallas") if attention.has_fused_attention() else ()
+        wanted = {"gpu": nvidia, "tpu": ("rows",)}.get(platform, ())
+        return next((kind for kind in wanted if not refused[kind]), "xla")
     if refused[asked]:
         found, expected = refused[asked]
         raise InputError("sample.attention", f"{asked!r} with {found}", f"auto, or {expected}")

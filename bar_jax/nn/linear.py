@@ -43,7 +43,7 @@ class Linear(nn.DenseGeneral):
             if self.has_variable("params", name)
         }
         if not given:
-            return super().__call__(x)
+            return _apart(super().__call__(x))
         bias = self.get_variable("params", "bias")
         lead = x.shape[: x.ndim - len(self.axis)]
         x = x.astype(self.dtype)
@@ -100,3 +100,32 @@ def _product(axes, x: jax.Array, kernel: jax.Array, *how, **options) -> jax.Arra
     if cut_by_batch(x):
         kernel = gathered_kernel(kernel, axes)
     return jax.lax.dot_general(x, kernel, *how, **options)
+
+
+@jax.custom_vjp
+def _apart(x: jax.Array) -> jax.Array:
+    """x, whose cotangent is in memory before anything is computed from it.
+
+    A layer's three gradients read it: the bias's is a sum over all rows, which XLA for GPUs would
+    join with what makes the cotangent, in a kernel that does neither well.
+    """
+    return x
+
+
+_apart.defvjp(lambda x: (x, None), lambda _, ct: (jax.lax.optimization_barrier(ct),))
+
+
+def lookup(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of a table of a few: [K, C] and integers [...] -> [..., C].
+
+    The gradient of an indexed table adds row after row to the same few places: on an H200 that
+    took three quarters of BAR-B's training step. That of a choice is a sum.
+
+    Args:
+      index: 0 to K - 1; what is larger counts as K - 1, what is smaller as 0.
+    """
+    rows = table.reshape(table.shape[0], *(1,) * index.ndim, -1)
+    chosen = jnp.broadcast_to(rows[-1], (*index.shape, table.shape[1]))
+    for k in reversed(range(table.shape[0] - 1)):
+        chosen = jnp.where(index[..., None] <= k, rows[k], chosen)
+    return chosen

@@ -43,7 +43,7 @@ class ViTBlock(nn.Module):
         x, kept = carry
         width = x.shape[-1]
         x = constrain_batch(x)
-        h = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x)
+        h = nn.LayerNorm(self.norm_eps, name="attention_norm")(x)
         h = linear(
             (3, self.heads, width // self.heads),
             ("embed", None, "heads", None),
@@ -53,7 +53,7 @@ class ViTBlock(nn.Module):
         h = attend(h[:, :, 0], h[:, :, 1], h[:, :, 2], causal=self.causal)
         h = linear(width, ("heads", None, "embed"), inputs=2, dtype=self.dtype, name="out")(h)
         x += self._scaled(h, "attention_scale")
-        h = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="mlp_norm")(x)
+        h = nn.LayerNorm(self.norm_eps, name="mlp_norm")(x)
         h = GeluMLP(self.mlp_width, self.gelu, dtype=self.dtype, name="mlp")(h)
         x += self._scaled(h, "mlp_scale")
         if kept is not None:
@@ -65,7 +65,7 @@ class ViTBlock(nn.Module):
         if not self.layer_scale:
             return h
         scale = self.param(name, named(nn.initializers.ones, "embed"), h.shape[-1:])
-        return scale.astype(self.dtype)[None, None] * h
+        return scale[None, None] * h
 
 
 class ViT(nn.Module):
@@ -121,10 +121,10 @@ class ViT(nn.Module):
           The features; where layers are kept, a pair with their outputs [K, B, N, width], which
           the final norm has not seen.
         """
-        x, stored = tokens.astype(self.dtype), self.position_grid or grid
+        x, stored = tokens.astype(jnp.float32), self.position_grid or grid
         if self.class_token:
             token = self.param("class_embedding", named(self.table_init, "embed"), (self.width,))
-            token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
+            token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
         table = self.param(
             "position_embedding",
@@ -133,9 +133,9 @@ class ViT(nn.Module):
         )
         own, positions = table[: self.class_token], table[self.class_token :]
         positions = jnp.concatenate([own, resize_positions(positions, stored, grid)])
-        x = x + positions.astype(self.dtype)[None]
+        x = x + positions[None]
         if self.pre_norm:
-            x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="pre_norm")(x)
+            x = nn.LayerNorm(self.norm_eps, name="pre_norm")(x)
         blocks = nn.scan(
             rematerialised(ViTBlock, everything=self.remat),
             variable_axes={"params": 0},
@@ -159,7 +159,7 @@ class ViT(nn.Module):
             name="blocks",
         )((x, kept), slots)
         if self.final_norm:
-            x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
+            x = nn.LayerNorm(self.norm_eps, name="norm")(x)
         return (x, kept[:-1]) if self.keep else x
 
 

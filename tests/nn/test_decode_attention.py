@@ -145,9 +145,11 @@ def machine(monkeypatch):
     [
         (GPU, "bfloat16", 64, 1, "cudnn"),
         (GPU, "bfloat16", 64, 16, "cudnn"),
-        (GPU, "bfloat16", 256, 1, "xla"),
-        (GPU, "float32", 64, 1, "xla"),
+        (GPU, "bfloat16", 256, 1, "pallas"),
+        (GPU, "float32", 64, 1, "pallas"),
+        (GPU, "float32", 64, 16, "xla"),
         (OLD_GPU, "bfloat16", 64, 1, "xla"),
+        (OLD_GPU, "float32", 64, 1, "xla"),
         (CPU, "bfloat16", 64, 1, "xla"),
         (TPU, "bfloat16", 64, 1, "rows"),
         (TPU, "bfloat16", 64, 16, "xla"),
