@@ -32,7 +32,9 @@ def default_config() -> ConfigDict:
     c = ConfigDict()
     c.job = "pipeline"  # what to do, see bar_jax/jobs/
     c.seed = 0  # of every random draw
-    c.dtype = "float32"  # what is computed in; parameters are always float32
+    # What training computes products in, float32 | bfloat16. Parameters, norms, sums of products and
+    # what layers add to are float32 always; tokenizers and samplers have their own, below.
+    c.dtype = "float32"
     c.workdir = ""  # where everything is written; set by --workdir
     c.profile = ""  # steps of training to trace for xprof, FIRST:END: 10:15 are steps 10 to 14
     c.init_from = ""  # another workdir whose parameters (EMA if kept) training starts from
@@ -177,8 +179,14 @@ def default_config() -> ConfigDict:
     c.encode = ConfigDict()
     c.encode.batch_size = 256  # global
     c.encode.shards = 64  # files of the cache per split, at most
+    # What a trained tokenizer computes in, from images to tokens and back, in every job (published:
+    # float32). With bfloat16 some 1 % of bits come out differently.
+    c.encode.dtype = "float32"
 
     c.sample = sample = ConfigDict()
+    # What a generator computes in while it samples, whatever it was trained in (published: float32,
+    # of which GPUs multiply TF32)
+    sample.dtype = "float32"
     sample.labels = ()  # classes to draw, e.g. (207, 388); (): images_per_class of every class
     sample.images_per_class = 50
     sample.images = 0  # so many images of classes drawn at random; 0: images_per_class
@@ -195,7 +203,7 @@ def default_config() -> ConfigDict:
     # first steps its error is multiplied by 2e4.
     sample.clip = 0.0
     # What the kernels of layers are kept as, float32 | bfloat16 | int8 (a scale for every output);
-    # computed in is `dtype`. One or two images at a time are as fast as weights come from memory.
+    # computed in is `sample.dtype`. One or two images at a time are as fast as weights come from memory.
     sample.weights = "float32"
     sample.batch_size = 64  # global
     # causal, xar: attention over the KV cache: auto (what was measured to be fastest on the devices
@@ -307,6 +315,13 @@ def _optimizer(warmup_epochs: float) -> ConfigDict:
 def token_grid(config: ConfigDict) -> tuple[int, int]:
     """Rows and columns of the tokenizer's tokens (of basis_fsq, before the basis)."""
     return (config.data.image_size // config.model.tokenizer.patch_size,) * 2
+
+
+def computed_in(config: ConfigDict, dtype: str) -> ConfigDict:
+    """A copy of a config whose modules compute in `dtype`."""
+    config = config.copy_and_resolve_references()
+    config.dtype = dtype
+    return config
 
 
 def real_valued(config: ConfigDict) -> bool:

@@ -13,7 +13,7 @@ from bar_jax import mesh as mesh_lib
 from bar_jax import workdir
 from bar_jax.bases import MATRIX
 from bar_jax.bases.transform import check_invertible
-from bar_jax.config import basis_inside, real_valued
+from bar_jax.config import basis_inside, computed_in, real_valued
 from bar_jax.generators import make_generator
 from bar_jax.tokenizers import make_tokenizer, sequence_grid
 from bar_jax.training import checkpoint
@@ -49,13 +49,13 @@ def init_generator(generator: nn.Module, key: jax.Array) -> dict:
 
 
 def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
-    """The trained tokenizer of `config.workdir`; pixels need none.
+    """The trained tokenizer of `config.workdir`, in `encode.dtype`; pixels need none.
 
     Raises:
       InputError: if there is none, it is not the one the config describes, or its basis cannot be
         inverted.
     """
-    tokenizer = make_tokenizer(config)
+    tokenizer = make_tokenizer(computed_in(config, config.encode.dtype))
     if config.model.tokenizer.kind == "pixels":
         return Trained(tokenizer, {}, step=0)
     init = lambda k: init_tokenizer(tokenizer, k)
@@ -67,13 +67,13 @@ def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
 
 
 def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
-    """The trained generator of `config.workdir`.
+    """The trained generator of `config.workdir`, to sample with: in `sample.dtype`.
 
     Raises:
       InputError: if there is none, it is not the one the config describes, or its basis cannot be
         inverted.
     """
-    generator = make_generator(config)
+    generator = make_generator(computed_in(config, config.sample.dtype))
     init = lambda k: init_generator(generator, k)
     folder = workdir.trained(config, "generator")
     loaded = _load(folder, generator, init, mesh, config.train_generator.on_damaged_checkpoint)

@@ -38,6 +38,8 @@ CHOICES = {
     "model.generator.time": ("logit_normal", "uniform"),
     "model.head.kind": ("masked_bit", "bit", "linear", "diffusion", "flow"),
     "model.head.mask_ratio": ("logit_normal", "uniform", "arccos"),
+    "encode.dtype": ("float32", "bfloat16"),
+    "sample.dtype": ("float32", "bfloat16"),
     "sample.order": ("basis", "random"),
     "sample.sampler": ("euler_maruyama", "euler"),
     "sample.attention": ("auto", "xla", "rows", "cudnn", "pallas"),

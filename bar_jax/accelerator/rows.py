@@ -46,10 +46,12 @@ TINY = {
         f"model.{part}.depth": 1 for part in ("generator", "tokenizer.encoder", "tokenizer.decoder")
     },
     **{"model.generator.dropout": 0.0, "model.generator.attention_dropout": 0.0},
-    "dtype": "float32",
+    **dict.fromkeys(("dtype", "sample.dtype", "encode.dtype"), "float32"),
 }
 LARGE, SMALL = (256, 128, 64, 32, 16), (1, 16)
-FLOAT32, REMAT = {"dtype": "float32"}, {"train_generator.remat": True}
+# Samplers are float32 by themselves.
+BFLOAT16 = {"sample.dtype": "bfloat16", "encode.dtype": "bfloat16"}
+REMAT = {"train_generator.remat": True}
 PAPER = "images/s, paper, one H200, float32"
 TABLE_1 = "s an image, basis paper, Table 1"
 # What Table 9 of the basis paper gives for the time and the memory of a step, beside the host's.
@@ -59,7 +61,7 @@ TABLE_9 = "time 1.00, 1.01, memory 1.00, 1.03 times the host's, basis paper, Tab
 def _sampler(name, seconds, memory, beside, **options) -> Row:
     """Tokens and pixels of a published model, at the largest batch that fits."""
     folder = "basis" if name.startswith(("xar", "mar")) else "masked_bit"
-    options = {"batches": LARGE} | options
+    options = {"batches": LARGE, "fields": BFLOAT16} | options
     config = f"configs/{folder}/{options.pop('file', name)}.py"
     suffix = options.pop("suffix", "")
     parts = ("sampling",)
@@ -75,9 +77,9 @@ def _training(name, file, seconds, memory, batches, remat=False) -> Row:
 _BAR_B, _BAR_B_2, _BAR_B_4, _BAR_L = (
     f"{number} {PAPER}" for number in ("24.33", "150.52", "445.48", "10.65")
 )
-_float32 = dict(fields=FLOAT32, suffix="_float32")
+_float32 = dict(fields={}, suffix="_float32")
 _small = dict(batches=SMALL, first_that_fits=False, suffix="_small")
-_small_float32 = _small | dict(fields=FLOAT32, suffix="_small_float32")
+_small_float32 = _small | dict(fields={}, suffix="_small_float32")
 _all = dict(batches=(256, *SMALL), first_that_fits=False)
 
 ROWS = (
@@ -91,7 +93,7 @@ ROWS = (
     _sampler("xar_b", 35, 4, f"0.08 {TABLE_1} (xAR-B on a basis)"),
     _sampler("bar_b", 25, 4, "", trace=True, suffix="_trace"),
     *(
-        _sampler("bar_b", 45, 4, "", fields={"sample.attention": kind}, suffix=f"_{kind}")._replace(
+        _sampler("bar_b", 45, 4, "", fields=BFLOAT16 | {"sample.attention": kind}, suffix=f"_{kind}")._replace(
             platform="" if kind == "xla" else "gpu"
         )
         for kind in ("xla", "cudnn", "pallas")  # beside `bar_b`, which takes what is thought best
@@ -106,7 +108,9 @@ ROWS = (
     Row("basis", "configs/basis/xar_b.py", ("basis",), 100, (64, 32, 16), memory=8, beside=TABLE_9),
     _sampler("xar_l", 50, 6, f"0.27 {TABLE_1} (xAR-L on a basis)"),
     _sampler("xar_h", 60, 8, f"0.68 {TABLE_1} (xAR-H on a basis, and xAR-H)"),
-    Row("codec", "configs/masked_bit/bar_b.py", ("tokenizer",), 30, LARGE, memory=6),
+    Row(
+        "codec", "configs/masked_bit/bar_b.py", ("tokenizer",), 30, LARGE, fields=BFLOAT16, memory=6
+    ),
     Row("features", "configs/masked_bit/bar_b.py", ("features",), 30, (256, 64), memory=2),
     Row("input", "configs/folder.py", ("input",), 15, (256,)),
     Row(
@@ -129,7 +133,7 @@ ROWS = (
             *(80, 6, ""),
             batches=SMALL,
             first_that_fits=False,
-            fields=FLOAT32 | {"sample.weights": kind},
+            fields={"sample.weights": kind},
             suffix=f"_small_{kind}_weights",
         )
         for kind in ("bfloat16", "int8")  # beside `bar_b_small_float32`

@@ -67,7 +67,7 @@ def _attention(config: ConfigDict, platform: str | None) -> str:
         return "xla"
     return decode_attention.choose(
         config.sample.attention,
-        config.dtype,
+        config.sample.dtype,
         generator.width // generator.heads,
         queries=generator.cell_size**2 if generator.kind == "xar" else 1,
         platform=platform,

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import data, feature_networks, frozen, models
 from bar_jax.bases import LEARNED
-from bar_jax.config import bits_per_token, real_valued
+from bar_jax.config import bits_per_token, computed_in, real_valued
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.heads import make_head
@@ -59,8 +59,11 @@ def run(config: ConfigDict) -> dict[str, object]:
     """Times the configured parts, one after another."""
     mesh = make_mesh(**config.mesh)
     device = jax.devices()[0]
-    peak, source = timing.peak_flops(device, config.dtype)
-    peak *= mesh.size
+    # What a part computes in, if it is not `dtype`.
+    dtypes = {"sampling": config.sample.dtype, "tokenizer": config.encode.dtype}
+    own = {name: dtypes.get(name, config.dtype) for name in config.benchmark.parts}
+    found = {name: timing.peak_flops(device, dtype) for name, dtype in own.items()}
+    peaks = {name: mesh.size * peak for name, (peak, _) in found.items()}
     parts = {
         "sampling": _sampling,
         "training": _training,
@@ -74,15 +77,15 @@ def run(config: ConfigDict) -> dict[str, object]:
     }
     measured = {}
     for name in config.benchmark.parts:
-        measured[name] = _at_each_size(name, parts[name], config, mesh, peak)
+        measured[name] = _at_each_size(name, parts[name], config, mesh, peaks[name])
     return {
         "device": device.device_kind,
         "devices": mesh.size,
         "memory_limit_bytes": timing.memory_limit(device),
         "jax": jax.__version__,
-        "dtype": config.dtype,
-        "peak_flops": peak,
-        "peak_flops_source": source,
+        "dtype": own,
+        "peak_flops": peaks,
+        "peak_flops_source": next(iter(found.values()))[1],
         **measured,
     }
 
@@ -125,7 +128,8 @@ def _features(config: ConfigDict, mesh: jax.sharding.Mesh, _: float) -> dict[str
 
 def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """Tokens of a batch of images, and from tokens to pixels."""
-    section, generator, tokenizer = config.sample, make_generator(config), make_tokenizer(config)
+    section, generator = config.sample, make_generator(computed_in(config, config.sample.dtype))
+    tokenizer = make_tokenizer(computed_in(config, config.encode.dtype))
     settings = sampling_settings(config)
     init = lambda key: models.init_generator(generator, key)
     params = models.fresh_params(init, mesh, config.seed)
@@ -311,7 +315,8 @@ def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, o
 
 def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """From images to tokens, and from tokens to pixels, a batch of the encode job at a time."""
-    tokenizer, batch = make_tokenizer(config), config.encode.batch_size
+    tokenizer = make_tokenizer(computed_in(config, config.encode.dtype))
+    batch = config.encode.batch_size
     rng, size = np.random.default_rng(config.seed), config.data.image_size
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
     x = (batch, *make_generator(config).token_shape)

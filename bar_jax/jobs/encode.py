@@ -80,9 +80,6 @@ def open_split(config: ConfigDict, split: str, fingerprint: str | None = None) -
 def _encode_images(config) -> tuple[str, dict[str, tuple[int, bool]]]:
     """The tokenizer's fingerprint, and what `_write_cache` returns for each split."""
     mesh = mesh_lib.make_mesh(**config.mesh)
-    if config.model.tokenizer.kind == "kl_vae":
-        config = config.copy_and_resolve_references()
-        config.dtype = "float32"  # moments are kept in float32, and made once
     with jax.set_mesh(mesh):
         tokenizer = models.load_tokenizer(config, mesh)
         fingerprint = models.fingerprint(config, tokenizer.params)

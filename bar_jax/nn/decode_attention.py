@@ -83,7 +83,7 @@ def _refusal(kind, platform, dtype, head_dim, queries) -> tuple[str, str] | None
     if kind != "cudnn":
         return None
     if dtype != "bfloat16":
-        return f"dtype={dtype}", "dtype=bfloat16"
+        return f"sample.dtype={dtype}", "sample.dtype=bfloat16"
     if head_dim > CUDNN_CHANNELS or head_dim % 8:
         channels = f"a multiple of 8 channels, at most {CUDNN_CHANNELS}"
         return f"model.generator.heads of {head_dim} channels", f"heads of {channels}"

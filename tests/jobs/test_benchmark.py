@@ -39,7 +39,7 @@ def test_rates_are_those_of_the_median(measured, part, batch):
 )
 def test_utilisation_is_of_the_peak_of_all_devices(measured, part, name):
     assert measured["devices"] == 8
-    expected = measured[part]["flops_per_second"] / measured["peak_flops"]
+    expected = measured[part]["flops_per_second"] / measured["peak_flops"][part]
     assert measured[part][name] == pytest.approx(expected, rel=1e-3)
 
 
