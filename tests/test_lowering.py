@@ -1,4 +1,4 @@
-"""Every published config lowers for NVIDIA GPUs, without one: nothing is compiled. Some for TPUs too.
+"""Every published config lowers for NVIDIA GPUs, some for TPUs too, without either to compile.
 
 Its training steps with gradients, at full size and in its own dtype: on a GPU, JAX's front end has
 refused what is fine on a CPU. Of configs that differ in width, depth and heads alone one is enough
