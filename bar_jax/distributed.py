@@ -102,6 +102,10 @@ def start(cluster: Cluster | None) -> None:
         expected = "--coordinator, --num_processes and --process_id"
         raise InputError("other processes", f"none ({error})", expected) from error
     preemption.hand_over()
+    if jax.default_backend() == "cpu":  # who come late now are not waited for long (mesh.py)
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("joined")
     process, count = jax.process_index(), jax.process_count()
     logger.info(
         "process %d of %d: %d of %d devices",

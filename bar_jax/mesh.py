@@ -8,6 +8,7 @@ mesh. The same program runs on one CPU, eight GPUs and a pod.
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -59,10 +60,30 @@ def make_mesh(
     devices: Sequence[jax.Device] | None = None,
 ) -> jax.sharding.Mesh:
     """The mesh over all (or the given) devices; -1 takes whatever is left."""
-    devices = jax.devices() if devices is None else devices
+    whole = devices is None
+    devices = jax.devices() if whole else devices
     sizes = axis_sizes(data, fsdp, tensor, len(devices))
     # Auto: under the default (Explicit) axes FSDP matmuls and table lookups raise.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    if whole and jax.process_count() > 1 and devices[0].platform == "cpu":
+        _meet(mesh)
+    return mesh
+
+
+def _meet(mesh: jax.sharding.Mesh) -> None:
+    """Lets devices that will talk, along any axes, find each other while all processes are here.
+
+    Gloo, over which CPUs talk, looks for the others when they first talk, and for 30 s alone: less
+    than processes may be apart when they have compiled a training step.
+    """
+    some = [axes for n in range(1, len(AXES) + 1) for axes in itertools.combinations(AXES, n)]
+    sums = lambda x: [jax.lax.psum(x, axes) for axes in some]
+    cut = NamedSharding(mesh, P(AXES))
+    x = jax.make_array_from_callback((mesh.size,), cut, lambda i: np.ones(mesh.size, np.int32)[i])
+    mapped = jax.shard_map(sums, mesh=mesh, in_specs=P(AXES), out_specs=P(AXES))
+    compiled = jax.jit(mapped).lower(x).compile()
+    wait_for_all("mesh")
+    jax.block_until_ready(compiled(x))
 
 
 def batch_ways(mesh: jax.sharding.Mesh) -> int:

@@ -11,8 +11,9 @@
 #                  compiled programs (runs/accelerator-DATE). The same DIR again adds to it, and
 #                  compiles less
 #   --wheels DIR   packages that this Python lacks, as wheels: put into OUT/site, for this run alone
-#   --tiny         all rows with tiny models, on the CPU unless JAX_PLATFORMS says otherwise:
-#                  whether the script works, no measurement
+#   --tiny         tiny models, on the CPU unless JAX_PLATFORMS says otherwise: whether the script
+#                  works, no measurement. Without --only, of rows that differ in a size or the dtype
+#                  alone one
 #   --dry-run      prints the commands and runs none
 #
 # Ends with status 0, with 1 if a row failed, or with 2 for a mistake, also where JAX finds no

@@ -9,8 +9,9 @@ from pathlib import Path
 
 # Eight devices on any machine, so that every test can use a mesh.
 _DEVICES = "--xla_force_host_platform_device_count=8"
-# Tests compile much and compute little: half of their time is XLA's optimisation.
-_FAST = "--xla_backend_optimization_level=0"
+# Tests compile much and compute little: half of their time would be XLA's optimisation, and half of
+# what is left its newer emitters of fused loops (jaxlib 0.10).
+_FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 _XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _XLA_FLAGS:
     os.environ["XLA_FLAGS"] = f"{_XLA_FLAGS} {_DEVICES} {_FAST}".strip()

@@ -111,13 +111,18 @@ def saved(workdir: Path) -> list[int]:
 
 
 def damage(workdir: Path, step: int) -> None:
-    """Flips bits all over the largest file of the parameters; a part of it is used by nobody."""
-    files = (p for p in (workdir / f"tokenizer/{step}/params").rglob("*") if p.is_file())
-    file = max(files, key=lambda path: path.stat().st_size)
-    data = bytearray(file.read_bytes())
-    for place in range(50, len(data), 100):
-        data[place] ^= 1
-    file.write_bytes(data)
+    """Flips bits all over the numbers of the parameters.
+
+    Orbax divides them among files, in folders `d`, as its threads happen to come; and the largest
+    of all files may be one that nobody reads, `_sharding`.
+    """
+    files = [*(workdir / f"tokenizer/{step}/params").rglob("d/*")]
+    assert files
+    for file in files:
+        data = bytearray(file.read_bytes())
+        for place in range(50, len(data), 100):
+            data[place] ^= 1
+        file.write_bytes(data)
 
 
 # Only the checkpoints' folder is a small disk, so that it is a save that fails, not a log.

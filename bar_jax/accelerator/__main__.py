@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     """Runs the command; returns the exit status."""
     try:
         given = _parse(argv)
-        chosen = _chosen(given.only)
+        chosen = _chosen(given.only, given.tiny)
         end = time.monotonic() + 60 * _minutes(given.minutes)
         out = _folder(given.out)
         _check_packages()
@@ -243,13 +243,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _chosen(only: str) -> list[Row]:
-    """The rows that `--only` names, in order of worth; all, if it names none."""
+def _chosen(only: str, tiny: bool) -> list[Row]:
+    """The rows that `--only` names, in order of worth; if it names none, all, or each kind."""
     names, known = [name for name in only.split(",") if name], [row.name for row in ROWS]
     for name in names:
         if name not in known:
             raise InputError("--only", repr(name), f"rows: {' '.join(known)}")
-    return [row for row in ROWS if not names or row.name in names]
+    if names:
+        return [row for row in ROWS if row.name in names]
+    return rows_lib.kinds() if tiny else list(ROWS)
 
 
 def _minutes(text: str) -> float:

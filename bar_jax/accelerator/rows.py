@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 # Beside what `config_presets.tiny` sets: less to compile, and the same for rows that differ in a
-# size or the dtype alone, of which the cache of compiled programs then serves all but the first.
+# size or the dtype alone, see `kinds`.
 TINY = {
     **{
         f"model.{part}.depth": 1 for part in ("generator", "tokenizer.encoder", "tokenizer.decoder")
@@ -142,6 +142,19 @@ ROWS = (
     _sampler("bar_b_4", 80, 6, _BAR_B_4, **_all, **_float32),
     _sampler("bar_l", 180, 10, _BAR_L, **_all, **_float32),
 )
+
+
+def kinds() -> list[Row]:
+    """The rows without those that differ from one before in a size or the dtype alone.
+
+    Sizes are the model's of its family (all of BAR, of xAR, of MAR) and the batch.
+    """
+    found = {}
+    for row in ROWS:
+        family = row.config.split("/")[-1].split("_")[0].removesuffix(".py")
+        fields = {name: value for name, value in row.fields.items() if name != "dtype"}
+        found.setdefault((family, row.parts, str(fields), row.trace), row)
+    return list(found.values())
 
 
 def arguments(row: Row, out: str, tiny: bool, devices: int = 1) -> list[str]:

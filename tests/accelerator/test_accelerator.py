@@ -18,6 +18,7 @@ from bar_jax import validation
 from bar_jax.accelerator import __main__ as driver
 from bar_jax.accelerator import comparison, right, rows, table, work
 from bar_jax.accelerator.rows import ROWS, Row
+from bar_jax.config import flatten
 from tests.launching import ROOT, launch
 
 MACHINE = {
@@ -131,6 +132,21 @@ def test_names_are_unique_and_all_checks_are_made():
     assert len(set(names)) == len(names)
     made = [name for row in ROWS if row.config == rows.RIGHT for name in row.parts]
     assert sorted(made) == sorted(right.CHECKS)
+
+
+def test_kinds_leave_out_what_is_only_larger():
+    """As they are when tiny the others have the config of one that is there, sampling apart."""
+
+    def tiny(row):
+        fields = flatten(bar_jax_main.parse(["main", *rows.arguments(row, "out", tiny=True)]))
+        parts = "model.", "train_", "benchmark.parts", "sample.attention", "sample.weights"
+        size = "model.generator.patch_size", "benchmark.first_that_fits"
+        return {n: v for n, v in fields if n.startswith(parts) and n not in size}
+
+    kept = rows.kinds()
+    configs = [tiny(row) for row in kept if row.config != rows.RIGHT and not row.trace]
+    left_out = [row for row in ROWS if row not in kept]
+    assert left_out and not [row.name for row in left_out if tiny(row) not in configs]
 
 
 def test_eight_minutes_hold_what_is_worth_most():
@@ -260,7 +276,7 @@ def test_missing_packages_are_named(command, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_tiny(tmp_path, user_env):
-    """Every row works, on the CPU, where nothing is measured."""
+    """Every kind of row works, on the CPU, where nothing is measured."""
     cache = jax.config.jax_compilation_cache_dir
     environment = user_env | {"JAX_COMPILATION_CACHE_DIR": f"{cache}/accelerator"}
     command = ["bash", str(ROOT / "launch/accelerator.sh"), "--tiny", "--minutes=15"]
@@ -272,10 +288,10 @@ def test_tiny(tmp_path, user_env):
     wrong = [table.in_short(found) for found in results if found["status"] != "ok"]
     wrong = [reason for reason in wrong if "is for gpu" not in reason]
     assert done.returncode == 0 and not wrong, (wrong, done.stderr)
-    assert [found["row"] for found in results] == [row.name for row in ROWS]
+    assert [found["row"] for found in results] == [row.name for row in rows.kinds()]
     text = (tmp_path / "results.md").read_text()
     assert "nothing here is a measurement" in text and "NOT right" not in text
-    for row in ROWS:
+    for row in rows.kinds():
         assert f"## {row.name}: " in text or not row.trace
 
 

@@ -87,11 +87,12 @@ def test_parts_of_the_tokenizer():
         assert part["images_per_second"] == pytest.approx(batch / seconds, rel=1e-3)
         rate = part["flops_per_image"] * batch / seconds
         assert part["flops_per_second"] == pytest.approx(rate, rel=1e-3)
-    # Encoder and decoder are of one size; a step goes through both, forward and backward, and
-    # through the attention, here under a tenth of it, once more (`nn.remat`).
+    # A step goes through both, forward and backward, which is three times the forward pass; and
+    # through the attention, a small part here, once more (`nn.remat`). Through all of it once more
+    # would be four times.
     encode, decode = (told["tokenizer"][way]["flops_per_image"] for way in ("encode", "decode"))
     step = told["tokenizer_training"]["tokenizer"]["flops_per_image"]
-    assert 2.5 * (encode + decode) < step < 3.1 * (encode + decode)
+    assert 2.5 * (encode + decode) < step < 3.5 * (encode + decode)
 
 
 def test_batches_are_measured_one_after_another():

@@ -134,7 +134,9 @@ def test_tpus_need_libtpu():
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins.xla_cuda12") is not None, reason="the plugin is installed"
+    # Where no plugin is installed there is no `jax_plugins` to look into either.
+    all(map(importlib.util.find_spec, ("jax_plugins", "jax_plugins.xla_cuda12"))),
+    reason="the plugin is installed",
 )
 def test_gpus_need_the_plugin():
     with pytest.raises(InputError, match="^describe.devices: .*plugin"):

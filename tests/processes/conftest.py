@@ -70,8 +70,7 @@ class Run:
         environment = os.environ | {
             # tensorboardX imports torch if it can, which takes longer than all else together.
             "PYTHONPATH": os.pathsep.join([str(folder / "no_torch"), str(ROOT)]),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-            " --xla_backend_optimization_level=0",
+            "XLA_FLAGS": re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"]),
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

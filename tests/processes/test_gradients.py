@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from bar_jax import distributed
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import token_grid
 from bar_jax.config_file import load_config
@@ -61,7 +62,7 @@ def gradient(network: str, layout: str) -> np.ndarray:
 
 def main(port: str, rank: str, path: str) -> None:
     """One of two processes: writes the gradients of all networks and layouts."""
-    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(rank))
+    distributed.start(distributed.Cluster(f"localhost:{port}", 2, int(rank)))
     found = {f"{network} {layout}": gradient(network, layout) for network, layout in CASES}
     if jax.process_index() == 0:
         np.savez(path, **found)
@@ -76,7 +77,7 @@ def of_two(tmp_path_factory):
         port = free.getsockname()[1]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4"),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
