@@ -19,10 +19,9 @@ from bar_jax.heads import diffusion, gaussian_diffusion
 from bar_jax.nn.decoding import decoding_params
 from bar_jax.pretrained.mar import generator_params, head_params
 from bar_jax.training.optimizer import warmup_cosine
-from bar_jax.training.step import ema_decay
+from bar_jax.training.step import ema_rate
 from tests.golden_gradients import published_gradients
 
-EMA = 0.9999  # largest decay of the moving average, long after its warm-up
 
 
 def _head(config):
@@ -297,16 +296,20 @@ def schedules(config, given, tensors):
         }
         for total in mar["epochs"]:
             out[f"mar_lr_cosine_{total}"] = rate(mar, total)(epochs[epochs <= total])
-        least = mask["mask_ratio_min"]
+        least, decay = mask["mask_ratio_min"], config["reference_defaults"]["mar"]["ema_rate"]
         ratio = mask_ratio.ppf(jnp.asarray(given["mask_u"]), least)
         return out | {
             "mask_ratio_ppf": ratio,
             "mask_cdf": mask_ratio.cdf(jnp.asarray(given["mask_x"]), least),
             "mask_pdf": mask_ratio.pdf(jnp.asarray(given["mask_x"]), least),
             "mask_mean_std": jnp.stack(mask_ratio.mean_std(least)),
-            "num_masked_256": jnp.ceil(256 * ratio),
+            **{
+                name: jnp.ceil(int(name.removeprefix("num_masked_")) * ratio)
+                for name in config["arrays"]
+                if name.startswith("num_masked_")
+            },
             "ema_after": optax.incremental_update(
-                given["ema_param"], given["ema_before"], 1 - ema_decay(10**6, EMA)
+                given["ema_param"], given["ema_before"], ema_rate(10**6, decay)
             ),
         }
 

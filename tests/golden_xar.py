@@ -152,10 +152,12 @@ def xar_tables(config, given, weights):
     size = config["frequency_embedding_size"]
     assert config["max_period"] == BASE
     found = {"embed": sinusoidal(given["embed_index"], size)}
-    for short, sampler in (("em", "euler_maruyama"), ("ode", "euler")):
-        for steps in (5, 25, 40, 50, 100):
-            times = flow.sampling_times(sampler, steps)
-            found[f"{short}_time_index_{steps}"] = time_index(times[:-1])
+    samplers = {"em": "euler_maruyama", "ode": "euler"}
+    for name in config["arrays"]:
+        if "_time_index_" in name:
+            short, steps = name.split("_time_index_")
+            times = flow.sampling_times(samplers[short], int(steps))
+            found[name] = time_index(times[:-1])
     return found
 
 

@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from safetensors.numpy import load_file
 
@@ -37,7 +36,7 @@ from bar_jax.nn.rotary import axial_table, rotate
 from bar_jax.pretrained.masked_bit import generator_params, head_params
 from bar_jax.tokenizers.fsq import Quantizer, bits_to_codes, bound, codes_to_bits, quantize
 from bar_jax.training.optimizer import warmup_cosine
-from bar_jax.training.step import ema_decay
+from bar_jax.training.step import ema_rate, moved
 from tests.golden_gradients import published_gradients
 from tests.golden_losses import load_weights, losses, losses_full
 from tests.golden_tokenizer import decoder, encoder, shared_inputs, tokenizer
@@ -264,20 +263,15 @@ def schedules(config, given, tensors):
     rate = warmup_cosine(config["base_lr"], config["end_lr"], config["warmup"], config["total"])
     anneal = config["anneal_start"], config["anneal_end"]
 
-    def average(shadow, update_value):
-        update, value = update_value
-        shadow = optax.incremental_update(value, shadow, 1 - ema_decay(update, 0.999))
-        return shadow, shadow
-
-    values = given["ema_param_values"].astype(np.float64)  # one per update, from the first on
-    updates = np.arange(1, values.size + 1)
-    with jax.enable_x64(True):  # old and new value may cancel
-        _, shadow = jax.lax.scan(average, jnp.zeros(()), (updates, values))
+    # Operation by operation in float32, as the published code: joined ones round otherwise.
+    shadow = [np.float32(0)]
+    for update, value in enumerate(given["ema_param_values"], start=1):
+        shadow.append(moved(shadow[-1], np.float32(value), np.float32(ema_rate(update, 0.999))))
     return {
         "lr": rate(given["steps"]),
         "random_ratio": permutation.random_share(given["steps"], *anneal),
-        "ema_decay": ema_decay(given["ema_steps"], 0.999),
-        "ema_shadow": shadow,
+        "ema_decay": 1 - ema_rate(given["ema_steps"], 0.999),
+        "ema_shadow": np.array(shadow[1:]),
     }
 
 

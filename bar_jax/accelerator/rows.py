@@ -152,7 +152,7 @@ def kinds() -> list[Row]:
     found = {}
     for row in ROWS:
         family = row.config.split("/")[-1].split("_")[0].removesuffix(".py")
-        fields = {name: value for name, value in row.fields.items() if name != "dtype"}
+        fields = {name: value for name, value in row.fields.items() if not name.endswith("dtype")}
         found.setdefault((family, row.parts, str(fields), row.trace), row)
     return list(found.values())
 

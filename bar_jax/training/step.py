@@ -114,13 +114,19 @@ def jit_once(function: Callable, **options) -> Callable:
     return jax.jit(function, compiler_options=quick, **options)
 
 
-def ema_decay(updates: jax.Array | int, largest: float) -> jax.Array:
-    """Decay of the moving average at the n-th update: 0, then min(largest, (1 + s) / (10 + s)).
+def ema_rate(updates: jax.Array | int, largest_decay: float) -> jax.Array:
+    """How far the moving average goes at the n-th update: 1, then max(1 - largest, 9 / (10 + s)).
 
-    s = updates - 1. The warm-up keeps the random start out of short runs' averages.
+    s = updates - 1; the decay is 1 - rate, 0 and then min(largest, (1 + s) / (10 + s)), but 1 less
+    float32's 0.999 is 0.00099998713. The warm-up keeps the random start out of short runs' averages.
     """
     s = jnp.asarray(updates, jnp.float32) - 1
-    return jnp.where(s <= 0, 0.0, jnp.minimum(largest, (1 + s) / (10 + s)))
+    return jnp.where(s <= 0, 1.0, jnp.maximum(1 - largest_decay, 9 / (10 + s)))
+
+
+def moved(shadow: jax.Array, value: jax.Array, rate: jax.Array | float) -> jax.Array:
+    """A moving average after one update, s - r (s - x), in the published code's order of operations."""
+    return shadow - rate * (shadow - value)
 
 
 def make_train_step(
@@ -215,8 +221,9 @@ def average(
     if ema is None:
         return None
     moving, fixed = _split(ema, trained)
-    rate = 1 - ema_decay(step + 1, largest_decay)
-    return _merge(optax.incremental_update(_split(params, trained)[0], moving, rate), fixed)
+    rate = ema_rate(step + 1, largest_decay)
+    new = jax.tree.map(lambda s, x: moved(s, x, rate), moving, _split(params, trained)[0])
+    return _merge(new, fixed)
 
 
 def quotients(sums: Sums) -> dict[str, jax.Array]:
