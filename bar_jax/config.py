@@ -32,8 +32,8 @@ def default_config() -> ConfigDict:
     c = ConfigDict()
     c.job = "pipeline"  # what to do, see bar_jax/jobs/
     c.seed = 0  # of every random draw
-    # What training computes products in, float32 | bfloat16. Parameters, norms, sums of products and
-    # what layers add to are float32 always; tokenizers and samplers have their own, below.
+    # What training computes products in, float32 | bfloat16. Parameters, norms and what layers add
+    # to are float32 always; trained tokenizers and samplers have a dtype of their own, below.
     c.dtype = "float32"
     c.workdir = ""  # where everything is written; set by --workdir
     c.profile = ""  # steps of training to trace for xprof, FIRST:END: 10:15 are steps 10 to 14
@@ -203,7 +203,7 @@ def default_config() -> ConfigDict:
     # first steps its error is multiplied by 2e4.
     sample.clip = 0.0
     # What the kernels of layers are kept as, float32 | bfloat16 | int8 (a scale for every output);
-    # computed in is `sample.dtype`. One or two images at a time are as fast as weights come from memory.
+    # computed in is `sample.dtype`. One or two images are as fast as weights come from memory.
     sample.weights = "float32"
     sample.batch_size = 64  # global
     # causal, xar: attention over the KV cache: auto (what was measured to be fastest on the devices

@@ -23,7 +23,6 @@ from bar_jax.training.step import ema_rate
 from tests.golden_gradients import published_gradients
 
 
-
 def _head(config):
     return diffusion.DiffusionHead(
         config["token_embed_dim"],

@@ -6,6 +6,7 @@ import pytest
 from bar_jax import models
 from bar_jax.config import default_config
 from bar_jax.config_presets import tiny
+from bar_jax.mesh import make_mesh
 
 PARAMS = {"a": {"kernel": np.arange(6, dtype=np.float32)}}
 
@@ -42,3 +43,16 @@ def test_what_tokens_depend_on(kind):
     }
     assert len(found) == 5
     assert fingerprint("kl_vae", {}) != fingerprint("pixels", {})
+
+
+@pytest.mark.parametrize("load, field", [("tokenizer", "encode"), ("generator", "sample")])
+def test_what_was_trained_in_bfloat16_is_used_in_float32(monkeypatch, load, field):
+    """Published caches and samples are made in float32; a field of its own says otherwise."""
+    monkeypatch.setattr(models, "_load", lambda _, module, *rest: models.Trained(module, {}, 0))
+    monkeypatch.setattr(models.workdir, "trained", lambda _, name: name)
+    config = tiny(default_config())
+    config.dtype = "bfloat16"
+    dtype = lambda: getattr(models, f"load_{load}")(config, make_mesh()).module.dtype
+    assert dtype() == "float32"
+    config[field].dtype = "bfloat16"
+    assert dtype() == "bfloat16"

@@ -93,8 +93,11 @@ ROWS = (
     _sampler("xar_b", 35, 4, f"0.08 {TABLE_1} (xAR-B on a basis)"),
     _sampler("bar_b", 25, 4, "", trace=True, suffix="_trace"),
     *(
-        _sampler("bar_b", 45, 4, "", fields=BFLOAT16 | {"sample.attention": kind}, suffix=f"_{kind}")._replace(
-            platform="" if kind == "xla" else "gpu"
+        _sampler(
+            *("bar_b", 45, 4, ""),
+            fields=BFLOAT16 | {"sample.attention": kind},
+            suffix=f"_{kind}",
+            platform="" if kind == "xla" else "gpu",
         )
         for kind in ("xla", "cudnn", "pallas")  # beside `bar_b`, which takes what is thought best
     ),

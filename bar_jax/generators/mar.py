@@ -193,9 +193,7 @@ class MAR(nn.Module):
           [B, N, D] or [B, W, D], what the head is told of each token.
         """
         classes, x = jnp.split(self.decoder_proj(encoded), [self.class_repeats], axis=1)
-        mask = jnp.broadcast_to(
-            self.mask_token, (x.shape[0], self.length, x.shape[2])
-        )
+        mask = jnp.broadcast_to(self.mask_token, (x.shape[0], self.length, x.shape[2]))
         x = jnp.concatenate([x, mask[:, x.shape[1] :]], axis=1)
         x = jnp.where((jnp.arange(self.length) < known)[None, :, None], x, mask)
         classes += self.decoder_positions[None, : self.class_repeats]

@@ -104,7 +104,8 @@ class XARBlock(nn.Module):
 
     def _attention(self, x, rotary, visible, cache, start):
         qkv = self.qkv(x)
-        query, key, value = rotate(qkv[:, :, 0], *rotary), rotate(qkv[:, :, 1], *rotary), qkv[:, :, 2]
+        query, key = (rotate(qkv[:, :, i], *rotary) for i in range(2))
+        value = qkv[:, :, 2]
         if cache is not None:
             return attend_cached(query, key, value, cache, start)
         rate = self.attention_dropout if self.has_rng("dropout") else 0.0

@@ -117,15 +117,15 @@ def jit_once(function: Callable, **options) -> Callable:
 def ema_rate(updates: jax.Array | int, largest_decay: float) -> jax.Array:
     """How far the moving average goes at the n-th update: 1, then max(1 - largest, 9 / (10 + s)).
 
-    s = updates - 1; the decay is 1 - rate, 0 and then min(largest, (1 + s) / (10 + s)), but 1 less
-    float32's 0.999 is 0.00099998713. The warm-up keeps the random start out of short runs' averages.
+    s = updates - 1. The decay is 1 - rate, 0 and then min(largest, (1 + s) / (10 + s)); but 1 less
+    float32's 0.999 is 0.00099998713. The warm-up keeps the random start out of short averages.
     """
     s = jnp.asarray(updates, jnp.float32) - 1
     return jnp.where(s <= 0, 1.0, jnp.maximum(1 - largest_decay, 9 / (10 + s)))
 
 
 def moved(shadow: jax.Array, value: jax.Array, rate: jax.Array | float) -> jax.Array:
-    """A moving average after one update, s - r (s - x), in the published code's order of operations."""
+    """A moving average after one update, s - r (s - x): operations in the published order."""
     return shadow - rate * (shadow - value)
 
 
