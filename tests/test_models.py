@@ -45,14 +45,21 @@ def test_what_tokens_depend_on(kind):
     assert fingerprint("kl_vae", {}) != fingerprint("pixels", {})
 
 
-@pytest.mark.parametrize("load, field", [("tokenizer", "encode"), ("generator", "sample")])
-def test_what_was_trained_in_bfloat16_is_used_in_float32(monkeypatch, load, field):
+@pytest.mark.parametrize(
+    "load, field, part", [("tokenizer", "encode", ""), ("generator", "sample", "trunk")]
+)
+def test_what_was_trained_in_bfloat16_is_used_in_float32(monkeypatch, load, field, part):
     """Published caches and samples are made in float32; a field of its own says otherwise."""
     monkeypatch.setattr(models, "_load", lambda _, module, *rest: models.Trained(module, {}, 0))
     monkeypatch.setattr(models.workdir, "trained", lambda _, name: name)
     config = tiny(default_config())
     config.dtype = "bfloat16"
-    dtype = lambda: getattr(models, f"load_{load}")(config, make_mesh()).module.dtype
+    load = getattr(models, f"load_{load}")
+
+    def dtype():
+        module = load(config, make_mesh()).module
+        return (getattr(module, part) if part else module).dtype
+
     assert dtype() == "float32"
     config[field].dtype = "bfloat16"
     assert dtype() == "bfloat16"
