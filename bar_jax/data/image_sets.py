@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bar_jax.data.folders import image_files
 from bar_jax.data.images import DamagedImage, decode
-from bar_jax.data.sources import image_files
 from bar_jax.errors import InputError
 
 IMAGES, LABELS, SETTINGS = "arr_0", "arr_1", "settings"
