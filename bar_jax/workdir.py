@@ -6,6 +6,7 @@ metrics.jsonl    a line per logged step; tensorboard/ the same as events
 tokenizer/       checkpoints of stage 1, with the config they were begun with
 cache/           tokens of the data set
 generator/       checkpoints of stage 2, with the config they were begun with
+classes.json     which class each label is
 report.html      the run on one page; pictures/ are those of the evaluations
 profile/         traces of --config.profile, for xprof
 tokenizer.safetensors, generator.safetensors  both as published files, by job=export_weights

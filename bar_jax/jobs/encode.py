@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
+from bar_jax.data import classes
 from bar_jax.data.published_tokens import FILES_PER_BATCH
 from bar_jax.errors import InputError
 from bar_jax.tokenizers import cached_as, sequence_grid
@@ -93,6 +94,7 @@ def _encode_images(config) -> tuple[str, dict[str, tuple[int, bool]]]:
 
 def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
     source = data.open_images(config, validation=split == "validation")
+    _keep_classes(config, source, split)
     mirrored, share = _mirrored(config, split), mesh_lib.batch_share(mesh)
     # Each share of a batch is of another shard.
     size, side = config.encode.batch_size // share.count, config.data.image_size
@@ -201,6 +203,7 @@ def _pack(config, fingerprint, split) -> tuple[int, bool]:
         mirrored=_mirrored(config, split),
     )
     data.check_labels(source, section.num_classes)
+    _keep_classes(config, source, split)
     names = ("label", "index", "tokens", "tokens_mirrored")[: 3 + source.mirrored]
 
     def rows(start, stop):
@@ -219,6 +222,12 @@ def _pack(config, fingerprint, split) -> tuple[int, bool]:
 
 
 # --- both ----------------------------------------------------------------------------------------
+
+
+def _keep_classes(config, source, split) -> None:
+    """Says what the labels of the cache mean, before there are any."""
+    if split == "train":
+        mesh_lib.first_alone(lambda: classes.keep(config, source.class_names))
 
 
 def _mirrored(config, split) -> bool:
