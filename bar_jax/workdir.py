@@ -25,7 +25,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax.config import basis_inside, default_config, flatten, real_valued
+from bar_jax.config import basis_inside, default_config, flatten, real_valued, settle
 from bar_jax.config_presets import from_scratch
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
@@ -125,6 +125,7 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     if config.sample.order == "raster":  # from before there were other bases
         config.sample.order = "basis"
     config.workdir = str(workdir)
+    settle(config)
     return config
 
 

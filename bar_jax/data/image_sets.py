@@ -68,7 +68,7 @@ def open_npz(path: str | os.PathLike, num_classes: int | None) -> ImageArray:
     Raises:
       InputError: naming the file and what is wrong with it.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     names = npz_names(path)
     if IMAGES not in names:
         found = f"{', '.join(names) or 'nothing'}"
@@ -226,7 +226,7 @@ def open_folder(
     Raises:
       InputError: there is no such folder, or no image in it.
     """
-    root = os.path.expanduser(path)
+    root = os.fspath(path)
     if not os.path.isdir(root):
         raise InputError(path, "no such file or folder", "an .npz or a folder of images")
     files = image_files(root)

@@ -257,7 +257,7 @@ def tfds(name: str, data_dir: str, split: str, *, where: str = "data.train_split
         raise InputError(
             "data.source", "tfds, which is not installed", 'pip install "bar_jax[tfds]"'
         ) from error
-    data_dir = os.path.expanduser(data_dir) or None
+    data_dir = data_dir or None
     try:
         builder = tensorflow_datasets.builder(
             name, data_dir=data_dir, try_gcs=False, file_format="array_record"

@@ -170,7 +170,7 @@ def packed_fingerprint(config: ConfigDict) -> str:
     headers = [cache_path(config, split) / "header.json" for split in SPLITS]
     if not mesh_lib.first_says(lambda: all(header.exists() for header in headers)):
         return run(config)["tokenizer_fingerprint"]
-    if os.path.isdir(os.path.expanduser(config.data.path)):
+    if os.path.isdir(config.data.path):
         return _published_fingerprint(config)
     header = data.open_cache(headers[0].parent).header
     if header["preprocessing"]["source"] != "tokens":
