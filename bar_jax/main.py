@@ -9,6 +9,7 @@ All fields, among them `job` and what it may be, are in bar_jax/config.py and ba
 """
 
 import ast
+import contextlib
 import difflib
 import json
 import logging
@@ -75,16 +76,18 @@ def run(config: ConfigDict, cluster: distributed.Cluster | None = None) -> int:
     job = jobs.JOBS[config.job]
     distributed.start(cluster)
     jobs.check_devices(config)
-    if config.job not in WITHOUT_WORKDIR:
-        mesh.first_alone(lambda: workdir.check(config))
-        mesh.first_alone(lambda: workdir.write_config(config))
-    try:
-        preemption.check(f"{config.job} was not begun")
-        with logging_redirect_tqdm(loggers=[logging.getLogger()]):  # lines above the bar
-            summary = job(config)
-    except preemption.Preempted as stopped:
-        logger.info("told to stop; %s. The same command goes on from there.", stopped)
-        return 0
+    with contextlib.ExitStack() as stack:
+        if config.job not in WITHOUT_WORKDIR:
+            mesh.first_alone(lambda: workdir.check(config))
+            stack.enter_context(workdir.in_use(config))
+            mesh.first_alone(lambda: workdir.write_config(config))
+        try:
+            preemption.check(f"{config.job} was not begun")
+            with logging_redirect_tqdm(loggers=[logging.getLogger()]):  # lines above the bar
+                summary = job(config)
+        except preemption.Preempted as stopped:
+            logger.info("told to stop; %s. The same command goes on from there.", stopped)
+            return 0
     if jax.process_index() == 0:
         print(json.dumps(summary, indent=2))
     return 0

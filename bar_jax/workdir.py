@@ -18,13 +18,16 @@ basis/           A during training, and pictures of it; see jobs/basis.py, basis
 samples.png, samples_during_training.png, reconstructions.png, figure_4.png, figure_6.png, psnr.png
 """
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 from ml_collections import ConfigDict
 
+from bar_jax import workdir_lock
 from bar_jax.config import basis_inside, default_config, flatten, real_valued, settle
 from bar_jax.config_presets import from_scratch
 from bar_jax.errors import InputError
@@ -64,10 +67,32 @@ def to_json(config: ConfigDict) -> dict:
 def write_config(config: ConfigDict) -> None:
     """Writes `config.json`."""
     path = pathlib.Path(config.workdir)
-    try:
+    with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             write_atomically(path / "config.json", _dump(to_json(config)))
+
+
+@contextlib.contextmanager
+def in_use(config: ConfigDict) -> Iterator[None]:
+    """Makes the workdir if need be, and keeps other runs out of it for a block.
+
+    Raises:
+      InputError: it cannot be written to, or another run is in it.
+    """
+    path = pathlib.Path(config.workdir)
+    with contextlib.ExitStack() as stack:
+        with _writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(workdir_lock.held(config.workdir, config.job))
+        yield
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """Tells of a workdir that cannot be one."""
+    try:
+        yield
     except OSError as error:
         found = f"{path} ({error.strerror})"
         raise InputError("--workdir", found, "a folder that can be written to") from error

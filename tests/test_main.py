@@ -234,6 +234,18 @@ def test_a_workdir_that_cannot_be_one(name, tmp_path, capsys):
     assert line.startswith(f"--workdir: found {tmp_path / name} (")
 
 
+def test_a_workdir_with_another_run_in_it(tmp_path, capsys, monkeypatch):
+    from bar_jax import workdir_lock
+
+    def refuse(*_):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(workdir_lock.fcntl, "lockf", refuse)
+    line = _refused(capsys, TINY, f"--workdir={tmp_path}")
+    assert line.startswith(f"--workdir: found {tmp_path} in use by another run, expected one run")
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_a_damaged_summary_is_refused_before_training(tmp_path, capsys):
     (tmp_path / "summary.json").write_text("{")
     line = _refused(capsys, TINY, f"--workdir={tmp_path}")
