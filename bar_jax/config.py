@@ -213,9 +213,9 @@ def default_config() -> ConfigDict:
     sample.keep = "none"  # keep this half of real images and write the rest: upper | lower | ...
 
     c.evaluate = evaluate = ConfigDict()
-    # What is measured, and against what: an .npz (arr_0: images; of a reference also ADM's
-    # statistics), a folder of images, or train | validation of the data set. "": samples.npz of the
-    # workdir.
+    # What is measured, and against what: an .npz (arr_0: images; of a reference also, or alone,
+    # ADM's statistics), a folder of images (with labels in sub-folders that are called like the
+    # classes), or train | validation of the data set. "": samples.npz of the workdir.
     evaluate.samples = ""
     evaluate.reference = "train"
     # fid | sfid | inception_score | precision_recall | kid | fd_dinov2 | clip_score need weight

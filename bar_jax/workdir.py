@@ -1,5 +1,6 @@
 """What a workdir holds, and the guard of what was begun there.
 
+.lock            whose run is in the workdir
 config.json      all fields of the last job, as resolved
 summary.json     final numbers, with the settings they depend on
 metrics.jsonl    a line per logged step; tensorboard/ the same as events
