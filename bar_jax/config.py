@@ -9,8 +9,10 @@ import math
 import re
 
 import ml_collections
+import numpy as np
 from ml_collections import ConfigDict
 
+from bar_jax import files
 from bar_jax.errors import InputError
 
 BIT_TOKENIZERS = ("bar_fsq", "basis_fsq")
@@ -24,6 +26,13 @@ BENCHMARKS = (
     *("features", "input"),
 )
 STEPS = ("generator", "tokenizer", "discriminator", "sampler")
+# Fields that are paths, and sections of which all are.
+PATHS = (
+    *("workdir", "init_from", "data.path", "train_tokenizer.weights.", "evaluate.samples"),
+    *("evaluate.reference", "evaluate.weights.", "evaluate.clip_vocabulary"),
+    *("evaluate.class_names", "published.", "benchmark.trace", "figures.runs"),
+)
+TEXTS = ("describe.steps", "figures.runs")  # lists of text that are empty by default
 DURATION_UNITS = ("steps", "epochs", "images")
 
 
@@ -212,9 +221,9 @@ def default_config() -> ConfigDict:
     sample.keep = "none"  # keep this half of real images and write the rest: upper | lower | ...
 
     c.evaluate = evaluate = ConfigDict()
-    # What is measured, and against what: an .npz (arr_0: images; of a reference also ADM's
-    # statistics), a folder of images, or train | validation of the data set. "": samples.npz of the
-    # workdir.
+    # What is measured, and against what: an .npz (arr_0: images; of a reference also, or alone,
+    # ADM's statistics), a folder of images (with labels in sub-folders that are called like the
+    # classes), or train | validation of the data set. "": samples.npz of the workdir.
     evaluate.samples = ""
     evaluate.reference = "train"
     # fid | sfid | inception_score | precision_recall | kid | fd_dinov2 | clip_score need weight
@@ -310,6 +319,18 @@ def _optimizer(warmup_epochs: float) -> ConfigDict:
     optimizer.no_decay = ("norm", "bias", "embed", "adaln", "basis")
     optimizer.clip_norm = 1.0  # of the gradient over all parameters
     return optimizer
+
+
+def settle(config: ConfigDict) -> None:
+    """Changes what may be written in several ways to one: paths with `~`, integers of numpy."""
+    for name, value in flatten(config):
+        is_path = name in PATHS or f"{name.rpartition('.')[0]}." in PATHS
+        if isinstance(value, tuple):
+            value = tuple(v.item() if isinstance(v, np.integer) else v for v in value)
+            value = tuple(map(files.expand, value)) if is_path else value
+        elif is_path:
+            value = files.expand(value)
+        config.update_from_flattened_dict({name: value})
 
 
 def token_grid(config: ConfigDict) -> tuple[int, int]:

@@ -21,3 +21,10 @@ class SaveError(RuntimeError):
 
     `main` prints it and exits with status 1: once there is room the same command goes on.
     """
+
+
+class NonFinite(RuntimeError):
+    """A loss or gradient is no longer finite; the message says between which steps.
+
+    `main` prints it and exits with status 1: nothing was saved after that.
+    """

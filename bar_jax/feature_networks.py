@@ -81,7 +81,7 @@ def check(weights: Mapping[str, str], networks: Iterable[str], field: str) -> No
 
 def is_there(path: str) -> bool:
     """Whether a field names weights that can be had."""
-    return path == RANDOM or (bool(path) and Path(path).expanduser().is_file())
+    return path == RANDOM or (bool(path) and Path(path).is_file())
 
 
 def load(config: ConfigDict, mesh: jax.sharding.Mesh, name: str) -> FeatureNetwork:
@@ -177,5 +177,5 @@ def text_features(clip: FeatureNetwork, tokens: np.ndarray) -> np.ndarray:
 
 def digest(path: str | Path) -> str:
     """The first 16 hexadecimal digits of a file's SHA-256."""
-    with Path(path).expanduser().open("rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -16,6 +16,11 @@ _PACKAGE = Path(__file__).resolve().parent
 _HOME = _PACKAGE.parent if (_PACKAGE.parent / "setup.py").is_file() else _PACKAGE
 
 
+def expand(path: str | os.PathLike[str]) -> str:
+    """A path that a user gives, in a config or from Python, with `~` and `~user` expanded."""
+    return os.path.expanduser(os.fspath(path))
+
+
 def find(path: str | os.PathLike[str]) -> Path:
     """Finds a file or folder that a user names, such as `configs/quickstart.py`.
 
@@ -32,7 +37,7 @@ def find(path: str | os.PathLike[str]) -> Path:
     Raises:
       InputError: there is no such file; the message lists the configs with similar names.
     """
-    given = os.path.expanduser(path)
+    given = expand(path)
     # os.path.exists takes any string; Path.exists raises on some (a name that is too long).
     for candidate in (given, os.path.join(_HOME, given)):
         if given and os.path.exists(candidate):

@@ -90,7 +90,7 @@ def check(config: ConfigDict) -> None:
         path, source = config.train_tokenizer.weights[name], SOURCES[name]
         if path == RANDOM or (path == PACKAGE and name in IN_PACKAGE):
             continue
-        if path and Path(path).expanduser().is_file():
+        if path and Path(path).is_file():
             continue
         loss = config.train_tokenizer.loss
         fields = [f"train_tokenizer.loss.{term}=0" for term in source.terms if loss[term]]

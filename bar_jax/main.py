@@ -9,6 +9,7 @@ All fields, among them `job` and what it may be, are in bar_jax/config.py and ba
 """
 
 import ast
+import contextlib
 import difflib
 import json
 import logging
@@ -23,7 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from bar_jax import config as config_lib
 from bar_jax import distributed, files, validation
 from bar_jax.config_file import load_config
-from bar_jax.errors import InputError, SaveError
+from bar_jax.errors import InputError, NonFinite, SaveError
 from bar_jax.training import preemption
 
 logger = logging.getLogger("bar_jax")
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return distributed.leave(2)
-    except SaveError as error:
+    except (SaveError, NonFinite) as error:
         print(f"error: {error}", file=sys.stderr)
         return distributed.leave(1)
     except Exception:
@@ -63,6 +64,7 @@ def run(config: ConfigDict, cluster: distributed.Cluster | None = None) -> int:
       cluster: that flags describe; None looks for one.
     """
     preemption.install()
+    config_lib.settle(config)
     validation.validate(config)
     # Imported here so that a misspelt field is told before JAX has started.
     import jax
@@ -74,16 +76,18 @@ def run(config: ConfigDict, cluster: distributed.Cluster | None = None) -> int:
     job = jobs.JOBS[config.job]
     distributed.start(cluster)
     jobs.check_devices(config)
-    if config.job not in WITHOUT_WORKDIR:
-        mesh.first_alone(lambda: workdir.check(config))
-        mesh.first_alone(lambda: workdir.write_config(config))
-    try:
-        preemption.check(f"{config.job} was not begun")
-        with logging_redirect_tqdm(loggers=[logging.getLogger()]):  # lines above the bar
-            summary = job(config)
-    except preemption.Preempted as stopped:
-        logger.info("told to stop; %s. The same command goes on from there.", stopped)
-        return 0
+    with contextlib.ExitStack() as stack:
+        if config.job not in WITHOUT_WORKDIR:
+            mesh.first_alone(lambda: workdir.check(config))
+            stack.enter_context(workdir.in_use(config))
+            mesh.first_alone(lambda: workdir.write_config(config))
+        try:
+            preemption.check(f"{config.job} was not begun")
+            with logging_redirect_tqdm(loggers=[logging.getLogger()]):  # lines above the bar
+                summary = job(config)
+        except preemption.Preempted as stopped:
+            logger.info("told to stop; %s. The same command goes on from there.", stopped)
+            return 0
     if jax.process_index() == 0:
         print(json.dumps(summary, indent=2))
     return 0
@@ -107,7 +111,7 @@ def parse(argv: Sequence[str]) -> ConfigDict:
         name = flag.removeprefix("config.")
         if name not in fields:
             raise config_lib.unknown_field(name)
-        config.update_from_flattened_dict({name: _value(name, text, type(fields[name]))})
+        config.update_from_flattened_dict({name: _value(name, text, fields[name])})
     config.workdir = workdir or config.workdir
     if not config.workdir and config.job not in WITHOUT_WORKDIR:
         raise InputError("--workdir", "nothing", "a folder for all that the job writes")
@@ -135,12 +139,13 @@ def _split(arguments: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _value(name: str, text: str, kind: type) -> object:
+def _value(name: str, text: str, default: object) -> object:
     """A field's value as the command line has it.
 
     Raises:
       InputError: if it is not of the field's type.
     """
+    kind = type(default)
     if kind is str:
         return text
     names = {int: "an integer", float: "a number", bool: "true or false", tuple: "(VALUE, ...)"}
@@ -148,12 +153,25 @@ def _value(name: str, text: str, kind: type) -> object:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if kind is tuple:
-            # (3, 7), [3, 7], 3,7 and 3 are numbers; class_accuracy is a name.
-            value = ast.literal_eval(text) if text[:1] in "([-0123456789" else text.split(",")
-            return tuple(value) if isinstance(value, tuple | list) else (value,)
+            texts = name in config_lib.TEXTS or any(type(value) is str for value in default)
+            return _values(text, texts)
         return kind(text)
     except (KeyError, ValueError, SyntaxError) as error:
         raise InputError(f"config.{name}", repr(text), names[kind]) from error
+
+
+def _values(text: str, texts: bool) -> tuple:
+    """The values of `(3, 7)`, `[3, 7]`, `3,7` and `3`; texts need no quotes.
+
+    Raises:
+      ValueError, SyntaxError: brackets or numbers that are none.
+    """
+    if texts and text[:1] in ("(", "[") and not set("'\"") & set(text):
+        text = text[1:-1].rstrip(",") if text[-1] in ")]" else text
+    if text[:1] in ("(", "[") or (not texts and text[:1] in tuple("-0123456789")):
+        value = ast.literal_eval(text)
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    return tuple(part.strip() for part in text.split(",")) if text or not texts else ()
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import models, published, workdir
-from bar_jax.config import basis_inside, real_valued, token_channels, token_grid
+from bar_jax import files, models, published, workdir
+from bar_jax.config import basis_inside, real_valued, settle, token_channels, token_grid
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.jobs import encode, sample
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import sequence_grid
-from bar_jax.validation import check_labels, check_sampling, check_seed, validate
+from bar_jax.validation import check_labels, check_sampling, check_seed, integer, validate
 
 
 class Pipeline:
@@ -47,7 +47,7 @@ class Pipeline:
         Raises:
           InputError: if the workdir holds no config or no trained model.
         """
-        config, mesh = workdir.read_config(folder), _one_device()
+        config, mesh = workdir.read_config(files.expand(folder)), _one_device()
         tokenizer = models.load_tokenizer(config, mesh)
         return cls(config, mesh, tokenizer, models.load_generator(config, mesh))
 
@@ -77,12 +77,15 @@ class Pipeline:
         if not isinstance(config, ConfigDict):
             config = load_config(os.fspath(config))
         config = config.copy_and_resolve_references()
+        settle(config)
         validate(config)
         mesh = _one_device()
-        files = {"tokenizer": tokenizer, "generator": generator}
-        tensors = {part: published.read(config, part, path) for part, path in files.items()}
+        paths = {"tokenizer": tokenizer, "generator": generator}
+        tensors = {
+            part: published.read(config, part, files.expand(path)) for part, path in paths.items()
+        }
         return cls(
-            config, mesh, *(published.load(config, part, tensors.pop(part), mesh) for part in files)
+            config, mesh, *(published.load(config, part, tensors.pop(part), mesh) for part in paths)
         )
 
     def sample(
@@ -116,7 +119,7 @@ class Pipeline:
           InputError: naming the argument that is wrong.
         """
         config = self.config.copy_and_resolve_references()
-        config.seed = seed
+        config.seed = seed = integer("seed", seed)
         section = config.sample
         if guidance_scale is not None:
             section.guidance_scale = float(guidance_scale)
@@ -128,10 +131,10 @@ class Pipeline:
                 tokens = "bits" if name == "unmasking_schedule" else "real-valued tokens"
                 raise InputError(name, str(given), f"None: it is for {tokens}")
         if steps is not None:
-            section.steps = steps
+            section.steps = integer("steps", steps)
             validate(config)
         if tokens is not None:
-            section.tokens = tokens
+            section.tokens = integer("tokens", tokens)
         if unmasking_schedule is not None:
             section.unmasking_schedule = tuple(np.ravel(unmasking_schedule).tolist())
         labels = np.ravel(labels).tolist()

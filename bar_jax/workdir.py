@@ -1,11 +1,13 @@
 """What a workdir holds, and the guard of what was begun there.
 
+.lock            whose run is in the workdir
 config.json      all fields of the last job, as resolved
 summary.json     final numbers, with the settings they depend on
 metrics.jsonl    a line per logged step; tensorboard/ the same as events
 tokenizer/       checkpoints of stage 1, with the config they were begun with
 cache/           tokens of the data set
 generator/       checkpoints of stage 2, with the config they were begun with
+classes.json     which class each label is
 report.html      the run on one page; pictures/ are those of the evaluations
 profile/         traces of --config.profile, for xprof
 tokenizer.safetensors, generator.safetensors  both as published files, by job=export_weights
@@ -17,14 +19,17 @@ basis/           A during training, and pictures of it; see jobs/basis.py, basis
 samples.png, samples_during_training.png, reconstructions.png, figure_4.png, figure_6.png, psnr.png
 """
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax.config import basis_inside, default_config, flatten, real_valued
+from bar_jax import workdir_lock
+from bar_jax.config import basis_inside, default_config, flatten, real_valued, settle
 from bar_jax.config_presets import from_scratch
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
@@ -63,10 +68,32 @@ def to_json(config: ConfigDict) -> dict:
 def write_config(config: ConfigDict) -> None:
     """Writes `config.json`."""
     path = pathlib.Path(config.workdir)
-    try:
+    with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             write_atomically(path / "config.json", _dump(to_json(config)))
+
+
+@contextlib.contextmanager
+def in_use(config: ConfigDict) -> Iterator[None]:
+    """Makes the workdir if need be, and keeps other runs out of it for a block.
+
+    Raises:
+      InputError: it cannot be written to, or another run is in it.
+    """
+    path = pathlib.Path(config.workdir)
+    with contextlib.ExitStack() as stack:
+        with _writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(workdir_lock.held(config.workdir, config.job))
+        yield
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """Tells of a workdir that cannot be one."""
+    try:
+        yield
     except OSError as error:
         found = f"{path} ({error.strerror})"
         raise InputError("--workdir", found, "a folder that can be written to") from error
@@ -124,6 +151,7 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     if config.sample.order == "raster":  # from before there were other bases
         config.sample.order = "basis"
     config.workdir = str(workdir)
+    settle(config)
     return config
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from bar_jax import config as config_lib
@@ -31,6 +32,13 @@ def test_tiny_adds_and_removes_no_field():
 def test_an_unknown_size_is_refused():
     with pytest.raises(InputError, match=r"huge: found 'huge', expected tiny"):
         sized(default_config(), "huge")
+
+
+def test_integers_of_numpy_become_plain_ones():
+    config = default_config()
+    config.sample.labels = tuple(np.arange(2))
+    config_lib.settle(config)
+    assert [type(label) for label in config.sample.labels] == [int, int]
 
 
 # --- durations -----------------------------------------------------------------------------------

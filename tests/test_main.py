@@ -4,6 +4,7 @@ import errno
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from bar_jax import workdir
 from bar_jax.config import flatten
 from bar_jax.config_file import load_config
-from bar_jax.errors import InputError, SaveError
+from bar_jax.errors import InputError, NonFinite, SaveError
 from bar_jax.main import main, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +59,10 @@ def _refused(capsys, *arguments) -> str:
         ("--config.sample.labels=()", "sample.labels", ()),
         ("--config.evaluate.metrics=class_accuracy", "evaluate.metrics", ("class_accuracy",)),
         ("--config.evaluate.metrics=('a', 'b')", "evaluate.metrics", ("a", "b")),
+        ("--config.figures.runs=2024_run,2025", "figures.runs", ("2024_run", "2025")),
+        ("--config.figures.runs=(2024_run, 7)", "figures.runs", ("2024_run", "7")),
+        ("--config.figures.runs=('a,b',)", "figures.runs", ("a,b",)),
+        ("--config.figures.runs=", "figures.runs", ()),
         ("-config.seed=3", "seed", 3),
     ],
 )
@@ -229,6 +234,18 @@ def test_a_workdir_that_cannot_be_one(name, tmp_path, capsys):
     assert line.startswith(f"--workdir: found {tmp_path / name} (")
 
 
+def test_a_workdir_with_another_run_in_it(tmp_path, capsys, monkeypatch):
+    from bar_jax import workdir_lock
+
+    def refuse(*_):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(workdir_lock.fcntl, "lockf", refuse)
+    line = _refused(capsys, TINY, f"--workdir={tmp_path}")
+    assert line.startswith(f"--workdir: found {tmp_path} in use by another run, expected one run")
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_a_damaged_summary_is_refused_before_training(tmp_path, capsys):
     (tmp_path / "summary.json").write_text("{")
     line = _refused(capsys, TINY, f"--workdir={tmp_path}")
@@ -338,6 +355,37 @@ def test_a_full_disk_ends_in_one_line(error, line, failing_job, tmp_path, capsys
     assert main(failing_job(error)) == 1
     [told] = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
     assert told.startswith("error: " + line.replace("WORKDIR", str(tmp_path)))
+
+
+def test_a_loss_that_is_not_finite_ends_in_one_line(failing_job, capsys):
+    assert main(failing_job(NonFinite("train_generator: loss became nan"))) == 1
+    assert capsys.readouterr().err.endswith("error: train_generator: loss became nan\n")
+
+
+def test_the_command_in_another_thread(monkeypatch, tmp_path):
+    """Python lets the main thread alone wait for signals."""
+    from bar_jax import jobs
+
+    monkeypatch.setitem(jobs.JOBS, "encode", lambda config: {})
+    arguments = ["main", TINY, "--config.job=encode", f"--workdir={tmp_path}"]
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(main, arguments).result() == 0
+
+
+def test_home_is_not_made_a_folder_of_the_name_tilde(monkeypatch, tmp_path):
+    from bar_jax import jobs
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    monkeypatch.setitem(jobs.JOBS, "encode", lambda config: found.update(flatten(config)) or {})
+    paths = ("init_from", "data.path", "evaluate.reference", "evaluate.weights.inception",
+             "train_tokenizer.weights.vgg16", "published.export", "figures.runs")  # fmt: skip
+    arguments = [f"--config.{name}=~/a" for name in paths]
+    assert main(["main", TINY, "--config.job=encode", "--workdir=~/run", *arguments]) == 0
+    expected = {name: f"{tmp_path}/a" for name in paths} | {"figures.runs": (f"{tmp_path}/a",)}
+    assert {name: found[name] for name in paths} == expected
+    assert (tmp_path / "run/config.json").exists() and not (tmp_path / "~").exists()
 
 
 def test_another_error_of_the_system_keeps_its_traceback(failing_job):

@@ -259,6 +259,11 @@ def test_another_seed_draws_another_image(pipe, run):
     assert not np.array_equal(pipe.sample(labels=[0], seed=1), _samples(run.folder)["arr_0"][:1])
 
 
+def test_integers_of_numpy_are_integers(pipe):
+    given = pipe.sample(np.array([0]), seed=np.int64(1))
+    np.testing.assert_array_equal(given, pipe.sample([0], seed=1))
+
+
 def test_the_same_label_twice_is_drawn_twice(pipe):
     first, second = pipe.sample(labels=[3, 3], seed=0)
     assert not np.array_equal(first, second)
@@ -317,6 +322,7 @@ def test_no_token_kept_is_no_image_given(pipe, run):
         ({"labels": []}, "labels: found none"),
         ({"labels": [1.5]}, "sample.labels: found 1.5"),
         ({"labels": [0], "seed": -1}, "seed: found -1"),
+        ({"labels": [0], "seed": 1.5}, "seed: found 1.5, expected an integer"),
     ],
     ids=lambda value: value.partition(",")[0] if isinstance(value, str) else "",
 )

@@ -1,13 +1,15 @@
 """Files on disk -> batches.
 
-`sources` opens images, `images` crops one, `token_cache` keeps what a tokenizer made of them
-(`token_writer` writes it), `published_tokens` reads those of the published code, `stream` says
-which example comes when, and `loader` puts batches together. A new source is one function in
-`sources.py` and one branch of `open_source`.
+`sources` opens images (`folders` lists them, `classes` keeps what their labels are), `images` crops
+one, `token_cache` keeps what a tokenizer made of them (`token_writer` writes it),
+`published_tokens` reads those of the published code, `stream` says which example comes when, and
+`loader` puts batches together. A new source is one function in `sources.py` and one branch of
+`open_source`.
 """
 
 from ml_collections import ConfigDict
 
+from bar_jax.data import classes
 from bar_jax.data.images import (
     DamagedImage,
     center_crop,
@@ -53,8 +55,8 @@ def open_images(config: ConfigDict, validation: bool = False):
     """The training or the validation images that a config describes.
 
     Raises:
-      InputError: if they cannot be opened, or do not have `data.num_classes` classes, or the
-        source holds tokens instead.
+      InputError: if they cannot be opened, or do not have `data.num_classes` classes, or others
+        than those that the workdir's tokens are of; or the source holds tokens instead.
     """
     section = config.data
     if section.source == "tokens":
@@ -72,6 +74,8 @@ def open_images(config: ConfigDict, validation: bool = False):
         validation=validation,
     )
     check_labels(source, section.num_classes)
+    if config.workdir:
+        classes.check(config, source.class_names)
     return source
 
 

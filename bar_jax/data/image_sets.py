@@ -1,7 +1,8 @@
 """Sets of finished images, to be measured as they are: an .npz of the ADM format, or a folder.
 
-A set is a source (see `sources.py`) and more: `labelled` tells whether its labels mean anything,
-`size` is the images' height and width, `settings` what they were made with as far as the file says.
+A set is a source (see `sources.py`) and more: `unlabelled` tells why its labels mean nothing, "" if
+they do, `size` is the images' height and width, `settings` what they were made with as far as the
+file says.
 """
 
 import hashlib
@@ -16,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bar_jax.data.folders import READABLE, by_number, image_files
 from bar_jax.data.images import DamagedImage, decode
-from bar_jax.data.sources import image_files
 from bar_jax.errors import InputError
 
 IMAGES, LABELS, SETTINGS = "arr_0", "arr_1", "settings"
+NO_LABELS = "the samples have no labels"
 
 
 # --- .npz ----------------------------------------------------------------------------------------
@@ -34,8 +36,12 @@ class ImageArray:
     labels: np.ndarray = field(repr=False)
     name: str
     num_classes: int
-    labelled: bool
+    unlabelled: str
     settings: dict = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> bool:
+        return not self.unlabelled
 
     @property
     def size(self) -> tuple[int, int]:
@@ -62,7 +68,7 @@ def open_npz(path: str | os.PathLike, num_classes: int | None) -> ImageArray:
     Raises:
       InputError: naming the file and what is wrong with it.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     names = npz_names(path)
     if IMAGES not in names:
         found = f"{', '.join(names) or 'nothing'}"
@@ -78,9 +84,9 @@ def open_npz(path: str | os.PathLike, num_classes: int | None) -> ImageArray:
             settings = json.loads(str(read_array(path, SETTINGS)))
         except ValueError as error:
             raise InputError(f"{path}: {SETTINGS}", str(error), "JSON") from error
-    unlabelled = labels is None
+    unlabelled = NO_LABELS if labels is None else ""
     labels = np.zeros(len(images), np.int32) if unlabelled else labels.astype(np.int32)
-    return ImageArray(images, labels, str(path), num_classes or 1, not unlabelled, settings)
+    return ImageArray(images, labels, str(path), num_classes or 1, unlabelled, settings)
 
 
 def npz_names(path: Path) -> list[str]:
@@ -166,18 +172,22 @@ def _check_labels(path: Path, labels: np.ndarray, count: int, num_classes: int) 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files of a folder, at any depth; sub-folders are classes where there are as many."""
+    """Image files of a folder, at any depth."""
 
     root: str
     files: Sequence[str] = field(repr=False)
     labels: np.ndarray = field(repr=False)
     num_classes: int
-    labelled: bool
+    unlabelled: str
     settings: dict = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.root
+
+    @property
+    def labelled(self) -> bool:
+        return not self.unlabelled
 
     @property
     def size(self) -> tuple[int, int]:
@@ -202,27 +212,43 @@ class ImageFiles:
         return {"image": decode(name, name), "label": int(self.labels[index]), "name": name}
 
 
-def open_folder(path: str | os.PathLike, num_classes: int) -> ImageFiles:
+def open_folder(
+    path: str | os.PathLike, num_classes: int, class_names: Sequence[str] = ()
+) -> ImageFiles:
     """The images of a folder, sorted by name.
 
+    They have labels where they lie in folders that are called like classes: nothing else, such as
+    the number of folders, tells which is which.
+
     Args:
-      num_classes: if there are so many sub-folders with images, they are the classes; otherwise
-        the images have no labels.
+      class_names: of the data set, in the order of its labels; (): they are not known.
 
     Raises:
       InputError: there is no such folder, or no image in it.
     """
-    root = os.path.expanduser(path)
+    root = os.fspath(path)
     if not os.path.isdir(root):
         raise InputError(path, "no such file or folder", "an .npz or a folder of images")
     files = image_files(root)
     if not files:
-        raise InputError(path, "no image", "files that Pillow can read, such as .jpg or .png")
+        raise InputError(path, "no image", READABLE)
     tops = [name.split(os.sep)[0] if os.sep in name else "" for name in files]
-    classes = sorted(set(tops))
-    labelled = len(classes) == num_classes and "" not in classes
-    labels = np.array([classes.index(top) for top in tops] if labelled else [0] * len(files))
-    return ImageFiles(root, files, labels, num_classes, labelled)
+    unlabelled = _why_unlabelled(tops, class_names)
+    number = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([0 if unlabelled else number[top] for top in tops])
+    return ImageFiles(root, files, labels, num_classes, unlabelled)
+
+
+def _why_unlabelled(tops: Sequence[str], class_names: Sequence[str]) -> str:
+    """Why the folders that images lie in ("": in none) are no classes; "" if they are."""
+    if not any(tops):
+        return NO_LABELS
+    if not class_names:
+        return f"{NO_LABELS}: it is not known what the classes are called"
+    for top in sorted(set(tops) - set(class_names), key=by_number):
+        lie = f"lie in {top!r}, which is no class" if top else "lie beside the class folders"
+        return f"{NO_LABELS}: some {lie}, as {class_names[0]!r} is"
+    return ""
 
 
 def _size(path: str) -> tuple[int, int]:
@@ -238,11 +264,28 @@ def _px(size: tuple[int, int]) -> str:
     return f"{size[1]} x {size[0]} px"
 
 
-def open_set(path: str | os.PathLike, num_classes: int) -> ImageArray | ImageFiles:
-    """Opens an .npz or a folder of images."""
-    if str(path).endswith(".npz"):
+def is_npz(path: str | os.PathLike) -> bool:
+    """Whether a set is a file, not a folder.
+
+    Raises:
+      InputError: it is a file of another suffix.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npz":
+        return True
+    if path.is_file():
+        expected = "an .npz with the images as arr_0, or a folder of images"
+        raise InputError(path, f"a file of suffix {path.suffix!r}", expected)
+    return False
+
+
+def open_set(
+    path: str | os.PathLike, num_classes: int, class_names: Sequence[str] = ()
+) -> ImageArray | ImageFiles:
+    """Opens an .npz or a folder of images; see `open_npz` and `open_folder`."""
+    if is_npz(path):
         return open_npz(path, num_classes)
-    return open_folder(path, num_classes)
+    return open_folder(path, num_classes, class_names)
 
 
 # --- any source ----------------------------------------------------------------------------------

@@ -6,6 +6,10 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
+# Formats that say what white is in grey of more than 8 bits.
+DEEP_GREY = ("PNG", "PPM", "JPEG2000", "TIFF")
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags
+
 
 class DamagedImage(Exception):
     """An image that is listed but cannot be decoded.
@@ -39,7 +43,10 @@ def decode(file: str | os.PathLike | io.BytesIO, name: str) -> Image.Image:
     """
     try:
         with Image.open(file) as image:
+            raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
             image.load()
+            if raw and "transparency" in image.info:
+                image = _with_transparency(image, raw, file)
             ImageOps.exif_transpose(image, in_place=True)
             return to_rgb(image)
     except Exception as error:  # Pillow's parsers raise nearly anything on damaged bytes
@@ -50,22 +57,65 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Converts an image of any mode to RGB.
 
     Grey, palette, CMYK and YCbCr as Pillow converts them. Transparent pixels are laid over white.
-    16-bit grey is scaled, 65535 -> 255 (Pillow's own conversion clips it at 255).
+    Grey of 12 or 16 bits is scaled, white -> 255 (Pillow's own conversion clips it at 255).
 
     Raises:
-      ValueError: mode F, or mode I with values that are not 16-bit: they have no known range.
+      ValueError: signed, floating-point or other numbers of which it is not known what white is.
     """
+    if getattr(image, "tag_v2", {}).get(TIFF_SAMPLE_FORMAT, (1,))[0] == 2:
+        raise ValueError("signed pixels have no known range")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"mode {image.mode} with values outside [0, 65535]")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        return _deep_grey_to_rgb(image)
     if image.mode == "F":
         raise ValueError("mode F: floating-point pixels have no known range")
+    if image.mode == "La":  # which converts to nothing else
+        image = image.convert("LA")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, which are all of the range or (TIFF) as many as the file says."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(TIFF_BITS, (16,))[0]
+    if image.format not in DEEP_GREY or bits > 16:
+        raise ValueError(f"mode {image.mode} of {image.format} has no known range")
+    values, white = np.asarray(image).astype(np.int64), 2**bits - 1
+    clear = values == image.info.get("transparency", -1)
+    if tags.get(TIFF_PHOTOMETRIC) == 0:  # WhiteIsZero, which Pillow minds up to 8 bits alone
+        values = white - values
+    levels = np.where(clear, 255, (values * 255 + white // 2) // white)
+    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+
+
+def _with_transparency(
+    image: Image.Image, raw: str, file: str | os.PathLike | io.BytesIO
+) -> Image.Image:
+    """A loaded PNG whose one transparent colour (tRNS) Pillow would not find, so that it does.
+
+    Pillow compares the colour as the file has it, of 1 to 16 bits, with pixels of 8 bits.
+
+    Args:
+      raw: how the file holds pixels, as Pillow calls it.
+      file: that the image was read from.
+    """
+    colour = image.info["transparency"]
+    if image.mode in ("1", "L"):
+        bits = 1 if image.mode == "1" else int(raw.partition(";")[2] or 8)
+        # Of 1 bit, some versions of Pillow have made 255 of it already.
+        image.info["transparency"] = (colour & (2**bits - 1)) * (255 // (2**bits - 1))
+    elif raw == "RGB;16B":
+        if hasattr(file, "seek"):
+            file.seek(0)
+        with Image.open(file) as low:  # Pillow drops the lower bytes, unless they are called upper
+            low.tile = [(*low.tile[0][:3], "RGB;16L")]
+            values = np.asarray(image).astype(np.int64) * 256 + np.asarray(low)
+        alpha = np.where((values == colour).all(-1), 0, 255).astype(np.uint8)
+        image.putalpha(Image.fromarray(alpha))
+        del image.info["transparency"]
+    return image
 
 
 def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:

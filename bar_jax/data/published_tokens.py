@@ -3,9 +3,9 @@
 Of BAR-FSQ, the arrays `tokens` and `tokens_flip` (of the mirror image) are bool or uint8 [N * K] in
 {0, 1}: token after token in raster order, the K bits of each side by side. Of KL-16 (MAR's cache),
 `moments` and `moments_flip` are float32 [K, h, w]: means, then log-variances, of every token.
-Labels are the places of the class folders in sorted order, so ImageNet's synset names give its
-usual labels. `job=encode` packs the files into a token cache (`token_cache.py`), which is what is
-trained on.
+Labels are the places of the class folders in order (`folders.by_number`), so ImageNet's synset
+names give its usual labels. `job=encode` packs the files into a token cache (`token_cache.py`),
+which is what is trained on.
 """
 
 import hashlib
@@ -22,15 +22,10 @@ from typing import NamedTuple
 import numpy as np
 
 from bar_jax.data import stream
+from bar_jax.data.folders import check_same_classes, class_folders, split_root
 from bar_jax.data.images import DamagedImage
 from bar_jax.data.loader import MAX_DAMAGED_IN_A_ROW
-from bar_jax.data.sources import (
-    HOLDOUT_EVERY,
-    check_same_classes,
-    class_folders,
-    holdout,
-    split_root,
-)
+from bar_jax.data.sources import HOLDOUT_EVERY, holdout
 from bar_jax.data.token_cache import DTYPES
 from bar_jax.errors import InputError
 
@@ -98,7 +93,7 @@ def open_published_tokens(
     """Lists the files of the training or the validation split; opens none of them.
 
     Args:
-      path: the root; `~` is expanded.
+      path: the root.
       train_split: sub-directory of `path` with the class folders, or "" for `path` itself.
       validation_split: the same; "" holds out every 20th training file; the training directory
         itself ("." if that is `path`) holds out nothing and validates on every 20th.

@@ -15,6 +15,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from bar_jax.data.folders import (
+    check_same_classes,
+    class_folders,
+    images_of_classes,
+    split_root,
+)
 from bar_jax.data.images import decode
 from bar_jax.errors import InputError
 
@@ -68,17 +74,6 @@ def check_labels(source, num_classes: int) -> None:
     """Refuses a source whose number of classes is not the model's (`data.num_classes`)."""
     if source.num_classes != num_classes:
         raise InputError("data.num_classes", str(num_classes), f"{source.num_classes}, as the data")
-
-
-def check_same_classes(validation: tuple[str, ...], training: tuple[str, ...]) -> None:
-    """Refuses a validation split whose class folders are not those of the training split."""
-    if validation != training:
-        differing = sorted(set(validation) ^ set(training))
-        raise InputError(
-            "data.validation_split",
-            f"class folders that differ from the training ones: {', '.join(differing[:5])}",
-            "the same sub-directories in both, or labels would not mean the same",
-        )
 
 
 # --- views ---------------------------------------------------------------------------------------
@@ -200,67 +195,20 @@ class Folder:
 
 
 def folder(path: str, split: str = "") -> Folder:
-    """Images in one sub-directory per class: sorted classes, then sorted files at any depth.
-
-    Files of an extension that Pillow does not know and hidden files and directories are ignored.
+    """Images in one sub-directory per class: classes in order, then sorted files at any depth.
 
     Args:
-      path: the root; `~` is expanded.
+      path: the root.
       split: a sub-directory of it that holds the class directories, or "" for the root itself.
 
     Raises:
-      InputError: no such directory, no class directories in it, or no images in them.
+      InputError: no such directory, no class directories in it, or one without images.
     """
     root = split_root(path, split)
     class_names = class_folders(root)
-    files, labels = [], []
-    for label, class_name in enumerate(class_names):
-        found = image_files(os.path.join(root, class_name))
-        files += [os.path.join(class_name, name) for name in found]
-        labels += [label] * len(found)
-    if not files:
-        raise InputError(
-            "data.path",
-            f"no images in the {len(class_names)} class folders of {root}",
-            "files that Pillow can read, such as .jpg or .png",
-        )
-    return Folder(root, files, np.asarray(labels, np.int32), class_names)
-
-
-def image_files(root: str) -> list[str]:
-    """Paths, relative to a folder and sorted, of the images in it at any depth.
-
-    By their extensions: those that Pillow knows. Hidden files and folders are ignored.
-    """
-    extensions = set(Image.registered_extensions())
-    found = []
-    for directory, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            os.path.relpath(os.path.join(directory, name), root)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions
-        ]
-    return sorted(found)
-
-
-def split_root(path: str, split: str) -> str:
-    """The directory of a split's class folders; InputError if there is none."""
-    root = os.path.join(os.path.expanduser(path), split) if split else os.path.expanduser(path)
-    if not os.path.isdir(root):
-        raise InputError(
-            "data.path", f"no directory {root!r}", "a directory with one sub-directory per class"
-        )
-    return root
-
-
-def class_folders(root: str) -> tuple[str, ...]:
-    """The names of the class folders, sorted; InputError if there are none."""
-    with os.scandir(root) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    if not names:
-        raise InputError("data.path", f"no class folders in {root}", "one sub-directory per class")
-    return tuple(names)
+    files = images_of_classes(root, class_names)
+    labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(own) for own in files])
+    return Folder(root, [name for own in files for name in own], labels, class_names)
 
 
 # --- TensorFlow Datasets -------------------------------------------------------------------------
@@ -309,7 +257,7 @@ def tfds(name: str, data_dir: str, split: str, *, where: str = "data.train_split
         raise InputError(
             "data.source", "tfds, which is not installed", 'pip install "bar_jax[tfds]"'
         ) from error
-    data_dir = os.path.expanduser(data_dir) or None
+    data_dir = data_dir or None
     try:
         builder = tensorflow_datasets.builder(
             name, data_dir=data_dir, try_gcs=False, file_format="array_record"

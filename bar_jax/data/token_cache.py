@@ -121,7 +121,7 @@ def open_cache(
       InputError: no cache, an unfinished or damaged one, or one of another tokenizer; names the
         file.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     if not (path / "header.json").exists():
         started = (path / "plan.json").exists()
         raise InputError(

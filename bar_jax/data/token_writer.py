@@ -85,7 +85,7 @@ def plan_cache(
     Raises:
       InputError: the folder holds a cache with other fields, or shards without a plan.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     fields = {
         "format": FORMAT,

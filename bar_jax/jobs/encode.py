@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
+from bar_jax.data import classes
 from bar_jax.data.published_tokens import FILES_PER_BATCH
 from bar_jax.errors import InputError
 from bar_jax.tokenizers import cached_as, sequence_grid
@@ -90,6 +91,7 @@ def _encode_images(config) -> tuple[str, dict[str, tuple[int, bool]]]:
 
 def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
     source = data.open_images(config, validation=split == "validation")
+    _keep_classes(config, source, split)
     mirrored, share = _mirrored(config, split), mesh_lib.batch_share(mesh)
     # Each share of a batch is of another shard.
     size, side = config.encode.batch_size // share.count, config.data.image_size
@@ -165,7 +167,7 @@ def packed_fingerprint(config: ConfigDict) -> str:
     headers = [cache_path(config, split) / "header.json" for split in SPLITS]
     if not mesh_lib.first_says(lambda: all(header.exists() for header in headers)):
         return run(config)["tokenizer_fingerprint"]
-    if os.path.isdir(os.path.expanduser(config.data.path)):
+    if os.path.isdir(config.data.path):
         return _published_fingerprint(config)
     header = data.open_cache(headers[0].parent).header
     if header["preprocessing"]["source"] != "tokens":
@@ -198,6 +200,7 @@ def _pack(config, fingerprint, split) -> tuple[int, bool]:
         mirrored=_mirrored(config, split),
     )
     data.check_labels(source, section.num_classes)
+    _keep_classes(config, source, split)
     names = ("label", "index", "tokens", "tokens_mirrored")[: 3 + source.mirrored]
 
     def rows(start, stop):
@@ -216,6 +219,12 @@ def _pack(config, fingerprint, split) -> tuple[int, bool]:
 
 
 # --- both ----------------------------------------------------------------------------------------
+
+
+def _keep_classes(config, source, split) -> None:
+    """Says what the labels of the cache mean, before there are any."""
+    if split == "train":
+        mesh_lib.first_alone(lambda: classes.keep(config, source.class_names))
 
 
 def _mirrored(config, split) -> bool:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import data, feature_networks, models
 from bar_jax import mesh as mesh_lib
-from bar_jax.data import image_sets
+from bar_jax.data import classes, image_sets
 from bar_jax.errors import InputError
 from bar_jax.jobs import reference as reference_lib
 from bar_jax.jobs import sample
@@ -46,9 +46,9 @@ def run(config: ConfigDict) -> dict[str, object]:
     check(config)
     mesh = mesh_lib.make_mesh(**config.mesh)
     samples, told = open_samples(config)
-    labelled = getattr(samples, "labelled", True)
+    unlabelled = getattr(samples, "unlabelled", "")
     with jax.set_mesh(mesh):
-        measuring = prepare(config, mesh, metrics, labelled)
+        measuring = prepare(config, mesh, metrics, unlabelled)
         batches = reference_lib.batches_of(config, mesh, samples, reference_lib.CROP, "evaluate")
         features = extract(
             mesh, measuring.networks, batches, **scores.outputs_of(measuring.metrics)
@@ -80,9 +80,11 @@ def check(config: ConfigDict) -> None:
         _class_tokens(config)
     if "classifier" in names or (compared and spec in reference_lib.SPLITS):
         data.open_images(config)
-    elif compared and not pathlib.Path(spec).expanduser().exists():
+    elif compared and not pathlib.Path(spec).exists():
         expected = "train | validation | an .npz or a folder of images"
         raise InputError("evaluate.reference", f"no file {spec}", expected)
+    elif compared and image_sets.is_npz(spec):
+        reference_lib.lacking(pathlib.Path(spec), metrics)
 
 
 def open_samples(config: ConfigDict) -> tuple[Sequence, dict[str, object]]:
@@ -97,7 +99,8 @@ def open_samples(config: ConfigDict) -> tuple[Sequence, dict[str, object]]:
         told = {"evaluated": f"{spec} images of {section.source} {section.name}".strip()}
         return source, told | {"evaluated_crop": reference_lib.CROP}
     path = spec or str(pathlib.Path(config.workdir) / "samples.npz")
-    source, size = image_sets.open_set(path, section.num_classes), section.image_size
+    names = _class_names(config) if scores.needs_labels(config.evaluate.metrics) else ()
+    source, size = image_sets.open_set(path, section.num_classes, names), section.image_size
     if source.size != (size, size):
         found = f"images of {source.size[1]} x {source.size[0]} px"
         raise InputError(path, found, f"{size} x {size} px, data.image_size")
@@ -129,12 +132,12 @@ class Measuring(NamedTuple):
 
 
 def prepare(
-    config: ConfigDict, mesh: jax.sharding.Mesh, metrics: Sequence[str], labelled: bool = True
+    config: ConfigDict, mesh: jax.sharding.Mesh, metrics: Sequence[str], unlabelled: str = ""
 ) -> Measuring:
     """Loads the networks of metrics, and computes or reads the reference.
 
     Args:
-      labelled: whether the samples have labels; without them some metrics are left out.
+      unlabelled: why the samples have no labels, if so; some metrics are left out then.
 
     Raises:
       InputError: a weight file or a reference that cannot be read.
@@ -151,7 +154,7 @@ def prepare(
     settings = dict(reference.settings) if reference else {}
     for network in networks:
         settings[f"features_{network.name}"] = f"{network.weights}; resized {network.resize}"
-    for metric, reason in scores.omitted(metrics, labelled, reference).items():
+    for metric, reason in scores.omitted(metrics, unlabelled, reference).items():
         logger.warning("evaluate: no %s: %s", metric, reason)
         settings[f"sample_{metric}_omitted"] = reason
     metrics = tuple(m for m in metrics if f"sample_{m}_omitted" not in settings)
@@ -221,6 +224,15 @@ def _real(config, mesh, measuring) -> dict[str, float]:
     features = extract(mesh, chosen, batches, rows=["classifier/logits"])
     accuracy = classifier.class_accuracy(features.rows["classifier/logits"], features.labels)
     return {"real_class_accuracy": accuracy}
+
+
+def _class_names(config) -> tuple[str, ...]:
+    """What the classes are called, in the order of their labels; () if that is not known."""
+    try:
+        return classes.read(config.workdir) or data.open_images(config).class_names
+    except InputError as error:
+        logger.info("evaluate: it is not known what the classes are called: %s", error)
+        return ()
 
 
 def _class_tokens(config) -> np.ndarray:

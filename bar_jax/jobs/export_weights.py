@@ -28,7 +28,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     if not parts:
         expected = "tokenizer/ or generator/, trained or from job=import_weights"
         raise InputError(config.workdir, "no trained model", expected)
-    folder = pathlib.Path(config.published.export or config.workdir).expanduser()
+    folder = pathlib.Path(config.published.export or config.workdir)
     if folder.suffix in READERS:
         raise InputError("published.export", f"the file {folder}", "a folder for one or two files")
     paths = {part: folder / f"{part}.safetensors" for part in parts}

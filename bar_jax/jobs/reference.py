@@ -46,7 +46,7 @@ KEPT_ROWS = ("inception/pool",)
 def run(config: ConfigDict) -> dict[str, object]:
     """Writes `reference.npz`; returns the summary."""
     spec, weights = config.evaluate.reference, config.evaluate.weights
-    if spec.endswith(".npz"):
+    if image_sets.is_npz(spec):
         expected = "train | validation | a folder, to make a file like that of"
         raise InputError("evaluate.reference", repr(spec), expected)
     names = [n for n in feature_networks.SOURCES if feature_networks.is_there(weights[n])]
@@ -97,16 +97,19 @@ def open_reference(
     Args:
       networks: those whose features are compared.
       needed: metrics; of an .npz with statistics, images are looked at only for those that need
-        more.
+        more, and of one without images those that lack something are `missing`.
 
     Raises:
-      InputError: it cannot be opened, or is an .npz of images of another size, or one that holds
-        neither images nor the statistics that are needed.
+      InputError: it cannot be opened, or is an .npz of images of another size, or one by which
+        none of the metrics can be had.
     """
     spec, size = config.evaluate.reference, config.data.image_size
     stored: dict[str, Gaussian] = {}
-    if spec.endswith(".npz"):
-        path = pathlib.Path(spec).expanduser()
+    missing: dict[str, str] = {}
+    is_npz = image_sets.is_npz(spec)
+    if is_npz:
+        path = pathlib.Path(spec)
+        missing = lacking(path, needed)
         stored, source = _read_npz(path)
         name, digest = spec, feature_networks.digest(path)
         if source is not None and source.size != (size, size):
@@ -119,26 +122,42 @@ def open_reference(
         "reference": name,
         "reference_digest": digest,
         "reference_images": "as stored" if source is None else len(source),
-        "reference_crop": "none" if spec.endswith(".npz") else CROP,
+        "reference_crop": "none" if is_npz else CROP,
     }
-    gaussians, rows, missing = {}, {}, {}
-    for network in networks:
-        outputs = [output for output in STATISTICS if output.startswith(f"{network.name}/")]
-        if not outputs:
-            continue
-        if source is None:
-            lacking = [output for output in outputs if output not in stored]
-            if lacking:
-                found = "neither images (arr_0) nor " + " and ".join(STATISTICS[lacking[0]])
-                raise InputError(spec, found, f"what {network.name} can be compared by")
-            missing |= dict.fromkeys(KEPT_ROWS, f"{name} holds no images (arr_0)")
-        elif not _stored_whole(needed, network, stored):
+    gaussians, rows = {}, {}
+    for network in networks if source is not None else ():
+        described = any(output.startswith(f"{network.name}/") for output in STATISTICS)
+        if described and not _stored_whole(needed, network, stored):
             own, own_rows = statistics(config, mesh, network, source, digest)
             gaussians |= own
             rows |= own_rows
     if source is not None and stored:
         settings["reference_images"] = f"as stored; {len(source)} for other statistics"
     return Reference(name, settings, gaussians | stored, rows, missing)
+
+
+def lacking(path: pathlib.Path, metrics: Collection[str]) -> dict[str, str]:
+    """Metrics that cannot be had of an .npz, as ADM's or pytorch-fid's, with the reason.
+
+    Raises:
+      InputError: the file cannot be read, or none of those that are compared can be had of it.
+    """
+    names = image_sets.npz_names(path)
+    compared = {metric: NEEDS[metric] for metric in metrics if NEEDS[metric].of_reference}
+    reasons = {}
+    for metric, need in compared.items() if image_sets.IMAGES not in names else ():
+        if need.rows:
+            reasons[metric] = f"{path} holds no images ({image_sets.IMAGES})"
+        elif not set(STATISTICS[need.moments]) <= set(names):
+            keys = " and ".join(STATISTICS[need.moments])
+            reasons[metric] = f"{path} holds neither images ({image_sets.IMAGES}) nor {keys}"
+    if compared and len(reasons) == len(compared):
+        expected = (
+            f"{image_sets.IMAGES} (images), or statistics such as ADM's mu, sigma, mu_s, sigma_s"
+        )
+        wanted = f"{expected}: what {' or '.join(compared)} can be had of"
+        raise InputError(path, ", ".join(names) or "nothing", wanted)
+    return reasons
 
 
 def _stored_whole(metrics, network, stored) -> bool:
@@ -162,9 +181,6 @@ def _read_npz(path: pathlib.Path):
                 raise InputError(path, found, "[D] and [D, D]")
             stored[output] = Gaussian(mean, covariance)
     images = image_sets.open_npz(path, None) if image_sets.IMAGES in names else None
-    if not stored and images is None:
-        expected = "arr_0 (images) or ADM's mu, sigma, mu_s, sigma_s"
-        raise InputError(path, ", ".join(names) or "nothing", expected)
     return stored, images
 
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from bar_jax import data, frozen, models, workdir
 from bar_jax.bases import LEARNED, MATRIX, objectives
 from bar_jax.config import basis_inside, duration
+from bar_jax.data import classes
 from bar_jax.errors import InputError
 from bar_jax.jobs import basis as basis_lib
 from bar_jax.jobs import basis_tokens, reconstruct
@@ -25,7 +26,7 @@ from bar_jax.losses import prefixes, weighted
 from bar_jax.losses.gram import gram
 from bar_jax.losses.perceptual import convnext_distance, lpips, vgg_pair
 from bar_jax.losses.reconstruction import absolute_error, squared_error
-from bar_jax.mesh import batch_share, first_says, make_mesh
+from bar_jax.mesh import batch_share, first_alone, first_says, make_mesh
 from bar_jax.metrics.reconstruction import bit_entropies
 from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import parameter_group
@@ -43,6 +44,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     """Trains to the end, or goes on from the last checkpoint; returns the summary."""
     section, mesh = config.train_tokenizer, make_mesh(**config.mesh)
     source = data.open_images(config)
+    first_alone(lambda: classes.keep(config, source.class_names))
     folder = workdir.begin_training(config, "tokenizer")
     tokenizer = make_tokenizer(config, remat=section.remat)
 

@@ -28,6 +28,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from bar_jax.data import stream
 from bar_jax.errors import InputError
 from bar_jax.nn.resize import resize
+from bar_jax.pretrained import manifest
 from bar_jax.pretrained.files import read_tensors, write_safetensors
 from bar_jax.training import preemption
 from bar_jax.training.optimizer import adamw, warmup_cosine
@@ -188,6 +189,7 @@ def load(path: str | os.PathLike) -> dict:
     if wrong := sorted({name for name, _ in shapes.items() ^ expected.items()}):
         found = f"wrong, missing or unknown tensors ({', '.join(wrong[:4])})"
         raise InputError(path, found, "a classifier that evaluate has saved")
+    manifest.check_finite(path, tensors)
     return unflatten_dict({name: np.array(tensor) for name, tensor in tensors.items()}, sep="/")
 
 

@@ -59,7 +59,7 @@ class Reference(NamedTuple):
       settings: what the numbers depend on, for the summary.
       gaussians: by output.
       rows: by output, float32 [M, D].
-      missing: output -> why there are no rows of it.
+      missing: metric -> why it cannot be had of this.
     """
 
     name: str
@@ -72,6 +72,11 @@ class Reference(NamedTuple):
 def needs_reference(metric: str) -> bool:
     """Whether a metric compares with a reference."""
     return NEEDS[metric].of_reference
+
+
+def needs_labels(metrics: Iterable[str]) -> bool:
+    """Whether some of these metrics need samples with labels."""
+    return any(NEEDS[metric].labels for metric in metrics)
 
 
 def networks_of(metrics: Iterable[str]) -> tuple[str, ...]:
@@ -88,15 +93,19 @@ def outputs_of(metrics: Iterable[str]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def omitted(metrics: Iterable[str], labelled: bool, reference: Reference | None) -> dict[str, str]:
-    """Metrics that cannot be had of these samples and this reference, with the reason."""
+def omitted(metrics: Iterable[str], unlabelled: str, reference: Reference | None) -> dict[str, str]:
+    """Metrics that cannot be had of these samples and this reference, with the reason.
+
+    Args:
+      unlabelled: why the samples have no labels; "" if they have.
+    """
     reasons = {}
     for metric in metrics:
         need = NEEDS[metric]
-        if need.labels and not labelled:
-            reasons[metric] = "the samples have no labels"
-        elif need.of_reference and need.rows in reference.missing:
-            reasons[metric] = reference.missing[need.rows]
+        if need.labels and unlabelled:
+            reasons[metric] = unlabelled
+        elif need.of_reference and metric in reference.missing:
+            reasons[metric] = reference.missing[metric]
     return reasons
 
 

@@ -45,7 +45,7 @@ def tokenize(texts: Sequence[str], vocabulary: str | os.PathLike) -> np.ndarray:
     """
     if str(vocabulary) == PACKAGE:
         vocabulary = _package_file("bpe_simple_vocab_16e6.txt.gz")
-    merges = _read_merges(Path(vocabulary).expanduser())
+    merges = _read_merges(Path(vocabulary))
     try:
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     except ImportError as error:
@@ -80,7 +80,7 @@ def class_names(source: str | os.PathLike) -> list[str]:
       InputError: no such file or package, or there are no names in it.
     """
     if str(source) != PACKAGE:
-        path = Path(source).expanduser()
+        path = Path(source)
         names = [line.strip() for line in _read_text(path).splitlines()]
         if not names or not all(names):
             raise InputError(path, "an empty file or line", "the name of a class in each line")

@@ -46,7 +46,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       InputError: no such file, an unknown suffix, a damaged file or not a state dict.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     if path.suffix not in READERS:
         raise InputError(path, f"the suffix {path.suffix!r}", f"one of {', '.join(READERS)}")
     if not path.is_file():
@@ -56,6 +56,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
         hint = f"; did you mean {folder / close[0]}?" if close else ""
         raise InputError(path, "no such file", f"a file of published weights{hint}")
+    _refuse_stand_in(path)
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in READERS[path.suffix](path).items():
         stripped = re.sub(rf"^({'|'.join(map(re.escape, PREFIXES))})+", "", name)
@@ -67,6 +68,18 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             tensor = tensor.astype(np.float32, copy=False)
         tensors[stripped] = tensor
     return tensors
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """Refuses what a download may leave in a file's place."""
+    with path.open("rb") as file:
+        start = file.read(256).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        found = "an unreadable file: a pointer of Git LFS"
+        raise InputError(path, found, "the file it stands for: git lfs pull")
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        found = "an unreadable file: a web page, such as of an error or a login"
+        raise InputError(path, found, f"{EXPECTED}: download the file itself")
 
 
 def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:

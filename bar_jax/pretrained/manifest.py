@@ -90,7 +90,7 @@ def check(
     optional: Mapping[str, Shape],
     what: str,
 ) -> None:
-    """Checks every name and shape of a file.
+    """Checks every name and shape of a file, and that its numbers are finite.
 
     Where `needed` are a published model's tensors, its manifest says what else there may be.
 
@@ -100,7 +100,7 @@ def check(
 
     Raises:
       InputError: with every tensor that is missing, unused or of another shape, and the published
-        model that the file is of, if it is of another one.
+        model that the file is of, if it is of another one; or the first tensor with NaN.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     own = next((m for m in published() if _same(m.tensors, needed)), None)
@@ -109,6 +109,7 @@ def check(
         what, needed, optional = f"{own.model}, {what}", own.tensors, own.optional | stated
     wrong = _wrong(shapes, needed, optional)
     if not any(wrong.values()):
+        check_finite(path, {name: tensors[name] for name in needed})
         return
     others = [m for m in published() if m is not own]
     whose = next((m for m in others if not any(_wrong(shapes, *m[1:]).values())), None)
@@ -128,6 +129,15 @@ def check(
             lines.append(f"  {len(names)} {kind}:")
             lines += [f"    {name}{_told(value)}" for name, value in fold(names).items()]
     raise InputError(path, found, "\n".join(lines))
+
+
+def check_finite(path: object, tensors: Mapping[str, np.ndarray]) -> None:
+    """Refuses tensors of a file of which one holds NaN or infinity, by its name (InputError)."""
+    for name, tensor in tensors.items():
+        bad = int(tensor.size - np.count_nonzero(np.isfinite(tensor)))
+        if bad:
+            found = f"{name} with {bad} of {tensor.size} numbers that are NaN or infinite"
+            raise InputError(path, found, "finite weights: another download or checkpoint")
 
 
 def _wrong(

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import duration, profiled_steps
-from bar_jax.errors import InputError
+from bar_jax.errors import InputError, NonFinite
 from bar_jax.training import checkpoint, preemption
 from bar_jax.training.players import Program
 from bar_jax.training.progress import format_seconds, has_terminal
@@ -35,10 +35,6 @@ from bar_jax.visualize.report import write_report
 logger = logging.getLogger(__name__)
 
 Results = dict[str, float]
-
-
-class NonFinite(RuntimeError):
-    """A loss or gradient is no longer finite; the message says between which steps."""
 
 
 def train(

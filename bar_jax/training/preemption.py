@@ -1,8 +1,12 @@
 """Being told to stop: SIGTERM from a scheduler, on one machine or on any of many."""
 
+import logging
 import os
 import signal
 import sys
+import threading
+
+logger = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
@@ -14,9 +18,16 @@ _questions = 0  # asked so far; all processes ask the same ones
 
 
 def install() -> None:
-    """Remembers SIGTERM instead of dying of it; `asked` and `check` tell."""
+    """Remembers SIGTERM instead of dying of it; `asked` and `check` tell.
+
+    Python lets the main thread alone do that: in another one, as of a notebook's server, SIGTERM
+    stays what it was.
+    """
     global _received
     _received = False
+    if threading.current_thread() is not threading.main_thread():
+        logger.info("not in the main thread: SIGTERM is not waited for")
+        return
 
     def remember(signum, frame):
         global _received

@@ -14,6 +14,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from bar_jax.data import classes
 from bar_jax.files import write_atomically
 
 WIDTH, HEIGHT = 280, 130  # of a curve, px
@@ -48,7 +49,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
         parts += [curve(name, logged[name]) for name in names if len(logged[name]) > 1]
         parts.append(_table({n: logged[n][0][1] for n in names if len(logged[n]) == 1}))
         parts += _pictures(folder / PICTURE_FOLDER, stage)
-    parts += _numbers(folder / "summary.json") + _config(folder / "config.json")
+    parts += _numbers(folder / "summary.json") + _classes(folder) + _config(folder / "config.json")
     page = f"<style>{STYLE}</style>\n" + "\n".join(parts)
     title = html.escape(folder.resolve().name)
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
@@ -120,6 +121,14 @@ def _numbers(path: pathlib.Path) -> list[str]:
     if not path.exists():
         return []
     return ["<h2>Summary</h2>", _table(json.loads(path.read_text()))]
+
+
+def _classes(folder: pathlib.Path) -> list[str]:
+    names = classes.read(folder)
+    if names is None:
+        return []
+    table = _table({str(label): name for label, name in enumerate(names)})
+    return ["<h2>Classes</h2>", f"<details><summary>labels</summary>{table}</details>"]
 
 
 def _table(values: Mapping[str, object]) -> str:

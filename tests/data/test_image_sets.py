@@ -46,7 +46,7 @@ def test_images_alone_have_no_labels(tmp_path):
     """As the ADM evaluator's samples may be."""
     np.savez(tmp_path / "a.npz", IMAGES)
     source = image_sets.open_npz(tmp_path / "a.npz", 3)
-    assert (source.labelled, source.settings) == (False, {})
+    assert (source.unlabelled, source.settings) == ("the samples have no labels", {})
 
 
 FLOATS = IMAGES.astype(np.float32) / 255
@@ -98,14 +98,34 @@ def save(path, image):
     Image.fromarray(image).save(path)
 
 
-def test_sub_folders_are_classes_where_there_are_as_many(tmp_path):
+NAMES = ("zero", "one", "two")  # in the order of labels, not of text
+
+
+def test_sub_folders_are_classes_where_they_are_called_like_them(tmp_path):
     for i, label in enumerate(LABELS):
-        save(tmp_path / f"class{label}/{i}.png", IMAGES[i])
-    source = image_sets.open_set(tmp_path, num_classes=3)
+        save(tmp_path / f"{NAMES[label]}/{i}.png", IMAGES[i])
+    source = image_sets.open_set(tmp_path, 3, NAMES)
     assert source.labelled
-    assert [source[i]["label"] for i in range(5)] == [0, 0, 1, 1, 2]
-    np.testing.assert_array_equal(pixels(source), IMAGES[[0, 4, 1, 3, 2]])
-    assert not image_sets.open_set(tmp_path, num_classes=10).labelled
+    assert [source[i]["label"] for i in range(5)] == [1, 1, 2, 0, 0]
+    np.testing.assert_array_equal(pixels(source), IMAGES[[1, 3, 2, 0, 4]])
+
+
+@pytest.mark.parametrize(
+    ("folders", "names", "reason"),
+    [
+        (("0", "1", "2"), NAMES, ": some lie in '0', which is no class, as 'zero' is"),
+        (("zero", "one", "three"), NAMES, ": some lie in 'three', which is no class, as 'zero' is"),
+        (("zero", ""), NAMES, ": some lie beside the class folders, as 'zero' is"),
+        (NAMES, (), ": it is not known what the classes are called"),
+        (("",), NAMES, ""),
+    ],
+)
+def test_as_many_sub_folders_as_classes_are_not_taken_for_them(tmp_path, folders, names, reason):
+    for i, name in enumerate(folders):
+        save(tmp_path / name / f"{i}.png", IMAGES[i])
+    source = image_sets.open_set(tmp_path, 3, names)
+    assert source.unlabelled == f"the samples have no labels{reason}"
+    assert not source.labels.any()
 
 
 def test_a_flat_folder_has_no_labels(tmp_path):
@@ -121,6 +141,18 @@ def test_mixed_sizes_are_named(tmp_path):
     save(tmp_path / "b.png", IMAGES[1, :4])
     with pytest.raises(InputError, match=r"found b.png of 8 x 4 px beside a.png of 8 x 8 px"):
         _ = image_sets.open_set(tmp_path, 1).size
+
+
+def test_the_suffix_of_an_npz_may_be_in_capitals(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=IMAGES)
+    (tmp_path / "a.npz").rename(tmp_path / "A.NPZ")
+    assert len(image_sets.open_set(tmp_path / "A.NPZ", 3)) == 5
+
+
+def test_another_file_is_not_said_to_be_missing(tmp_path):
+    np.save(tmp_path / "a.npy", IMAGES)
+    with pytest.raises(InputError, match="a.npy: found a file of suffix '.npy', expected an .npz"):
+        image_sets.open_set(tmp_path / "a.npy", 3)
 
 
 def test_a_damaged_header_and_an_empty_folder_are_named(tmp_path):

@@ -228,6 +228,53 @@ def test_without_images_precision_and_recall_are_left_out_with_the_reason(config
     assert "sample_precision" not in summary and "sample_fid" in summary
 
 
+def test_mean_and_covariance_alone_are_enough_for_fid(config):
+    """As pytorch-fid writes them; what needs more is left out with the reason."""
+    config.evaluate.metrics = ("fid", "sfid", "kid")
+    stored = statistics(REAL)
+    np.savez(config.evaluate.reference, mu=stored["mu"], sigma=stored["sigma"])
+    summary = evaluate.run(config)
+    real, drawn = (stand_ins.features("inception", "pool", images) for images in (REAL, DRAWN))
+    assert summary["sample_fid"] == pytest.approx(frechet(real, drawn), rel=1e-5)
+    lacks = f"{config.evaluate.reference} holds neither images (arr_0) nor mu_s and sigma_s"
+    assert summary["sample_sfid_omitted"] == lacks
+    assert "sample_kid_omitted" in summary
+
+
+@pytest.mark.parametrize("metrics", [("sfid",), ("kid", "sfid")])
+def test_a_reference_of_which_nothing_can_be_had_is_refused_first(config, metrics):
+    config.evaluate.metrics = metrics
+    np.savez(config.evaluate.reference, mu=np.zeros(6), sigma=np.eye(6))
+    with pytest.raises(InputError, match=f"found mu, sigma, .*what {' or '.join(metrics)} can be"):
+        evaluate.check(config)
+
+
+@pytest.mark.parametrize(
+    ("names", "omitted"),
+    [("0 1 2 3 4 5 6 7 8 9", ""), ("zero one two three four five six seven eight nine", "'eight'")],
+)
+def test_folders_are_classes_where_they_are_called_like_them(
+    config, tmp_path, monkeypatch, names, omitted
+):
+    """As many folders in another order would be read as other classes."""
+    texts = np.random.default_rng(1).normal(size=(10, 4))
+    monkeypatch.setattr(evaluate, "_class_tokens", lambda *_: None)
+    monkeypatch.setattr(feature_networks, "text_features", lambda *_: texts)
+    config.evaluate.metrics = ("clip_score",)
+    expected = evaluate.run(config)["sample_clip_score"]
+    for i, (image, label) in enumerate(zip(DRAWN, LABELS, strict=True)):
+        folder = tmp_path / "drawn" / names.split()[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i}.png")
+    config.evaluate.samples = str(tmp_path / "drawn")
+    summary = evaluate.run(config)
+    if omitted:
+        assert f"some lie in {omitted}, which is no class" in summary["sample_clip_score_omitted"]
+        assert "sample_clip_score" not in summary
+    else:
+        assert summary["sample_clip_score"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_without_labels_class_metrics_are_left_out_with_the_reason(config, tmp_path, monkeypatch):
     store(tmp_path / "samples.npz", DRAWN)
     config.evaluate.metrics = ("fid", "clip_score")

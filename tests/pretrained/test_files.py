@@ -180,6 +180,26 @@ def test_unknown_suffix(tmp_path, name):
     refused(tmp_path / name, r"found the suffix '.*', expected one of \.safetensors, \.npz, \.bin")
 
 
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "a pointer of Git LFS",
+        ),
+        ("\n<!DOCTYPE html><html>", "a web page"),
+        ("<html lang=en>", "a web page"),
+        ('<?xml version="1.0"?><Error><Code>AccessDenied', "a web page"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors", ".npz"])
+def test_what_a_download_left_in_the_files_place(tmp_path, content, found, suffix):
+    path = tmp_path / f"bar_b{suffix}"
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"{path.name}: found an unreadable file: {found}"):
+        read_tensors(path)
+
+
 def test_a_folder(tmp_path):
     (tmp_path / "file.npz").mkdir()
     refused(tmp_path / "file.npz", "no such file")

@@ -25,6 +25,15 @@ def refused(tensors, needed, optional=None):
     return str(error.value)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value):
+    tensors = {"good": np.zeros(3), "bad.weight": np.array([0, value, value])}
+    tensors["mask"] = np.array(-np.inf)  # which is not read
+    needed = {"good": (3,), "bad.weight": (3,)}
+    with pytest.raises(InputError, match="found bad.weight with 2 of 3 numbers that are NaN"):
+        manifest.check("file.bin", tensors, needed, {"mask": None}, "the configured model")
+
+
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_a_manifest_is_as_short_as_it_can_be(path):
     stored = json.loads(path.read_text())

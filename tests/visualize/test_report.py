@@ -60,6 +60,7 @@ def run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "config.json").write_text('{"job": "<script>"}')
     (tmp_path / "summary.json").write_text('{"sample_fid": 1.5}')
+    (tmp_path / "classes.json").write_text('{"0": "2", "1": "<10>"}')
     (tmp_path / "pictures").mkdir()
     for step in range(20):
         picture = np.full((4, 4, 3), step, np.uint8)
@@ -86,6 +87,7 @@ def test_the_page_holds_all_and_asks_for_nothing(run):
     assert page.tags.count("svg") == 4
     assert "script" not in page.tags and "&lt;rate&gt;" in text
     assert "<td>sample_fid</td><td>1.5</td>" in text
+    assert "<td>1</td><td>&lt;10&gt;</td>" in text  # class 1
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
 
 
