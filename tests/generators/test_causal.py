@@ -121,6 +121,16 @@ def test_dropout_acts_with_a_dropout_rng_only(apply, params, inputs, key, kind):
     assert not np.allclose(dropped, run(params, jax.random.key(1)), atol=1e-3)
 
 
+def test_dropout_acts_on_what_attention_adds(params, inputs, key):
+    """With MLPs that add nothing."""
+    module = transformer(dropout=0.5)
+    quiet = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.zeros_like(x) if "down" in jax.tree_util.keystr(path) else x, params
+    )
+    run = jax.jit(lambda key: module.apply(quiet, *inputs, rngs={"dropout": key}))
+    assert not np.allclose(run(key), run(jax.random.key(1)), atol=1e-3)
+
+
 def test_bfloat16_keeps_float32_parameters(inputs, key):
     module = transformer(dtype=jnp.bfloat16)
     z, params = jax.eval_shape(module.init_with_output, key, *inputs)

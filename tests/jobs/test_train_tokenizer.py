@@ -157,10 +157,15 @@ def test_the_encoder_learns_at_a_tenth_of_the_rate():
     """Adam's second step is about the learning rate in size, whatever the gradient."""
     states, logged = trained()
     rate = logged[1]["learning_rate"]
-    for name, share in (("encoder_vit", 0.1), ("decoder_vit", 1.0)):
-        before, after = (s.params[name]["norm"]["scale"] for s in states[1:3])
-        size = np.max(np.abs(after - before))
-        assert 0.5 * share * rate < size < 1.5 * share * rate
+    shares = {"encoder": 0.1, "quantizer": 1.0, "decoder": 1.0}
+    largest = dict.fromkeys(shares, 0.0)
+    flat = lambda state: jax.tree_util.tree_leaves_with_path(state.params)
+    for (path, before), (_, after) in zip(flat(states[1]), flat(states[2]), strict=True):
+        group = parameter_group([key.key for key in path])
+        if group in largest:
+            largest[group] = max(largest[group], np.max(np.abs(after - before)))
+    for group, share in shares.items():
+        assert 0.5 * share * rate < largest[group] < 1.5 * share * rate, group
 
 
 def test_an_encoder_from_scratch_trains_its_embeddings():
@@ -214,6 +219,46 @@ def test_pieces_of_a_batch_have_the_gradient_of_the_whole(player, tolerance):
 
 def is_adam(x) -> bool:
     return isinstance(x, optax.ScaleByAdamState)
+
+
+def test_the_alignment_target_is_the_frozen_encoders():
+    """It moves the loss, and has no part in what is trained."""
+    weights = dict.fromkeys(WEIGHTS, 0.0) | {"alignment": 1.0}
+    chosen = config(**{f"train_tokenizer__loss__{name}": w for name, w in weights.items()})
+    tokenizer = make_tokenizer(chosen)
+    params = meta.unbox(models.init_tokenizer(tokenizer, jax.random.key(0)))
+    loss_fn = make_loss_fn(tokenizer, MODULES, chosen.train_tokenizer, jax.random.key(0))
+    frozen_one = networks()["siglip2"]
+    loss = jax.jit(lambda frozen: loss_fn(params, batches()[0], None, None, 0, {"siglip2": frozen}))
+    found, other = (
+        float(loss(tree)["alignment"][0])
+        for tree in (frozen_one, jax.tree.map(lambda x: 1.1 * x, frozen_one))
+    )
+    assert abs(found - other) > 1e-3 * abs(found)
+
+
+def test_the_discriminator_is_shown_images_as_they_are_stored(monkeypatch):
+    """Rounded to 256 levels, and real and reconstructed ones with spectral vectors of their own."""
+    chosen = with_both_players(config(**PIXELS | {"train_tokenizer__loss__gan": 1.0}))
+    tokenizer, shown, vectors = make_tokenizer(chosen), [], []
+    monkeypatch.setattr(train_tokenizer.disc, "prepare", lambda images, *_: images)
+
+    def logits(net, params, own_vectors, backbone, images):
+        shown.append(images)
+        vectors.append(own_vectors)
+        return jnp.zeros((len(images), 1))
+
+    monkeypatch.setattr(train_tokenizer.disc, "logits", logits)
+    opponent = train_tokenizer.make_opponent(
+        tokenizer, MODULES.discriminator, chosen.train_tokenizer, jax.random.key(0), 100
+    )
+    params = meta.unbox(models.init_tokenizer(tokenizer, jax.random.key(0)))
+    given = {"generator": params, "vectors": ("real", "fake"), "dino_s8": None}
+    opponent.loss_fn({}, batches()[0], None, None, 0, given)
+    assert vectors == ["real", "fake"]
+    levels = 127.5 * (np.asarray(shown[1], np.float64) + 1)
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
+    np.testing.assert_allclose(127.5 * (shown[0] + 1), batches()[0]["image"], atol=1e-3)
 
 
 def test_a_term_without_weight_is_not_computed():

@@ -1,11 +1,15 @@
 """Tests of bar_jax/training/optimizer.py."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from bar_jax import models
+from bar_jax.config_file import load_config
+from bar_jax.generators import make_generator
 from bar_jax.training.optimizer import adamw, decays, warmup_cosine
 
 NO_DECAY = ("norm", "bias", "embed", "adaln")
@@ -48,6 +52,17 @@ def test_what_does_not_decay():
     }
     params = {name: {"x": np.zeros(2)} for name in names}
     assert {name: on["x"] for name, on in decays(params, NO_DECAY).items()} == names
+
+
+def test_how_many_parameters_of_bar_b_decay():
+    """Counted in the published code; by the config's own list."""
+    config = load_config("configs/masked_bit/bar_b.py")
+    generator = make_generator(config)
+    init = lambda key: nn.unbox(models.init_generator(generator, key))
+    params = jax.eval_shape(init, jax.random.key(0))
+    on = decays(params, config.train_generator.optimizer.no_decay)
+    sizes = jax.tree.map(lambda decayed, leaf: leaf.size if decayed else 0, on, params)
+    assert sum(jax.tree.leaves(sizes)) == 276_884_224
 
 
 def updates(tx, params, gradients):
