@@ -26,6 +26,7 @@ from bar_jax.nn.vgg import VGG16
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.training import preemption
+from bar_jax.training.step import jit_once
 
 CHANNELS = (2, 3, 4, 5, 6)
 VIT = dict(width=8, depth=3, heads=2, mlp_width=16, patch_size=8, stored_size=16, keep=(-1, 1))
@@ -61,18 +62,22 @@ def networks():
     key, images = jax.random.key(1), jnp.zeros((1, 32, 32, 3))
     features = [jnp.zeros((1, 1, 1, c)) for c in CHANNELS]
     dino = DINO(**VIT)
-    params = {
-        "vgg16": MODULES.vgg16.init(key, images),
-        "lpips": LinearHeads(CHANNELS).init(key, features, features),
-        "convnext_s": MODULES.convnext.init(key, images),
-        "dino_s8": dino.init(key, images),
-    }
-    params = {name: meta.unbox(tree)["params"] for name, tree in params.items()}
-    own = meta.unbox(models.init_tokenizer(make_tokenizer(config()), jax.random.key(2)))
+
+    @jax.jit  # one program instead of one for each operation
+    def init():
+        return {
+            "vgg16": MODULES.vgg16.init(key, images),
+            "lpips": LinearHeads(CHANNELS).init(key, features, features),
+            "convnext_s": MODULES.convnext.init(key, images),
+            "dino_s8": dino.init(key, images),
+        }, models.init_tokenizer(make_tokenizer(config()), jax.random.key(2))
+
+    params, own = meta.unbox(init())
+    params = {name: tree["params"] for name, tree in params.items()}
     # With scales that make the features differ from place to place.
     params["siglip2"] = jax.tree.map(
-        lambda x: x + 0.3 * jax.random.normal(key, x.shape),
-        {part: own[part] for part in frozen.ENCODER},
+        lambda x: x + 0.3 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32),
+        jax.device_get({part: own[part] for part in frozen.ENCODER}),
     )
     return params
 
@@ -87,7 +92,7 @@ def trained(**changes):
     """States before and after each step, and what was logged."""
     chosen = config(**changes)
     program = make_program(chosen, networks(), 100, STEPS, 1, modules=MODULES)
-    state, logged = meta.unbox(program.init(jax.random.key(0))), []
+    state, logged = meta.unbox(jit_once(program.init)(jax.random.key(0))), []
     # As the loop starts: pretrained parameters in the places of fresh ones.
     params = state.params | {
         part: state.params[part] | tree for part, tree in program.pretrained.items()
@@ -202,7 +207,7 @@ def test_pieces_of_a_batch_have_the_gradient_of_the_whole(player, tolerance):
     for accumulate in (1, 2):
         chosen = with_both_players(config(train_tokenizer__accumulate=accumulate))
         program = make_program(chosen, networks(), 100, STEPS, 1, modules=modules)
-        state = meta.unbox(jax.jit(program.init)(jax.random.key(0)))
+        state = meta.unbox(jit_once(program.init)(jax.random.key(0)))
         number = ("network", "discriminator").index(player)
         step = jax.jit(program.step(number))
         state, metrics = step(state, batches()[0], jax.random.key(3), program.frozen)
@@ -265,7 +270,8 @@ def test_a_term_without_weight_is_not_computed():
     """Its network is not even looked up."""
     chosen = config(**PIXELS)
     tokenizer = make_tokenizer(chosen)
-    params = meta.unbox(models.init_tokenizer(tokenizer, jax.random.key(0)))
+    init = functools.partial(models.init_tokenizer, tokenizer)
+    params = meta.unbox(jit_once(init)(jax.random.key(0)))
     loss_fn = make_loss_fn(tokenizer, MODULES, chosen.train_tokenizer, jax.random.key(0))
     sums = loss_fn(params, batches()[0], None, None, 0, {})
     assert sums.keys() == {"loss", "l1", "l2"}
@@ -314,7 +320,10 @@ def lines(workdir):
 @pytest.mark.slow
 def test_the_job_in_two_layouts_and_cut_off(small_networks, tmp_path, monkeypatch):
     """One device against (2, 2, 2); and there, stopped before and in both players' turns."""
-    train_tokenizer.run(job_config(tmp_path / "one", data=8))
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+        patch.setattr(jax, "device_count", lambda: 1)
+        train_tokenizer.run(job_config(tmp_path / "one"))
     train_tokenizer.run(job_config(tmp_path / "whole", data=2, fsdp=2, tensor=2))
     original = data.train_batches
 

@@ -16,7 +16,7 @@ from bar_jax.distributed import HEARTBEAT
 
 pytestmark = pytest.mark.slow
 STEPS = 20
-KILLS = int(os.environ.get("BAR_JAX_KILLS", "3"))
+KILLS = int(os.environ.get("BAR_JAX_KILLS", "2"))
 SEED = int(os.environ.get("BAR_JAX_KILLS_SEED", "0"))
 
 
