@@ -25,6 +25,7 @@ from bar_jax.data import (
 )
 from bar_jax.data.published_tokens import read_tokens
 from bar_jax.errors import InputError
+from bar_jax.generators import make_generator
 from bar_jax.jobs import encode, pipeline, sample, train_generator, train_tokenizer
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.validation import validate
@@ -444,8 +445,8 @@ def test_the_validation_loss_is_of_the_held_out_tokens(run):
     np.testing.assert_array_equal(cache.read([0, 1])["tokens"], [tokens_of(19), tokens_of(39)])
     with jax.set_mesh(mesh):
         again = train_generator.validation_loss(
-            generator.module, make_tokenizer(config), generator.params, cache, mesh, config.seed,
-            16, 16,
+            make_generator(config), make_tokenizer(config), generator.params, cache, mesh,
+            config.seed, 16, 16,
         )  # fmt: skip
     assert again["bits_per_bit"] == pytest.approx(summary["generator_loss_bits"], rel=1e-5)
 
