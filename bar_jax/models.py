@@ -48,6 +48,16 @@ def init_generator(generator: nn.Module, key: jax.Array) -> dict:
     return generator.init(key, tokens, labels, keys, method=generator.initialize)["params"]
 
 
+def make_codec(config: ConfigDict) -> nn.Module:
+    """The tokenizer's module as trained ones are used: in `encode.dtype`."""
+    return make_tokenizer(computed_in(config, config.encode.dtype))
+
+
+def make_sampler(config: ConfigDict) -> nn.Module:
+    """The generator's module to sample with: in `sample.dtype`."""
+    return make_generator(computed_in(config, config.sample.dtype))
+
+
 def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
     """The trained tokenizer of `config.workdir`, in `encode.dtype`; pixels need none.
 
@@ -55,7 +65,7 @@ def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
       InputError: if there is none, it is not the one the config describes, or its basis cannot be
         inverted.
     """
-    tokenizer = make_tokenizer(computed_in(config, config.encode.dtype))
+    tokenizer = make_codec(config)
     if config.model.tokenizer.kind == "pixels":
         return Trained(tokenizer, {}, step=0)
     init = lambda k: init_tokenizer(tokenizer, k)
@@ -73,7 +83,7 @@ def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
       InputError: if there is none, it is not the one the config describes, or its basis cannot be
         inverted.
     """
-    generator = make_generator(computed_in(config, config.sample.dtype))
+    generator = make_sampler(config)
     init = lambda k: init_generator(generator, k)
     folder = workdir.trained(config, "generator")
     loaded = _load(folder, generator, init, mesh, config.train_generator.on_damaged_checkpoint)

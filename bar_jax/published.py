@@ -121,13 +121,13 @@ def load(
     A tokenizer's feature predictor, which a file may lack, is drawn from `config.seed`.
     """
     if part == "tokenizer":
-        module = make_tokenizer(config)
+        module = models.make_codec(config)
         if config.model.tokenizer.kind == "kl_vae":
             params = kl_vae.tokenizer_params(tensors, module)
         else:
             params = _tokenizer_params(config, module, tensors)
     else:
-        module = make_generator(config)
+        module = models.make_sampler(config)
         params = _generator_params(module, tensors)
     del tensors  # where they are not mapped but read: no more than two copies are held
     layout = models.param_shapes(_init(config, part), mesh)

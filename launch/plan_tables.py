@@ -126,7 +126,8 @@ def predicted_table(results: Path, chips: list[str]) -> None:
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     for chip in chips:
         for model, batch in SAMPLERS:
-            step = {"describe.steps": "sampler", "sample.batch_size": batch, "dtype": "bfloat16"}
+            step = {"describe.steps": "sampler", "sample.batch_size": batch}
+            step |= {"sample.dtype": "bfloat16", "encode.dtype": "bfloat16"}
             told = run(results, model, {"job": "describe", "describe.devices": CHIPS[chip]} | step)
             for part in ("tokens", "pixels"):
                 print_prediction(chip, f"{model}, {part}", batch, told[part])

@@ -166,6 +166,7 @@ def test_sampler(name, mesh, lowered):
     """From labels to pixels."""
     config = _config(name)
     config.model.generator.depth = 2
+    config.sample.dtype = config.encode.dtype = config.dtype
     generator, tokenizer = make_generator(config), make_tokenizer(config)
     shape = jax.ShapeDtypeStruct
 

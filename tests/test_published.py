@@ -81,6 +81,18 @@ def test_reads_and_loads(published_config, published_files, part):
     assert trained.step == 0
 
 
+def test_published_weights_of_a_bfloat16_config_are_used_in_float32(
+    published_config, published_files
+):
+    """As a trained model's are: `sample.dtype` and `encode.dtype` say otherwise."""
+    published_config.dtype, mesh = "bfloat16", make_mesh()
+    found = {}
+    for part in PARTS:
+        tensors = published.read(published_config, part, published_files[part])
+        found[part] = published.load(published_config, part, tensors, mesh).module
+    assert found["tokenizer"].dtype == found["generator"].trunk.dtype == "float32"
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_export_is_the_inverse(published_config, published_files, part):
     """Rotary tables are computed; what is no part of our tokenizer is not written."""

@@ -40,10 +40,10 @@ BATCH, STEPS = 8, 5
 BITS, XAR, MAR = "masked_bit/bar_b", "basis/xar_b", "basis/mar_b_host"
 # Lengths of sequences that odd numbers of tokens and class embeddings make.
 LENGTHS = (49, 97, 197, 257, 289)
-# Gain of the layers of what feeds on real numbers that it draws. With 0.5 a change of the noise by
-# 1e-6 became one of the latents by 0.4 (xAR) and 0.7 (MAR): roundings alone would decide. With this
-# it stays 1e-6 and 3e-6.
-CALM = 0.15
+# What random layers multiply deviations by, and those of generators that feed on real numbers which
+# they draw. There 0.5 made of a change of the noise by 1e-6 one of the latents by 0.4 (xAR) and 0.7
+# (MAR): roundings alone would decide. With 0.15 it stays 1e-6 and 3e-6.
+GAIN, CALM = 0.5, 0.15
 
 
 def run(names: tuple[str, ...], tiny: bool) -> dict[str, object]:
@@ -114,7 +114,7 @@ def tokenizer(setting: Setting) -> dict[str, object]:
 
 def xar(setting: Setting) -> dict[str, object]:
     """xAR's sampler with given noise."""
-    config, generator, params = _model(setting, XAR, CALM)
+    config, generator, params = _model(setting, XAR)
     host, steps, rng = generator.host, config.sample.steps, np.random.default_rng(0)
     noise = rng.normal(size=(host.cells, steps, BATCH, host.cell, host.channels))
 
@@ -129,7 +129,7 @@ def xar(setting: Setting) -> dict[str, object]:
 
 def mar(setting: Setting) -> dict[str, object]:
     """MAR's sampler with given order and noise."""
-    config, generator, params = _model(setting, MAR, CALM)
+    config, generator, params = _model(setting, MAR)
     host, section, rng = generator.host, config.sample, np.random.default_rng(0)
     shape = (section.iterations, section.steps + 1, BATCH, host.length, host.channels)
     order = np.stack([rng.permutation(host.length) for _ in range(BATCH)]).astype(np.int32)
@@ -320,13 +320,18 @@ def _config(setting: Setting, file: str) -> ConfigDict:
     return config
 
 
-def _model(setting: Setting, file: str, gain: float = 0.5) -> tuple[ConfigDict, nn.Module, dict]:
+def _model(setting: Setting, file: str) -> tuple[ConfigDict, nn.Module, dict]:
     config = _config(setting, file)
     generator = make_generator(config)
-    return config, generator, _params(lambda key: models.init_generator(generator, key), gain)
+    return config, generator, _generator_params(config, generator)
 
 
-def _params(init: Callable[[jax.Array], dict], gain: float = 0.5) -> dict:
+def _generator_params(config: ConfigDict, generator: nn.Module) -> dict:
+    init = lambda key: models.init_generator(generator, key)
+    return _params(init, CALM if real_valued(config) else GAIN)
+
+
+def _params(init: Callable[[jax.Array], dict], gain: float = GAIN) -> dict:
     """Random parameters of the shapes that `init` makes, on the host.
 
     Args:
@@ -392,8 +397,7 @@ def _trained(config: ConfigDict, devices: list[jax.Device], options: dict) -> tu
     step = jax.jit(
         program.step(0), out_shardings=(layout, replicated(mesh)), compiler_options=options
     )
-    gain = CALM if real_valued(config) else 0.5
-    start = _params(lambda key: models.init_generator(generator, key), gain)
+    start = _generator_params(config, generator)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     with jax.set_mesh(mesh):
         state = jax.device_put(zeros.replace(params=start), layout)

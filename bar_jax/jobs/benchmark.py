@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import data, feature_networks, frozen, models
 from bar_jax.bases import LEARNED
-from bar_jax.config import bits_per_token, computed_in, real_valued
+from bar_jax.config import bits_per_token, real_valued
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.heads import make_head
@@ -35,7 +35,7 @@ from bar_jax.jobs.sample import pixels, schedule
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.metrics import timing as metric_timing
-from bar_jax.tokenizers import cached_as, make_tokenizer
+from bar_jax.tokenizers import cached_as
 from bar_jax.training.step import init_state, jit_once
 from bar_jax.validation import validate
 
@@ -128,8 +128,8 @@ def _features(config: ConfigDict, mesh: jax.sharding.Mesh, _: float) -> dict[str
 
 def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """Tokens of a batch of images, and from tokens to pixels."""
-    section, generator = config.sample, make_generator(computed_in(config, config.sample.dtype))
-    tokenizer = make_tokenizer(computed_in(config, config.encode.dtype))
+    section, generator = config.sample, models.make_sampler(config)
+    tokenizer = models.make_codec(config)
     settings = sampling_settings(config)
     init = lambda key: models.init_generator(generator, key)
     params = models.fresh_params(init, mesh, config.seed)
@@ -315,8 +315,7 @@ def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, o
 
 def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """From images to tokens, and from tokens to pixels, a batch of the encode job at a time."""
-    tokenizer = make_tokenizer(computed_in(config, config.encode.dtype))
-    batch = config.encode.batch_size
+    tokenizer, batch = models.make_codec(config), config.encode.batch_size
     rng, size = np.random.default_rng(config.seed), config.data.image_size
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
     x = (batch, *make_generator(config).token_shape)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bar_jax import frozen, models
-from bar_jax.config import computed_in, real_valued
+from bar_jax.config import real_valued
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
@@ -145,8 +145,7 @@ def compiled_sampler(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, o
     size, ways = config.sample.batch_size, batch_ways(mesh)
     if size % ways:
         raise InputError("sample.batch_size", str(size), f"a multiple of {ways}")
-    generator = make_generator(computed_in(config, config.sample.dtype))
-    tokenizer = make_tokenizer(computed_in(config, config.encode.dtype))
+    generator, tokenizer = models.make_sampler(config), models.make_codec(config)
     params, decoder = (
         models.param_shapes(functools.partial(init, module), mesh)
         for init, module in (

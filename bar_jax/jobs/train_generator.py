@@ -21,7 +21,7 @@ from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
 from bar_jax.bases import RANDOM
 from bar_jax.bases.permutation import random_share
-from bar_jax.config import computed_in, duration
+from bar_jax.config import duration
 from bar_jax.generators import make_generator
 from bar_jax.jobs import basis as basis_lib
 from bar_jax.jobs import encode, sample
@@ -57,7 +57,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     cache, validation = (encode.open_split(config, s, fingerprint) for s in encode.SPLITS)
     folder = workdir.begin_training(config, "generator")
     generator = make_generator(config, remat=section.remat)
-    sampler = make_generator(computed_in(config, config.sample.dtype))
+    sampler = models.make_sampler(config)
     codec = make_tokenizer(config)
     start, end = (_anneal_step(config, point, len(cache)) for point in ("start", "end"))
     splits = (cache, validation)

@@ -1,11 +1,7 @@
 """Features over two real processes (gloo, 2 CPU devices each) are those of one process."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +14,9 @@ from bar_jax.data.image_sets import ImageArray
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.moments import gaussian
+from tests import two_processes
 
 COUNT, SIZE = 37, 8
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def images(seed):
@@ -65,29 +61,9 @@ def one_process():
 
 
 def test_two_processes_find_what_one_does(one_process):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(port), str(rank)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        told = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, errors) in zip(processes, told, strict=True):
-        assert process.returncode == 0, errors[-2000:]
-    found = [json.loads(output.splitlines()[-1]) for output, _ in told]
+    flags = "--xla_force_host_platform_device_count=2"
+    printed = two_processes.run(__file__, timeout=120, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
+    found = [json.loads(output.splitlines()[-1]) for output in printed]
     assert found[0] == found[1]  # the same on every process, to the last bit
     assert found[0]["distance"] == pytest.approx(one_process["distance"], rel=1e-6)
     assert (found[0]["count"], found[0]["labels"]) == (COUNT, one_process["labels"])

@@ -1,8 +1,6 @@
 """The gradient of one step over two processes is that of one, for each network that is trained."""
 
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from bar_jax.jobs import train_tokenizer
 from bar_jax.jobs.describe import generator_program
 from bar_jax.tokenizers import cached_as
 from bar_jax.training.step import init_state, stream_key
+from tests import two_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = {"tokenizer": "quickstart", "masked_bit": "quickstart", "xar": "basis/digits"}
@@ -72,28 +71,13 @@ def main(port: str, rank: str, path: str) -> None:
 def of_two(tmp_path_factory):
     """Gradients over two processes, by network and layout."""
     path = tmp_path_factory.mktemp("gradients") / "two.npz"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4"),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(port), str(rank), str(path)],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        errors = [process.communicate(timeout=900)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(process.returncode for process in processes), errors[0][-2000:] + errors[1]
+    two_processes.run(
+        __file__,
+        arguments=[str(path)],
+        XLA_FLAGS=os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4"),
+        JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
     return np.load(path)
 
 
