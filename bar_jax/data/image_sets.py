@@ -40,10 +40,6 @@ class ImageArray:
     settings: dict = field(default_factory=dict)
 
     @property
-    def labelled(self) -> bool:
-        return not self.unlabelled
-
-    @property
     def size(self) -> tuple[int, int]:
         return self.images.shape[1:3]
 
@@ -184,10 +180,6 @@ class ImageFiles:
     @property
     def name(self) -> str:
         return self.root
-
-    @property
-    def labelled(self) -> bool:
-        return not self.unlabelled
 
     @property
     def size(self) -> tuple[int, int]:

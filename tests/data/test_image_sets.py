@@ -27,7 +27,7 @@ def test_images_labels_and_settings_of_an_npz(tmp_path, save):
     source = image_sets.open_npz(path, num_classes=3)
     np.testing.assert_array_equal(pixels(source), IMAGES)
     assert [source[i]["label"] for i in range(5)] == LABELS.tolist()
-    assert (source.labelled, source.size, len(source)) == (True, (8, 8), 5)
+    assert (not source.unlabelled, source.size, len(source)) == (True, (8, 8), 5)
     assert source.settings == {"sample_seed": 3}
 
 
@@ -105,7 +105,7 @@ def test_sub_folders_are_classes_where_they_are_called_like_them(tmp_path):
     for i, label in enumerate(LABELS):
         save(tmp_path / f"{NAMES[label]}/{i}.png", IMAGES[i])
     source = image_sets.open_set(tmp_path, 3, NAMES)
-    assert source.labelled
+    assert not source.unlabelled
     assert [source[i]["label"] for i in range(5)] == [1, 1, 2, 0, 0]
     np.testing.assert_array_equal(pixels(source), IMAGES[[1, 3, 2, 0, 4]])
 
@@ -133,7 +133,7 @@ def test_a_flat_folder_has_no_labels(tmp_path):
         save(tmp_path / f"{i}.png", IMAGES[i])
     (tmp_path / "readme.txt").write_text("not an image")
     source = image_sets.open_set(tmp_path, num_classes=1)
-    assert (source.labelled, len(source), source.size) == (False, 3, (8, 8))
+    assert (not source.unlabelled, len(source), source.size) == (False, 3, (8, 8))
 
 
 def test_mixed_sizes_are_named(tmp_path):
