@@ -33,7 +33,7 @@ from bar_jax.config import basis_inside, default_config, flatten, real_valued, s
 from bar_jax.config_presets import from_scratch
 from bar_jax.errors import InputError
 from bar_jax.files import write_atomically
-from bar_jax.mesh import all_or_none
+from bar_jax.mesh import all_or_none, first_alone
 
 # Fields of a training stage that may change when it goes on: they alter what is seen of the run,
 # or where it runs, but not what it computes.
@@ -82,9 +82,14 @@ def in_use(config: ConfigDict) -> Iterator[None]:
       InputError: it cannot be written to, or another run is in it.
     """
     path = pathlib.Path(config.workdir)
-    with contextlib.ExitStack() as stack:
+
+    def make():
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
+
+    first_alone(make)
+    with contextlib.ExitStack() as stack:
+        with _writing(path):
             stack.enter_context(workdir_lock.held(config.workdir, config.job))
         yield
 

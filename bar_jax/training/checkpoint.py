@@ -7,10 +7,12 @@ Evaluation restores only the parameters it needs, on any mesh.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import pathlib
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -343,9 +345,13 @@ def _described(folder: pathlib.Path) -> dict[str, list]:
 @contextlib.contextmanager
 def _reading(folder: pathlib.Path) -> Iterator[None]:
     """What fails in the block, in any process, is told as damage, in all of them."""
-    reason = None
+    reason, usual, unretrieved = None, sys.unraisablehook, logging.getLogger("asyncio")
+    sys.unraisablehook = functools.partial(_without_given_up_reads, usual)
+    unretrieved.addFilter(_is_no_given_up_read)
     try:
         yield
+        sys.unraisablehook = usual
+        unretrieved.removeFilter(_is_no_given_up_read)
     except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
         raise  # the files may be sound
     except Exception as error:  # of many kinds: a flipped bit may be anywhere
@@ -353,6 +359,21 @@ def _reading(folder: pathlib.Path) -> Iterator[None]:
     failed = mesh_lib.from_all(np.array([reason is not None]))
     if any(one.any() for one in failed):
         raise _damaged(folder, reason or "another process could not read it")
+
+
+def _without_given_up_reads(usual: Callable, told: object) -> None:
+    """`sys.unraisablehook` that leaves out what follows from a read that failed: the first is told.
+
+    Orbax closes its event loop then; TensorStore's threads still bring it the others.
+    """
+    error = told.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        usual(told)
+
+
+def _is_no_given_up_read(record: logging.LogRecord) -> bool:
+    """A filter of asyncio's log: tasks that failed after the first are collected at some time."""
+    return not record.getMessage().startswith("Task exception was never retrieved")
 
 
 def _damaged(folder: pathlib.Path, reason: str) -> DamagedCheckpoint:
