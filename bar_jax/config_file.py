@@ -1,6 +1,7 @@
 """Config files: what `--config` names."""
 
 import runpy
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
@@ -15,9 +16,8 @@ def load_config(argument: str) -> ConfigDict:
     Raises:
       InputError: no such file, no config in it, or a field that does not exist.
     """
-    # A colon may also belong to the path (C:\\NAME.py).
-    path, _, size = (argument, "", "") if argument.endswith(".py") else argument.rpartition(":")
-    file = files.find(path or argument)
+    path, size = _split(argument)
+    file = files.find(path)
     try:
         config = runpy.run_path(str(file))["get_config"](size or None)
     except InputError:
@@ -33,3 +33,25 @@ def load_config(argument: str) -> ConfigDict:
         if name not in fields:
             raise config_lib.unknown_field(name)
     return config
+
+
+def by_hand(argument: str, flags: Iterable[str]) -> list[str]:
+    """The fields that a user has set: on the command line, or other than the default in the file.
+
+    Args:
+      argument: as for `load_config`. What its `:SIZE` changes is not by hand, nor is what the file
+        makes empty.
+      flags: fields of the command line.
+    """
+    default = dict(config_lib.flatten(config_lib.default_config()))
+    own = config_lib.flatten(load_config(_split(argument)[0]))
+    changed = [name for name, value in own if value not in (default[name], "")]
+    return list(dict.fromkeys([*flags, *changed]))
+
+
+def _split(argument: str) -> tuple[str, str]:
+    """A config file's path and what follows the colon, if anything."""
+    if argument.endswith(".py"):  # a colon may also belong to the path (C:\\NAME.py)
+        return argument, ""
+    path, _, size = argument.rpartition(":")
+    return path or argument, size

@@ -98,6 +98,7 @@ def causal(size: str) -> ConfigDict:
     width, depth, heads = CAUSAL[size]
     config.model.generator.update(dict(kind="causal", width=width, depth=depth, heads=heads))
     config.model.generator.class_repeats = 32
+    config.sample.iterations = default_config().sample.iterations  # MAR's alone
     optimizer = config.train_generator.optimizer
     optimizer.update(dict(learning_rate=4e-4, clip_norm=1.0))
     optimizer.no_decay = ("norm", "bias", "embed", "adaln", "head", "basis")

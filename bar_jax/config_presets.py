@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from bar_jax.config import CLASSIFIER_METRICS
+from bar_jax.config import CLASSIFIER_METRICS, default_config
 from bar_jax.errors import InputError
 
 
@@ -11,6 +11,7 @@ def unified(config: ConfigDict) -> None:
     config.model.tokenizer.kind = "basis_fsq"
     config.model.basis.update(dict(kind="learned", init="pca"))
     config.model.generator.rope = "1d"
+    config.model.generator.order = default_config().model.generator.order  # RAR's alone
     config.train_tokenizer.loss.update(dict(residual=0.01, prefix=0.5))
 
 

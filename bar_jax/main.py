@@ -16,14 +16,14 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bar_jax import config as config_lib
 from bar_jax import distributed, files, validation
-from bar_jax.config_file import load_config
+from bar_jax.config_file import by_hand, load_config
 from bar_jax.errors import InputError, NonFinite, SaveError
 from bar_jax.training import preemption
 
@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = parse(argv)
         with files.telling_full_disk(config.workdir):
-            return run(config, distributed.from_flags(_split(argv[1:])))
+            flags = _split(argv[1:])
+            fields = [flag.removeprefix("config.") for flag in flags if flag.startswith("config.")]
+            return run(config, distributed.from_flags(flags), by_hand(flags["config"], fields))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return distributed.leave(2)
@@ -57,11 +59,16 @@ def main(argv: Sequence[str]) -> int:
         return distributed.leave(1)
 
 
-def run(config: ConfigDict, cluster: distributed.Cluster | None = None) -> int:
+def run(
+    config: ConfigDict,
+    cluster: distributed.Cluster | None = None,
+    by_hand: Iterable[str] = (),
+) -> int:
     """Validates a config and runs its job; returns the exit status.
 
     Args:
       cluster: that flags describe; None looks for one.
+      by_hand: fields that the user has set; those that change nothing are named.
     """
     preemption.install()
     config_lib.settle(config)
@@ -69,13 +76,16 @@ def run(config: ConfigDict, cluster: distributed.Cluster | None = None) -> int:
     # Imported here so that a misspelt field is told before JAX has started.
     import jax
 
-    from bar_jax import jobs, mesh, workdir
+    from bar_jax import config_effects, jobs, mesh, workdir
 
     if config.job not in jobs.JOBS:
         raise InputError("job", repr(config.job), " | ".join(jobs.JOBS))
     job = jobs.JOBS[config.job]
     distributed.start(cluster)
     jobs.check_devices(config)
+    if idle := config_effects.without_effect(config, by_hand):
+        told = ", ".join(f"{field} (acts with {needed})" for field, needed in idle.items())
+        logger.warning("without effect in this run: %s", told)
     with contextlib.ExitStack() as stack:
         if config.job not in WITHOUT_WORKDIR:
             mesh.first_alone(lambda: workdir.check(config))

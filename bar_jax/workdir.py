@@ -29,6 +29,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bar_jax import workdir_lock
+from bar_jax.bases import RANDOM
 from bar_jax.config import basis_inside, default_config, flatten, real_valued, settle
 from bar_jax.config_presets import from_scratch
 from bar_jax.errors import InputError
@@ -253,6 +254,8 @@ def _compare(
     path: pathlib.Path, config: ConfigDict, fields: tuple[str, ...], free: tuple[str, ...]
 ) -> None:
     stored = dict(flatten(ConfigDict(read_json(path))))
+    if config.model.basis.kind != RANDOM:  # orders are not drawn
+        free += tuple(f"order.{name}" for name, _ in flatten(config.model.generator.order))
     for name, value in flatten(ConfigDict(to_json(config))):
         fixed = name.startswith(fields) and not name.endswith(free)
         if name.startswith("train_tokenizer.weights."):  # a file may have been moved

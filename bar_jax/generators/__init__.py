@@ -143,6 +143,12 @@ def _causal(config: ConfigDict, remat: bool) -> CausalDiffusion:
     )
 
 
+# What only some kinds read of `config.model.generator`.
+FIELDS = {
+    "causal": ("rope", "class_repeats", "shared_time"),
+    "xar": ("cell_size", "time", "shared_time"),
+    "mar": ("class_repeats", "mask_ratio_min", "shared_time"),
+}
 HOSTS = {"causal": _causal, "xar": _xar, "mar": _mar}
 
 

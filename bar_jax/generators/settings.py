@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from bar_jax.config import basis_inside, real_valued
 from bar_jax.nn import decode_attention
 from bar_jax.nn.decoding import Weights
 
@@ -58,6 +59,15 @@ def sampling_settings(config: ConfigDict, platform: str | None = None) -> Settin
         attention=_attention(config, platform),
         weights=section.weights,
     )
+
+
+def sampling_fields(config: ConfigDict) -> tuple[str, ...]:
+    """The fields of `config.sample` that say in which steps the configured generator writes."""
+    if real_valued(config):
+        fields = {"xar": ("sampler", "steps"), "mar": ("iterations", "steps", "clip")}
+        return fields.get(config.model.generator.kind, ("steps", "clip"))
+    fields = ("unmasking_schedule",) if config.model.head.kind == "masked_bit" else ()
+    return fields + (("tokens",) if basis_inside(config) else ("order",))
 
 
 def _attention(config: ConfigDict, platform: str | None) -> str:

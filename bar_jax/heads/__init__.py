@@ -42,6 +42,14 @@ def _linear(config: ConfigDict, bits: int, remat: bool) -> LinearHead:
     return LinearHead(bits, config.model.head.width, dtype=jnp.dtype(config.dtype))
 
 
+# What each reads of `config.model.head`; xAR's `flow` is a part of xAR.
+FIELDS = {
+    "masked_bit": ("width", "depth", "mask_ratio"),
+    "bit": ("width",),
+    "linear": ("width",),
+    "diffusion": ("width", "depth", "timesteps_per_token"),
+    "flow": (),
+}
 KINDS = {"masked_bit": _masked_bit, "bit": _bit, "linear": _linear}
 
 

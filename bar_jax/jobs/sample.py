@@ -30,11 +30,11 @@ from ml_collections import ConfigDict
 from bar_jax import data, models, workdir
 from bar_jax import mesh as mesh_lib
 from bar_jax.bases import make_basis
-from bar_jax.config import basis_inside, real_valued, token_grid
+from bar_jax.config import token_grid
 from bar_jax.data import stream
 from bar_jax.errors import InputError
 from bar_jax.files import naming, replacing, write_atomically
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators.settings import sampling_fields, sampling_settings
 from bar_jax.jobs import encode
 from bar_jax.training import preemption
 from bar_jax.training.progress import progress
@@ -263,15 +263,7 @@ def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> d
 
 def schedule(config: ConfigDict) -> dict[str, object]:
     """The fields of `sample` that say in which steps the configured generator writes an image."""
-    section, kind = config.sample, config.model.generator.kind
-    if not real_valued(config):
-        names = ("unmasking_schedule", "order", "tokens")
-        if not basis_inside(config):
-            names = names[:2]
-    else:
-        names = {"xar": ("sampler", "steps"), "mar": ("iterations", "steps", "clip")}
-        names = names.get(kind, ("steps", "clip"))
-    return {name: workdir.to_json(section)[name] for name in names}
+    return {name: workdir.to_json(config.sample)[name] for name in sampling_fields(config)}
 
 
 def _stored_settings(path: pathlib.Path) -> dict | None:

@@ -170,11 +170,9 @@ def make_program(
             return group == "decoder"
         return group != "embeddings" or config.model.tokenizer.encoder.kind == "vit"
 
-    def share(path):
-        group = group_of(path)
-        if group == "basis":
-            return section.basis_learning_rate
-        return section.encoder_learning_rate if group in ("embeddings", "encoder") else 1.0
+    shares = {"embeddings": section.encoder_learning_rate, "encoder": section.encoder_learning_rate}
+    shares |= {"basis": section.basis_learning_rate} if basis else {}
+    share = lambda path: shares.get(group_of(path), 1.0)
 
     opponent = make_opponent(tokenizer, modules.discriminator, section, crop_key, examples)
     if opponent and opponent.start >= steps:
@@ -193,7 +191,7 @@ def make_program(
         constant,
         opponent=opponent,
         trained=trained,
-        share=None if section.encoder_learning_rate == section.basis_learning_rate == 1 else share,
+        share=None if set(shares.values()) == {1.0} else share,
         last=basis.get("last"),
         pretrained=pretrained | basis.get("pretrained", {}),
         frozen=networks,

@@ -59,6 +59,9 @@ def _pixels(config: ConfigDict, remat: bool) -> Pixels:
     return Pixels(config.data.image_size, config.model.tokenizer.patch_size)
 
 
+# What only some kinds read of `config.model.tokenizer`; a section ends with a dot.
+_VIT = ("bits", "centered_bits", "encoder.", "decoder.")
+FIELDS = {"bar_fsq": _VIT, "basis_fsq": _VIT, "kl_vae": ("kl.",), "pixels": ()}
 KINDS = {"bar_fsq": _bar_fsq, "basis_fsq": _basis_fsq, "kl_vae": _kl_vae, "pixels": _pixels}
 
 

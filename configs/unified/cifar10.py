@@ -25,9 +25,6 @@ def get_config(size=None):
     from_scratch(config)
     unified(config)
     config.model.generator.update(dict(width=96, depth=3, heads=4, class_repeats=2))
-    config.model.generator.order.update(
-        dict(anneal_start_epochs=0.0, anneal_end_epochs=0.0, anneal_end_steps=300)
-    )
     config.model.head.update(dict(width=96, depth=2))
 
     train = config.train_tokenizer
