@@ -115,17 +115,17 @@ def test_a_field_changes_what_is_made_or_is_named(name):
         assert not others or any(_made(other) != made for other in others), field
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["bit", "unified", "xar", "mar"])
 def test_what_is_named_changes_no_program(name):
     config = _tiny(**CONFIGS[name])
-    programs, changed = tracing.programs(config), []
+    programs, changed = tracing.digests(config), []
     for field in without_effect(config, dict(flatten(config))):
         for value in _others(config, field, dict(flatten(config))[field]):
             if other := _changed(config, field, value):
                 config, changed = other, [*changed, field]
                 break
     assert len(changed) > 10
-    assert tracing.programs(config) == programs, changed
+    assert tracing.digests(config) == programs, changed
 
 
 FILES = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("configs/**/*.py"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 import jax
@@ -14,65 +15,48 @@ from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import plan
 from bar_jax.jobs.sample import pixels
 from bar_jax.mesh import make_mesh
-from bar_jax.training.step import stream_key
 
 IMAGES = 2
 
 
-def programs(config, sampling: bool = True) -> dict[str, str]:
-    """Digests of what trains and samples a config, by name; equal ones compute the same.
-
-    Args:
-      sampling: whether the sampler, down to pixels, is one of them.
-    """
-    mesh = make_mesh(devices=jax.devices()[:1])
-    found = {}
-    for step in ("generator",) if real_valued(config) else ("tokenizer", "generator"):
-        program, batch, number = plan._program(config, mesh, step)
-        key = jax.random.key(0)
-        state = jax.eval_shape(program.init, key)
-        found[f"{step} init"] = _digest(program.init, key)
-        given = program.pretrained, program.fixed
-        found[f"{step} start"] = _hash(*(np.asarray(x).tobytes() for x in jax.tree.leaves(given)))
-        with jax.set_mesh(mesh):
-            step_fn = program.step(number)
-            found[f"{step} step"] = _digest(step_fn, nn.unbox(state), batch, key, {})
-    if sampling:
-        found |= _sampling(config, mesh)
-    return found
+def trace(config) -> None:
+    """Traces what trains and samples a config; raises what that raises."""
+    for _, function, arguments in _programs(config):
+        jax.eval_shape(function, *arguments)
 
 
-def _sampling(config, mesh) -> dict[str, str]:
-    generator, codec = models.make_sampler(config), models.make_codec(config)
-    key = stream_key(0, "tracing")
-    params, decoder = (
-        nn.unbox(jax.eval_shape(lambda k, init=init, module=module: init(module, k), key))
-        for init, module in (
-            (models.init_generator, generator),
-            (models.init_tokenizer, codec),
-        )
-    )
-    settings = sampling_settings(config, "cpu")
-    labels = jnp.zeros(IMAGES, jnp.int32)
-    keys = jax.random.split(key, IMAGES)
-    draw = lambda params, labels, keys: generator.sample(params, labels, keys, settings, 1.5, 1.0)
+def digests(config) -> dict[str, str]:
+    """A digest of each program that trains or samples a config; equal ones compute the same."""
+    return {name: _digest(function, arguments) for name, function, arguments in _programs(config)}
+
+
+def _programs(config) -> Iterator[tuple[str, Callable, tuple]]:
+    """Names, functions, and arguments of which the shapes count."""
+    mesh, key = make_mesh(devices=jax.devices()[:1]), jax.random.key(0)
     with jax.set_mesh(mesh):
-        tokens = jax.eval_shape(draw, params, labels, keys)
-        decode = lambda params, tokens: pixels(codec, params, tokens)
-        return {
-            "sampler": _digest(draw, params, labels, keys),
-            "pixels": _digest(decode, decoder, tokens),
-        }
+        for step in ("generator",) if real_valued(config) else ("tokenizer", "generator"):
+            program, batch, number = plan._program(config, mesh, step)
+            state = nn.unbox(jax.eval_shape(program.init, key))
+            yield f"{step}, fresh", program.init, (key,)
+            yield f"{step}, given", lambda p=program: (p.pretrained, p.fixed), ()
+            yield f"{step}, step", program.step(number), (state, batch, key, {})
+
+        generator, codec = models.make_sampler(config), models.make_codec(config)
+        params = nn.unbox(jax.eval_shape(lambda k: models.init_generator(generator, k), key))
+        decoder = nn.unbox(jax.eval_shape(lambda k: models.init_tokenizer(codec, k), key))
+        settings, labels = sampling_settings(config, "cpu"), jnp.zeros(IMAGES, jnp.int32)
+        keys = jax.random.split(key, IMAGES)
+
+        def draw(params, decoder, labels, keys):
+            tokens = generator.sample(params, labels, keys, settings, 1.5, 1.0)
+            return pixels(codec, decoder, tokens)
+
+        yield "sampler", draw, (params, decoder, labels, keys)
 
 
-def _digest(function, *arguments) -> str:
+def _digest(function: Callable, arguments: tuple) -> str:
     traced = jax.make_jaxpr(function)(*arguments)
-    text = re.sub(r"0x[0-9a-f]+", "", str(traced))
-    return _hash(text.encode(), *(np.asarray(c).tobytes() for c in traced.consts))
-
-
-def _hash(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode())
+    for constant in traced.consts:
+        digest.update(np.asarray(constant).tobytes())
     return digest.hexdigest()[:16]

@@ -121,7 +121,9 @@ class MaskedBitGenerator(nn.Module):
     @nn.nowrap
     def _order(self) -> np.ndarray:
         """[L] the fixed order; of RAR, raster, to which it is annealed."""
-        return self.basis.order(self.trunk.grid, np.arange(self.trunk.num_tokens, dtype=np.int32))
+        # Of tokens in the image, also where the trunk knows their places in the sequence alone.
+        rows, columns = (side // self.patch_size for side in self.token_grid)
+        return self.basis.order((rows, columns), np.arange(rows * columns, dtype=np.int32))
 
     @nn.nowrap
     def sample(
