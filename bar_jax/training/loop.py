@@ -1,7 +1,7 @@
 """The training loop: evaluate, save, draw a batch, step.
 
-Steps are dispatched ahead of the devices, so that these never wait for the host; but one step ahead
-alone, so that a signal to stop is answered within two of them.
+Steps are dispatched ahead of the devices, so that these do not wait for the host; but two of them
+at most, so that a signal to stop is answered soon, and what is shown is done.
 
 Saving comes before the batch is drawn, and data and random numbers are functions of the step, so
 a run that goes on from a checkpoint does what it would have done.
@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import duration, profiled_steps
 from bar_jax.errors import InputError, NonFinite
-from bar_jax.training import checkpoint, preemption
+from bar_jax.training import checkpoint, optimizer, preemption
 from bar_jax.training.players import Program
 from bar_jax.training.progress import AHEAD, Steps, format_seconds, losses, never_silent
 from bar_jax.training.save_clock import SaveClock
@@ -102,6 +102,7 @@ def train(
                 logger.info("%s: finished at step %d, nothing to do", stage, steps)
                 return steps, results
 
+        _warn_of_schedule(stage, section, steps, warmup, constant)
         program = make_program(steps, warmup, constant)
         make_state, shapes = init_state(program.init, stream_key(seed, f"{stage}/params"), mesh)
         on_damaged = section.on_damaged_checkpoint
@@ -199,6 +200,17 @@ def _evaluate(
     if jax.process_index() == 0:
         write_report(workdir)
     return results
+
+
+def _warn_of_schedule(stage: str, section: ConfigDict, steps: int, warmup: int, constant: int):
+    """Says of a learning rate that its schedule is longer than the run."""
+    field = f"{stage}.optimizer"
+    optimizer.warn_of_warmup(field, section.optimizer.learning_rate, warmup, steps)
+    if constant > steps:
+        logger.warning(
+            "%s.constant: %d steps, in a run of %d; the learning rate never falls",
+            *(field, constant, steps),
+        )
 
 
 def _check_agreement(manager: ocp.CheckpointManager, folder: str | os.PathLike) -> None:
