@@ -59,7 +59,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     generator = make_generator(config, remat=section.remat)
     sampler = models.make_sampler(config)
     codec = make_tokenizer(config)
-    start, end = (_anneal_step(config, point, len(cache)) for point in ("start", "end"))
+    start, end = (anneal_step(config, point, len(cache)) for point in ("start", "end"))
     splits = (cache, validation)
 
     @functools.cache  # a run that is finished does not need them
@@ -200,7 +200,7 @@ def latents(tokenizer: nn.Module, cached: jax.Array, keys: jax.Array) -> jax.Arr
     return tokenizer.latents(cached, jax.vmap(jax.random.fold_in, (0, None))(keys, LATENT))
 
 
-def _anneal_step(config, point, images) -> int:
+def anneal_step(config, point, images) -> int:
     """The step at which the share of random orders starts or ends to fall."""
     field = f"model.generator.order.anneal_{point}_"
     batch_size = config.train_generator.batch_size

@@ -102,7 +102,7 @@ def train(
                 logger.info("%s: finished at step %d, nothing to do", stage, steps)
                 return steps, results
 
-        _warn_of_schedule(stage, section, steps, warmup, constant)
+        warn_of_schedule(stage, section, steps, warmup, constant)
         program = make_program(steps, warmup, constant)
         make_state, shapes = init_state(program.init, stream_key(seed, f"{stage}/params"), mesh)
         on_damaged = section.on_damaged_checkpoint
@@ -202,7 +202,7 @@ def _evaluate(
     return results
 
 
-def _warn_of_schedule(stage: str, section: ConfigDict, steps: int, warmup: int, constant: int):
+def warn_of_schedule(stage: str, section: ConfigDict, steps: int, warmup: int, constant: int):
     """Says of a learning rate that its schedule is longer than the run."""
     field = f"{stage}.optimizer"
     optimizer.warn_of_warmup(field, section.optimizer.learning_rate, warmup, steps)

@@ -53,7 +53,7 @@ def test_sigterm_on_one_of_two_stops_both(folder, two, start, arrays, logged):
     assert_same_training(folder / "stopped", two, "tokenizer", arrays, logged)
 
 
-def test_ctrl_c_in_one_of_two_stops_both_while_they_sample(folder, two, start):
+def test_ctrl_c_in_one_stops_both_while_they_sample(folder, two, start):
     """Which is no training: they agree on a batch, and go on after it."""
     for part in ("tokenizer", "generator"):
         shutil.copytree(two / part, folder / "sampling" / part)
