@@ -295,6 +295,7 @@ def test_what_cannot_change_is_refused(part, arguments, found, expected, begun, 
     "argument",
     [
         "--config.train_generator.log_every=7",
+        "--config.train_generator.save_minutes=0",
         "--config.train_tokenizer.keep_checkpoints=1",
         "--config.sample.temperature=1.0",
         "--config.data.num_workers=1",
