@@ -295,6 +295,7 @@ def _training(batch_size: int, epochs: float, warmup_epochs: float) -> ConfigDic
     train.ema_decay = 0.0  # largest decay of the moving average of parameters; 0: none is kept
     train.log_every = 100  # steps
     train.save_every = 1000  # steps
+    train.save_minutes = 10.0  # also when so long ago was the last save; 0: by steps alone
     train.keep_checkpoints = 3  # older ones are deleted
     # The newest checkpoint's files are not what was saved: refuse | previous (go on from, or use,
     # the one before it; the damaged one is renamed when training goes on).

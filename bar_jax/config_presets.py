@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from bar_jax.config import CLASSIFIER_METRICS, default_config
+from bar_jax.config import CLASSIFIER_METRICS, DURATION_UNITS, default_config
 from bar_jax.errors import InputError
 
 
@@ -50,6 +50,9 @@ def tiny(config: ConfigDict) -> ConfigDict:
         train.update(dict(batch_size=16, steps=2, epochs=0.0, images=0, evaluate_images=16))
         train.update(dict(log_every=1, save_every=2, evaluate_every=2))
         train.optimizer.update(dict(warmup_steps=1, warmup_epochs=0.0, warmup_images=0))
+        stays = any(train.optimizer[f"constant_{unit}"] for unit in DURATION_UNITS)
+        train.optimizer.update(dict(constant_steps=2 * stays, constant_epochs=0.0))
+        train.optimizer.constant_images = 0
     order = config.model.generator.order
     for point in ("anneal_start_", "anneal_end_"):
         order.update({f"{point}{unit}": 0 for unit in ("steps", "images")})

@@ -52,6 +52,9 @@ def main(argv: Sequence[str]) -> int:
     except (SaveError, NonFinite) as error:
         print(f"error: {error}", file=sys.stderr)
         return distributed.leave(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return distributed.leave(preemption.INTERRUPTED)
     except Exception:
         if distributed.is_alone():
             raise
@@ -70,8 +73,15 @@ def run(
       cluster: that flags describe; None looks for one.
       by_hand: fields that the user has set; those that change nothing are named.
     """
-    preemption.install()
     config_lib.settle(config)
+    if config.job in WITHOUT_WORKDIR:  # nothing to save: a signal ends them as any program
+        return _run(config, cluster)
+    preemption.install()
+    with preemption.hearing_ctrl_c():
+        return _run(config, cluster)
+
+
+def _run(config: ConfigDict, cluster: distributed.Cluster | None) -> int:
     validation.validate(config)
     # Imported here so that a misspelt field is told before JAX has started.
     import jax
@@ -87,12 +97,14 @@ def run(
         told = ", ".join(f"{field} (acts with {needed})" for field, needed in idle.items())
         logger.warning("without effect in this run: %s", told)
     with contextlib.ExitStack() as stack:
-        if config.job not in WITHOUT_WORKDIR:
+        writes = config.job not in WITHOUT_WORKDIR
+        if writes:
             mesh.first_alone(lambda: workdir.check(config))
             stack.enter_context(workdir.in_use(config))
             mesh.first_alone(lambda: workdir.write_config(config))
         try:
-            preemption.check(f"{config.job} was not begun")
+            if writes:
+                preemption.check(f"{config.job} was not begun")
             with logging_redirect_tqdm(loggers=[logging.getLogger()]):  # lines above the bar
                 summary = job(config)
         except preemption.Preempted as stopped:

@@ -95,7 +95,7 @@ def validate(config: ConfigDict) -> None:
         if name.endswith(share) and not 0 <= value < 1:
             raise InputError(name, str(value), "a number in [0, 1)")
         amount = name.startswith("train_tokenizer.loss.") or name.endswith(
-            ("learning_rate", "weight_decay", "num_workers", "regularizer", "clip")
+            ("learning_rate", "weight_decay", "num_workers", "regularizer", "clip", "save_minutes")
         )
         if amount and not 0 <= value < math.inf:
             raise InputError(name, str(value), "a number of at least 0")

@@ -40,8 +40,9 @@ from bar_jax.mesh import all_or_none, first_alone
 # or where it runs, but not what it computes.
 FREE = (
     "basis.inverse", "data.path", "data.on_damaged", "data.num_workers",
-    "accumulate", "remat", "log_every", "save_every", "evaluate_every", "evaluate_images",
-    "evaluate_metrics", "evaluate_samples", "keep_checkpoints", "on_damaged_checkpoint",
+    "accumulate", "remat", "log_every", "save_every", "save_minutes", "evaluate_every",
+    "evaluate_images", "evaluate_metrics", "evaluate_samples", "keep_checkpoints",
+    "on_damaged_checkpoint",
 )  # fmt: skip
 TOKENIZER_FIELDS = ("model.tokenizer.", "data.image_size")
 GENERATOR_FIELDS = (

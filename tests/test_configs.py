@@ -3,6 +3,7 @@
 Their `:tiny` size is trained in tests/test_pipeline.py, for one config of each architecture.
 """
 
+import functools
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from bar_jax import models, published
 from bar_jax.config import (
     bits_per_token,
     default_config,
+    duration,
     flatten,
     real_valued,
     token_channels,
@@ -21,9 +23,10 @@ from bar_jax.config import (
 )
 from bar_jax.config_file import load_config
 from bar_jax.generators import make_generator
-from bar_jax.jobs import describe
+from bar_jax.jobs import describe, train_generator, train_tokenizer
 from bar_jax.jobs.describe import count
 from bar_jax.tokenizers import make_tokenizer, sequence_grid
+from bar_jax.training import loop
 from bar_jax.training.optimizer import decays
 from bar_jax.validation import validate
 from bar_jax.visualize import figures
@@ -78,6 +81,27 @@ def test_tiny_is_tiny(path):
     sizes = {name: value for name, value in fields.items() if name.endswith((".width", ".depth"))}
     assert max(sizes.values()) <= 32, sizes
     assert [fields[f"train_{part}.steps"] for part in ("tokenizer", "generator")] == [2, 2]
+
+
+@pytest.mark.parametrize("size", ["", ":tiny"])
+def test_its_schedules_fit_its_training(path, size, caplog):
+    """Nothing is told of what is run as it is written."""
+    config, images = load_config(f"{ROOT / path}{size}"), 1_281_167
+    for stage in ("train_tokenizer", "train_generator"):
+        section = config[stage]
+        count = functools.partial(duration, batch_size=section.batch_size, images=images)
+        warmup, constant = (
+            count(section.optimizer, f"{name}_", required=False) for name in ("warmup", "constant")
+        )
+        loop.warn_of_schedule(stage, section, count(section, ""), warmup, constant)
+    start, end = (train_generator.anneal_step(config, point, images) for point in ("start", "end"))
+    if config.model.basis.kind == "random":
+        train_generator.warn_of_order(count(section, ""), start, end)
+    section = config.train_tokenizer
+    train_tokenizer.check_discriminator(
+        section, images, duration(section, "", section.batch_size, images)
+    )
+    assert not caplog.messages
 
 
 def test_says_how_it_is_run(path):

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from bar_jax.config import flatten
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError, NonFinite, SaveError
 from bar_jax.main import main, parse
+from bar_jax.training import preemption
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
@@ -292,6 +295,7 @@ def test_what_cannot_change_is_refused(part, arguments, found, expected, begun, 
     "argument",
     [
         "--config.train_generator.log_every=7",
+        "--config.train_generator.save_minutes=0",
         "--config.train_tokenizer.keep_checkpoints=1",
         "--config.sample.temperature=1.0",
         "--config.data.num_workers=1",
@@ -360,6 +364,38 @@ def test_a_full_disk_ends_in_one_line(error, line, failing_job, tmp_path, capsys
 def test_a_loss_that_is_not_finite_ends_in_one_line(failing_job, capsys):
     assert main(failing_job(NonFinite("train_generator: loss became nan"))) == 1
     assert capsys.readouterr().err.endswith("error: train_generator: loss became nan\n")
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """A job that Ctrl-C is pressed in; what asks is told."""
+    from bar_jax import jobs
+
+    def job(config):
+        os.kill(os.getpid(), signal.SIGINT)
+        preemption.check("3 shards are kept")
+
+    for name in ("encode", "describe"):
+        monkeypatch.setitem(jobs.JOBS, name, job)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in signals]
+    yield
+    for number, handler in zip(signals, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_ctrl_c_is_answered_like_sigterm(interrupted, tmp_path, capsys, caplog):
+    """The work is saved; one line says how to go on. Afterwards Ctrl-C is Python's again."""
+    assert main(["main", TINY, "--config.job=encode", f"--workdir={tmp_path}"]) == 0
+    told = "told to stop; 3 shards are kept. The same command goes on from there."
+    assert told in caplog.messages and capsys.readouterr().out == ""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_ends_a_job_that_saves_nothing(interrupted, capsys):
+    """At once, in one line."""
+    assert main(["main", TINY, "--config.job=describe"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_the_command_in_another_thread(monkeypatch, tmp_path):

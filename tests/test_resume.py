@@ -1,8 +1,9 @@
 """A run that is cut off, again and again, ends as one that was not: bit for bit, on CPU.
 
 Real processes, `python -m bar_jax.main`, and real signals. One workdir is made in one go. In
-another, the same command is stopped (SIGTERM) and killed (SIGKILL) in every long job and started
-again each time, until it is finished. BAR_JAX_KILLS=20 kills each training that often at random.
+another, the same command is stopped (SIGTERM, SIGINT) and killed (SIGKILL) in every long job and
+started again each time, until it is finished. BAR_JAX_KILLS=20 kills each training that often at
+random.
 """
 
 import json
@@ -30,6 +31,7 @@ SEED = int(os.environ.get("BAR_JAX_KILLS_SEED", "0"))  # of those moments
 STEPS = 120 + 60 * KILLS
 TIMEOUT = 300  # seconds that a process may take to get where it is awaited
 PARTS = {"train_tokenizer": "tokenizer", "train_generator": "generator"}
+STOPS = {"train_tokenizer": signal.SIGTERM, "train_generator": signal.SIGINT}
 TIMES = ("per_second", "_seconds")  # how measured speeds end
 
 FIELDS = {
@@ -69,6 +71,8 @@ class Run:
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         }
+        # A shell's job in the background ignores Ctrl-C, and so do its processes.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [*command, f"--workdir={workdir}", *fields], env=env, stdout=log, stderr=log
@@ -117,7 +121,7 @@ def cut_off_training(workdir: Path, stage: str, start: Callable[[], Run], events
 
     run, before = start(), saved_step(workdir, part)
     run.until_step(stage, before + 3)
-    status = run.end(signal.SIGTERM)
+    status = run.end(STOPS[stage])
     events.append({"stage": stage, "cut": "stopped", "status": status, "log": run.log()}
                   | {"before": before, "saved": saved_step(workdir, part)})  # fmt: skip
 
@@ -222,7 +226,7 @@ def metrics(workdir: Path) -> dict[tuple, list[dict]]:
 
 @pytest.mark.parametrize("stage", PARTS)
 def test_a_stopped_training_saves_and_ends_with_status_0(events, stage):
-    """SIGTERM: where it was is saved, off the interval, and the program says so."""
+    """SIGTERM or Ctrl-C: where it was is saved, off the interval, and the program says so."""
     [event] = [e for e in events if e["stage"] == stage and e["cut"] == "stopped"]
     assert event["status"] == 0
     assert event["saved"] >= event["before"] + 3

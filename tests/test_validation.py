@@ -168,6 +168,7 @@ WRONG = [
     ({"sample__batch_size": 0}, "sample.batch_size", "0", "at least 1"),
     ({"sample__images_per_class": 0}, "sample.images_per_class", "0", "at least 1"),
     ({"train_generator__log_every": 0}, "train_generator.log_every", "0", "at least 1"),
+    ({"train_generator__save_minutes": NAN}, "train_generator.save_minutes", "nan", "at least 0"),
     ({"train_tokenizer__keep_checkpoints": 0}, "train_tokenizer.keep_checkpoints", "0", "at least"),
     ({"model__generator__dropout": 1.0}, "model.generator.dropout", "1.0", "[0, 1)"),
     ({"model__generator__label_dropout": NAN}, "model.generator.label_dropout", "nan", "[0, 1)"),

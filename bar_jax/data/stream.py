@@ -8,6 +8,7 @@ give the same guarantees at about 100 batches/s, and small token caches need man
 """
 
 import os
+import signal
 import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -104,9 +105,19 @@ def prefetch(
         workers = grain.multiprocessing.MultiprocessingOptions(
             num_workers=num_workers, per_worker_buffer_size=2
         )
-        batches = batches.mp_prefetch(workers)
+        batches = batches.mp_prefetch(workers, _leave_stopping_to_the_run)
     iterator = iter(batches)
     try:
         yield from iterator
     finally:
         iterator.close()
+
+
+def _leave_stopping_to_the_run(worker: int, workers: int) -> None:
+    """Lets a worker go on after Ctrl-C or SIGTERM, which may reach all of a run's processes.
+
+    Without its batches the run could not come to the step at which it saves; it closes its workers.
+    """
+    del worker, workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -41,6 +41,7 @@ from bar_jax.metrics import classifier
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.reconstruction import psnr
 from bar_jax.tokenizers.fsq import bits_to_codes
+from bar_jax.training import preemption
 from bar_jax.training.step import stream_key
 from bar_jax.training.writer import MetricsWriter, update_summary
 from bar_jax.visualize import basis as pictures
@@ -50,6 +51,7 @@ logger = logging.getLogger(__name__)
 IMAGES = 1000  # real ones that are decoded from prefixes, and as many generated ones
 POINTS = 16  # numbers of tokens that are tried, besides one
 SHOWN = 8  # images in a picture
+NOTHING_KEPT = "basis: not finished"
 
 
 def run(config: ConfigDict) -> dict[str, object]:
@@ -95,7 +97,8 @@ def _real(config, mesh, tokenizer) -> Iterator[dict]:
     source = data.spread(data.open_images(config, validation=True), IMAGES)
     for batch in reference.batches_of(config, mesh, source, CROP, "real images"):
         images = mesh_lib.put_batch(mesh, {"image": batch["image"]})["image"]
-        yield batch | {"bits": encode.tokens(tokenizer.module, tokenizer.params, images)}
+        bits = encode.tokens(tokenizer.module, tokenizer.params, images)
+        yield batch | {"bits": jax.block_until_ready(bits)}
 
 
 def _generated(config, mesh, generator) -> Iterator[dict]:
@@ -105,11 +108,12 @@ def _generated(config, mesh, generator) -> Iterator[dict]:
     scales = jnp.float32(section.guidance_scale), jnp.float32(section.temperature)
     own, key = mesh_lib.batch_share(mesh).rows(size), stream_key(config.seed, "sample")
     for begin in range(0, IMAGES, size):
+        preemption.check(NOTHING_KEPT)
         index = (begin + own).astype(np.int32)
         batch = {"index": index, "label": index % np.int32(config.data.num_classes)}
         arrays = mesh_lib.put_batch(mesh, batch)
         bits = sample.drawn(generator.module, settings, generator.params, arrays, *scales, key)
-        yield batch | {"bits": bits, "mask": index < IMAGES}
+        yield batch | {"bits": jax.block_until_ready(bits), "mask": index < IMAGES}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -128,6 +132,7 @@ def _psnr(mesh, tokenizer, batches, counts) -> list[float]:
     for batch in batches:
         arrays = mesh_lib.put_batch(mesh, {name: batch[name] for name in ("image", "mask")})
         for i, count in enumerate(counts):
+            preemption.check(NOTHING_KEPT)
             decoded = _decoded(tokenizer.module, tokenizer.params, batch["bits"], count)
             totals[i] += float(_summed_psnr(arrays["image"], decoded, arrays["mask"]))
         images += int(mesh_lib.whole(arrays["mask"]).sum())
@@ -143,6 +148,7 @@ def _accuracy(mesh, tokenizer, batches, counts, judge: FeatureNetwork) -> list[f
     """Share of images that a classifier takes for their class, for each number of tokens."""
     name, found = f"{judge.name}/logits", []
     for count in counts:
+        preemption.check(NOTHING_KEPT)
         decoded = (
             batch | {"image": _pixels(tokenizer.module, tokenizer.params, batch["bits"], count)}
             for batch in batches

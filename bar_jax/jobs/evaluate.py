@@ -11,7 +11,7 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ from bar_jax.jobs import sample
 from bar_jax.metrics import classifier, scores
 from bar_jax.metrics.features import FeatureNetwork, Features, extract
 from bar_jax.pretrained import clip_text
+from bar_jax.training import preemption
 from bar_jax.training.writer import environment, update_summary
 from bar_jax.workdir import read_summary
 
@@ -208,10 +209,17 @@ def measure_generator(
     """
     count = config.train_generator.evaluate_samples
     labels = np.arange(count, dtype=np.int32) % config.data.num_classes
-    batches = sample.draw(config, mesh, generator, tokenizer, labels)
+    batches = _until_told(sample.draw(config, mesh, generator, tokenizer, labels))
     outputs = scores.outputs_of(measuring.metrics)
     features = extract(mesh, measuring.networks, batches, **outputs)
     return measure(measuring, features) | {"evaluated_samples": float(features.count)}
+
+
+def _until_told(batches: Iterable) -> Iterator:
+    """Batches, unless the run is told to stop."""
+    for batch in batches:
+        preemption.check("evaluation: not finished")
+        yield batch
 
 
 def _real(config, mesh, measuring) -> dict[str, float]:

@@ -40,6 +40,7 @@ from bar_jax.metrics.reconstruction import (
 from bar_jax.metrics.scores import NEEDS
 from bar_jax.pretrained.lpips import PACKAGE
 from bar_jax.pretrained.networks import init_network, read_network
+from bar_jax.training import preemption
 from bar_jax.training.writer import environment, update_summary
 from bar_jax.visualize.grid import image_grid, save_png
 
@@ -158,6 +159,7 @@ def measure(
     )
     totals, originals, decoded = None, {}, {}
     for batch in batches:
+        preemption.check("reconstructions: nothing is kept")
         arrays = mesh_lib.put_batch(mesh, {name: batch[name] for name in ("image", "mask")})
         sums, pictures = _reconstruct(tokenizer, params, networks, arrays["image"], arrays["mask"])
         totals = sums if totals is None else jax.tree.map(np.add, totals, jax.device_get(sums))

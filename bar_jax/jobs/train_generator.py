@@ -27,7 +27,7 @@ from bar_jax.jobs import basis as basis_lib
 from bar_jax.jobs import encode, sample
 from bar_jax.jobs import evaluate as evaluate_lib
 from bar_jax.tokenizers import make_tokenizer, sequence_grid
-from bar_jax.training import loop
+from bar_jax.training import loop, preemption
 from bar_jax.training.players import one_player
 from bar_jax.training.step import LossFn, quotients, stream_key
 from bar_jax.training.writer import update_summary
@@ -59,7 +59,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     generator = make_generator(config, remat=section.remat)
     sampler = models.make_sampler(config)
     codec = make_tokenizer(config)
-    start, end = (_anneal_step(config, point, len(cache)) for point in ("start", "end"))
+    start, end = (anneal_step(config, point, len(cache)) for point in ("start", "end"))
     splits = (cache, validation)
 
     @functools.cache  # a run that is finished does not need them
@@ -103,6 +103,8 @@ def run(config: ConfigDict) -> dict[str, object]:
         return found
 
     def make_program(*durations):
+        if is_random(generator):
+            warn_of_order(durations[0], start, end)
         if metrics:
             measuring()  # a wrong reference is told now, not hours later
         return one_player(
@@ -198,11 +200,21 @@ def latents(tokenizer: nn.Module, cached: jax.Array, keys: jax.Array) -> jax.Arr
     return tokenizer.latents(cached, jax.vmap(jax.random.fold_in, (0, None))(keys, LATENT))
 
 
-def _anneal_step(config, point, images) -> int:
+def anneal_step(config, point, images) -> int:
     """The step at which the share of random orders starts or ends to fall."""
     field = f"model.generator.order.anneal_{point}_"
     batch_size = config.train_generator.batch_size
     return duration(config.model.generator.order, field, batch_size, images, required=False)
+
+
+def warn_of_order(steps: int, start: int, end: int) -> None:
+    """Says that training ends, after so many steps, before random orders have given way."""
+    if end > steps:
+        logger.warning(
+            "model.generator.order.anneal_end: %d steps, in a run of %d; %.3g of the orders are "
+            "random to its end",
+            *(end, steps, random_share(steps, start, end)),
+        )
 
 
 def validation_loss(
@@ -226,6 +238,7 @@ def validation_loss(
             rows=mesh_lib.batch_share(mesh).rows(batch_size),
         )
     ):
+        preemption.check("validation loss: not finished")
         arrays = mesh_lib.put_batch(mesh, {n: batch[n] for n in ("tokens", "label", "mask")})
         own = jax.random.fold_in(key, i)
         sums = jax.device_get(_loss(generator, tokenizer, params, arrays, own))

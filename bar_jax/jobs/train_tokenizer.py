@@ -32,6 +32,7 @@ from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.tokenizers.basis_fsq import BasisFSQ, BasisReconstruction
 from bar_jax.training import loop
+from bar_jax.training.optimizer import warn_of_warmup
 from bar_jax.training.players import FrozenLossFn, Opponent, Program, two_players
 from bar_jax.training.step import everything, stream_key
 from bar_jax.training.writer import update_summary
@@ -81,6 +82,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     plain = basis_tokens.starts_from_plain(config)
 
     def program(*durations):
+        check_discriminator(section, len(source), durations[0])
         networks, given, moments = frozen.load(config, mesh), {}, None
         fresh = not first_says(lambda: workdir.begun(folder))  # else all of it is in a checkpoint
         if fresh and plain:
@@ -145,9 +147,6 @@ def make_program(
       modules: of the losses; None for those of the published sizes.
       mesh, second_moment: of a basis in the tokenizer, see `jobs.basis.training`.
       plain: parameters of a tokenizer without a basis to start from; {} or None: there is none.
-
-    Raises:
-      InputError: if the discriminator would start after the last step.
     """
     section = config.train_tokenizer
     tokenizer = make_tokenizer(config, remat=section.remat)
@@ -175,13 +174,6 @@ def make_program(
     share = lambda path: shares.get(group_of(path), 1.0)
 
     opponent = make_opponent(tokenizer, modules.discriminator, section, crop_key, examples)
-    if opponent and opponent.start >= steps:
-        raise InputError(
-            f"{STAGE}.discriminator.start_steps",
-            f"{opponent.start} of {steps} steps",
-            f"an earlier start, or {STAGE}.loss.gan=0",
-        )
-
     return two_players(
         lambda key: models.init_tokenizer(tokenizer, key),
         make_loss_fn(tokenizer, modules, section, crop_key, config.model.basis.regularizer),
@@ -196,6 +188,36 @@ def make_program(
         pretrained=pretrained | basis.get("pretrained", {}),
         frozen=networks,
         fixed=basis.get("fixed"),
+    )
+
+
+def check_discriminator(section: ConfigDict, examples: int, steps: int) -> None:
+    """Checks, of a loss with a discriminator, that this comes into play in a run of so many steps.
+
+    Raises:
+      InputError: it would start after the last step.
+    """
+    if not section.loss.gan:
+        return
+    start, warmup = _discriminator_steps(section, examples)
+    if start >= steps:
+        raise InputError(
+            f"{STAGE}.discriminator.start_steps",
+            f"{start} of {steps} steps",
+            f"an earlier start, or {STAGE}.loss.gan=0",
+        )
+    optimizer = section.discriminator.optimizer
+    # Its schedule goes on at every second step, which is when it moves.
+    moves = (steps - start) // 2
+    warn_of_warmup(f"{STAGE}.discriminator.optimizer", optimizer.learning_rate, warmup, moves)
+
+
+def _discriminator_steps(section: ConfigDict, examples: int) -> tuple[int, int]:
+    """The step at which it starts, and the steps of its warm-up."""
+    part, field = section.discriminator, f"{STAGE}.discriminator."
+    return tuple(
+        duration(own, f"{field}{name}", section.batch_size, examples, required=False)
+        for own, name in ((part, "start_"), (part.optimizer, "optimizer.warmup_"))
     )
 
 
@@ -309,7 +331,6 @@ def make_opponent(
     if not section.loss.gan:
         return None
     size = section.network_size
-    field = f"{STAGE}.discriminator."
 
     def init(key):
         params_key, vectors_key = jax.random.split(key)
@@ -334,16 +355,12 @@ def make_opponent(
         }
         return weighted(terms, {"hinge": 1.0, "logits_real": 0.0, "logits_fake": 0.0})
 
+    start, warmup = _discriminator_steps(section, examples)
     return Opponent(
         init=init,
         power_iteration=disc.power_iteration,
         loss_fn=loss_fn,
         section=section.discriminator.optimizer,
-        start=duration(
-            section.discriminator, f"{field}start_", section.batch_size, examples, False
-        ),
-        warmup=duration(
-            section.discriminator.optimizer, f"{field}optimizer.warmup_", section.batch_size,
-            examples, False,
-        ),
-    )  # fmt: skip
+        start=start,
+        warmup=warmup,
+    )

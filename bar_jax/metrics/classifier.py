@@ -132,7 +132,9 @@ def train_classifier(
             preemption.check("evaluate: the classifier is not kept")
             places = stream.positions(i, batch_size)
             rows = stream.examples_at(places, seed, len(images))
-            params, state = step(params, state, _shift(images[rows], places, seed), labels[rows])
+            batch = _shift(images[rows], places, seed), labels[rows]
+            jax.block_until_ready(state)  # what is counted is done, but for one step
+            params, state = step(params, state, *batch)
             advance(1)
     params = jax.device_get({**params, "mean": mean, "std": std})
     logger.info("trained a classifier on %d images: %.1f s", len(images), time.monotonic() - began)

@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from bar_jax import __version__
 from bar_jax import mesh as mesh_lib
 from bar_jax.errors import InputError, SaveError
+from bar_jax.files import write_atomically
 from bar_jax.training import checksum
 from bar_jax.training.step import TrainState
 
@@ -103,7 +104,7 @@ def closing(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
 def save(
     manager: ocp.CheckpointManager, state: TrainState, config: dict, results: dict[str, float]
 ) -> None:
-    """Starts to save a state under its step, unless that step is there already.
+    """Starts to save a state under its step; of one that is there already, the results alone.
 
     Args:
       config: the run's fields, to rebuild the model from.
@@ -115,6 +116,8 @@ def save(
     step = int(state.step)
     if manager.latest_step() != step:
         _save(manager, step, _items(state), config, results)
+    else:
+        _replace_results(manager, step, results)
 
 
 def save_params(directory: str | os.PathLike, params: dict, config: dict) -> None:
@@ -150,6 +153,16 @@ def _save(manager, step: int, items: dict, config: dict, results: dict[str, floa
     with _saving(manager):
         _probe(manager.directory)
         manager.save(step, args=args, force=True)  # force: also off the interval
+
+
+def _replace_results(manager, step: int, results: dict[str, float]) -> None:
+    """Puts other results into the metadata of a step that is saved."""
+    folder = pathlib.Path(manager.directory) / str(step)
+    meta = _read_meta(folder) | {"results": results}
+    meta["checksum"] = _meta_checksum(meta)
+    if jax.process_index() == 0:
+        with _saving(manager):
+            write_atomically(folder / "meta/metadata", json.dumps(meta).encode())
 
 
 def _probe(directory: str | os.PathLike) -> None:

@@ -1,5 +1,8 @@
 """The training loop: evaluate, save, draw a batch, step.
 
+Steps are dispatched ahead of the devices, so that these do not wait for the host; but two of them
+at most, so that a signal to stop is answered soon, and what is shown is done.
+
 Saving comes before the batch is drawn, and data and random numbers are functions of the step, so
 a run that goes on from a checkpoint does what it would have done.
 """
@@ -19,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import duration, profiled_steps
 from bar_jax.errors import InputError, NonFinite
-from bar_jax.training import checkpoint, preemption
+from bar_jax.training import checkpoint, optimizer, preemption
 from bar_jax.training.players import Program
-from bar_jax.training.progress import format_seconds, has_terminal
+from bar_jax.training.progress import AHEAD, Steps, format_seconds, losses, never_silent
+from bar_jax.training.save_clock import SaveClock
 from bar_jax.training.step import TrainState, init_state, stream_key
 from bar_jax.training.watch import Profiler, Watch
 from bar_jax.training.writer import MetricsWriter
@@ -74,7 +77,8 @@ def train(
       InputError: a checkpoint that does not fit, or is damaged.
       SaveError: a checkpoint could not be written, as when the disk is full.
       NonFinite: a logged loss or gradient norm is not finite; nothing is saved after that.
-      Preempted: SIGTERM came; the state is saved.
+      Preempted: SIGTERM or Ctrl-C came; the state is saved. An evaluation that this put off or cut
+        off is made when the stage goes on.
     """
     size = section.batch_size
     steps = duration(section, f"{stage}.", size, examples)
@@ -93,9 +97,12 @@ def train(
             raise InputError(f"{stage}.steps", found, expected)
         # A last checkpoint that may be damaged is read, to make it again.
         if manager.latest_step() == steps and section.on_damaged_checkpoint == "refuse":
-            logger.info("%s: finished at step %d, nothing to do", stage, steps)
-            return steps, checkpoint.read_meta(folder)["results"]
+            results = checkpoint.read_meta(folder)["results"]
+            if _evaluated(results):
+                logger.info("%s: finished at step %d, nothing to do", stage, steps)
+                return steps, results
 
+        warn_of_schedule(stage, section, steps, warmup, constant)
         program = make_program(steps, warmup, constant)
         make_state, shapes = init_state(program.init, stream_key(seed, f"{stage}/params"), mesh)
         on_damaged = section.on_damaged_checkpoint
@@ -112,39 +119,44 @@ def train(
 
         key, start = stream_key(seed, stage), int(state.step)
         began, earlier = time.monotonic(), results.get("seconds", 0.0)
-        watch = Watch(stage, advice)
+        watch, clock = Watch(stage, advice), SaveClock(section.save_minutes, start)
         workdir = pathlib.Path(folder).parent
         traced = profiled_steps(config["profile"]), workdir / "profile"
+        made = Steps(stage, start, steps)
         with (
             contextlib.closing(batches(start)) as data,
             contextlib.closing(MetricsWriter(workdir, stage, start)) as writer,
             contextlib.closing(Profiler(*traced)) as profiler,
-            tqdm(total=steps, initial=start, desc=stage, disable=not has_terminal()) as bar,
+            made.bar,
+            never_silent(made.told),
         ):
             metrics, logged = {}, _Logged(start, None)
             for step in range(start, steps + 1):
+                made.wait(AHEAD)
                 last, moved = step == steps, step > start
-                stop = not last and preemption.asked()
-                evaluate_now = moved and (last or step % section.evaluate_every == 0)
+                stop = preemption.asked()
+                at_interval = step > 0 and (last or step % section.evaluate_every == 0)
+                # A run that was stopped before it had evaluated this step has saved no results.
+                evaluate_now = at_interval and (moved or not _evaluated(results))
                 save_now = moved and (last or stop or step % section.save_every == 0)
+                save_now |= moved and clock.is_due(step)
 
                 if moved and (evaluate_now or save_now or step % section.log_every == 0):
+                    made.wait()
                     checkpoint.check(manager)
                     saved = manager.latest_step()
                     logged = _log(writer, stage, step, steps, size, metrics, logged, saved, watch)
                 if evaluate_now:
-                    results = dict(evaluate(state, writer))
-                    writer.scalars(step, results)
-                    found = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
-                    logger.info("%s step %d: %s", stage, step, found)
+                    found = None if stop else _evaluate(evaluate, state, writer, stage, workdir)
+                    results, stop = found or {}, found is None or (not last and preemption.asked())
+                    save_now |= stop or not moved
                     logged = _Logged(step, time.monotonic())
                     watch.reset()
-                    if jax.process_index() == 0:
-                        write_report(workdir)
                 if save_now:
                     results["seconds"] = earlier + time.monotonic() - began
                     with watch.checkpoint():
                         checkpoint.save(manager, state, config, results)
+                    clock.saved(step)
                 if stop:
                     checkpoint.finish(manager)
                     done = f"saved at step {step}" if step else "not begun"
@@ -156,11 +168,49 @@ def train(
                     batch = mesh_lib.put_batch(mesh, next(data))
                 profiler.before(step)
                 state, new = jitted(program.step(step))(state, batch, key, program.frozen)
+                made.dispatched(new)
                 profiler.after(step, new)
                 metrics |= new  # each kind of step has its own: the last of every kind is logged
-                bar.update()
         checkpoint.finish(manager)
     return steps, results
+
+
+def _evaluated(results: Results) -> bool:
+    """Whether results are those of an evaluation."""
+    return bool(results.keys() - {"seconds"})
+
+
+def _evaluate(
+    evaluate: Callable[[TrainState, MetricsWriter], Results],
+    state: TrainState,
+    writer: MetricsWriter,
+    stage: str,
+    workdir: pathlib.Path,
+) -> Results | None:
+    """The numbers of a state, which are logged; None if the run is told to stop meanwhile."""
+    step = int(state.step)
+    try:
+        results = dict(evaluate(state, writer))
+    except preemption.Preempted:
+        logger.info("%s step %d: its evaluation is left for the next start", stage, step)
+        return None
+    writer.scalars(step, results)
+    found = ", ".join(f"{name} {value:.4g}" for name, value in results.items())
+    logger.info("%s step %d: %s", stage, step, found)
+    if jax.process_index() == 0:
+        write_report(workdir)
+    return results
+
+
+def warn_of_schedule(stage: str, section: ConfigDict, steps: int, warmup: int, constant: int):
+    """Says of a learning rate that its schedule is longer than the run."""
+    field = f"{stage}.optimizer"
+    optimizer.warn_of_warmup(field, section.optimizer.learning_rate, warmup, steps)
+    if constant > steps:
+        logger.warning(
+            "%s.constant: %d steps, in a run of %d; the learning rate never falls",
+            *(field, constant, steps),
+        )
 
 
 def _check_agreement(manager: ocp.CheckpointManager, folder: str | os.PathLike) -> None:
@@ -244,9 +294,5 @@ def _log(
     else:
         watch.reset()
     writer.scalars(step, values)
-    # A run that goes on in the middle of a game may have seen one player's step alone.
-    losses = ", ".join(
-        f"{name} {values[name]:.4f}" for name in sorted(values, key=len) if name.endswith("loss")
-    )
-    logger.info("%s step %d/%d: %s%s", stage, step, steps, losses, eta)
+    logger.info("%s step %d/%d: %s%s", stage, step, steps, losses(values), eta)
     return _Logged(step, now)

@@ -1,12 +1,15 @@
 """AdamW with warm-up and cosine, clipping, and the published rule of what does not decay."""
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+
+logger = logging.getLogger(__name__)
 
 
 def warmup_cosine(
@@ -31,6 +34,21 @@ def warmup_cosine(
         return jnp.where(step < warmup, peak * step / max(warmup, 1), cosine)
 
     return schedule
+
+
+def warn_of_warmup(field: str, peak: float, warmup: int, moves: int) -> None:
+    """Says of a warm-up that it is not over when training ends.
+
+    Args:
+      field: the optimiser's section.
+      moves: updates of the whole run.
+    """
+    if warmup >= moves:
+        reached = peak * (moves - 1) / warmup
+        logger.warning(
+            "%s.warmup: %d steps, in a run of %d; the learning rate ends at %.3g, not at %.3g",
+            *(field, warmup, moves, reached, peak),
+        )
 
 
 def decays(params: dict, no_decay: Sequence[str]) -> dict:

@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 from itertools import islice
 
 import numpy as np
@@ -30,13 +33,19 @@ class Numbered:
         return {"image": Image.fromarray(pixels), "label": index, "name": f"image-{index}"}
 
 
+SETTINGS = dict(image_size=4, crop="random", mirror=True, batch_size=8, seed=5)
+
+
 def take(count, source=None, **changes):
     """The first batches as one array per name."""
-    settings = dict(image_size=4, crop="random", mirror=True, batch_size=8, seed=5) | changes
-    batches = train_batches(source or Numbered(), **settings)
+    batches = train_batches(source or Numbered(), **SETTINGS | changes)
     taken = list(islice(batches, count))
     batches.close()
-    return {name: np.stack([batch[name] for batch in taken]) for name in taken[0]}
+    return stacked(taken)
+
+
+def stacked(batches):
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def assert_same(one, other):
@@ -89,12 +98,20 @@ def test_processes_make_up_the_same_global_batch(shares):
 
 
 def test_workers_give_the_same_batches(tmp_path, warnings):
+    """And go on after a signal that is the run's to act on."""
     (tmp_path / "class").mkdir()
     for i in range(20):
         Numbered()[i]["image"].save(tmp_path / "class" / f"{i:02}.png")
     (tmp_path / "class" / "07.png").write_bytes(b"damaged")
     settings = dict(source=folder(str(tmp_path)), start_step=2)
-    assert_same(take(5, num_workers=2, **settings), take(5, **settings))
+    batches = train_batches(**SETTINGS, num_workers=2, **settings)
+    first = [next(batches), next(batches)]  # one of each worker
+    for worker in multiprocessing.active_children():  # Ctrl-C and SIGTERM may reach them too
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(worker.pid, number)
+    taken = [*first, *islice(batches, 8)]
+    batches.close()
+    assert_same(stacked(taken), take(10, **settings))
 
 
 def test_augmentation_is_drawn_anew_in_every_epoch():

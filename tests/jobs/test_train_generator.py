@@ -8,6 +8,7 @@ import pytest
 
 from bar_jax.bases import Basis
 from bar_jax.config import default_config
+from bar_jax.config_presets import tiny
 from bar_jax.jobs import train_generator
 
 
@@ -44,4 +45,30 @@ def test_epochs_of_annealing_are_counted_in_the_generators_batches():
     config = default_config()
     config.train_generator.batch_size, config.train_tokenizer.batch_size = 50, 8
     config.model.generator.order.anneal_end_epochs = 10.0
-    assert train_generator._anneal_step(config, "end", 1000) == 200
+    assert train_generator.anneal_step(config, "end", 1000) == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "end", "lines"),
+    [
+        ("random", 300, ["300 steps, in a run of 250; 0.25 of the orders are random to its end"]),
+        ("random", 250, []),
+        ("raster", 300, []),
+    ],
+    ids=["too late", "in time", "none"],
+)
+def test_annealing_that_never_comes_to_its_end_is_told(monkeypatch, caplog, kind, end, lines):
+    """In one line, before there is a program to compile."""
+    config = tiny(default_config())
+    config.data.source, config.model.basis.kind = "tokens", kind
+    config.model.generator.order.update(dict(anneal_start_steps=100, anneal_end_steps=end))
+    for name, value in dict(load_tokenizer=None, packed_fingerprint="", open_split=[0]).items():
+        monkeypatch.setattr(train_generator.encode, name, lambda *_, value=value: value)
+    monkeypatch.setattr(train_generator.workdir, "begin_training", lambda *_: "folder")
+    monkeypatch.setattr(train_generator, "one_player", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(
+        train_generator.loop, "train", lambda *_, make_program, **__: make_program(250, 1, 0)
+    )
+    with pytest.raises(ZeroDivisionError):
+        train_generator.run(config)
+    assert caplog.messages == [f"model.generator.order.anneal_end: {line}" for line in lines]

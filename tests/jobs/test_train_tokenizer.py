@@ -278,9 +278,20 @@ def test_a_term_without_weight_is_not_computed():
 
 
 def test_a_discriminator_that_would_never_play_is_refused():
-    late = config(train_tokenizer__discriminator__start_steps=STEPS)
+    late = config(train_tokenizer__discriminator__start_steps=STEPS).train_tokenizer
     with pytest.raises(InputError, match=r"start_steps: found 6 of 6 steps, expected an earlier"):
-        make_program(late, networks(), 100, STEPS, 1, modules=MODULES)
+        train_tokenizer.check_discriminator(late, 100, STEPS)
+    late.loss.gan = 0.0
+    train_tokenizer.check_discriminator(late, 100, STEPS)
+
+
+@pytest.mark.parametrize(("warmup", "told"), [(1, False), (2, True)])
+def test_a_discriminator_that_never_reaches_its_rate_is_told(caplog, warmup, told):
+    """Of the four steps from its start on it makes two, and so two of its schedule."""
+    section = config(train_tokenizer__discriminator__optimizer__warmup_steps=warmup).train_tokenizer
+    train_tokenizer.check_discriminator(section, 100, STEPS)
+    line = "train_tokenizer.discriminator.optimizer.warmup: 2 steps, in a run of 2; the learning"
+    assert [message.startswith(line) for message in caplog.messages] == [True] * told
 
 
 # --- the job -------------------------------------------------------------------------------------

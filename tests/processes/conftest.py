@@ -89,6 +89,8 @@ class Run:
         started = time.monotonic_ns()
         self._logs = [folder / f"{workdir.name}.{started}.{i}.log" for i in range(processes)]
         self._processes = []
+        # A shell's job in the background ignores Ctrl-C, and so do its processes.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for i, path in enumerate(self._logs):
             own = [f"--process_id={i}"] if processes > 1 else []
             with path.open("w") as log:

@@ -53,7 +53,7 @@ def test_sigterm_on_one_of_two_stops_both(folder, two, start, arrays, logged):
     assert_same_training(folder / "stopped", two, "tokenizer", arrays, logged)
 
 
-def test_sigterm_stops_both_while_they_sample(folder, two, start):
+def test_ctrl_c_in_one_stops_both_while_they_sample(folder, two, start):
     """Which is no training: they agree on a batch, and go on after it."""
     for part in ("tokenizer", "generator"):
         shutil.copytree(two / part, folder / "sampling" / part)
@@ -61,7 +61,7 @@ def test_sigterm_stops_both_while_they_sample(folder, two, start):
     run = start("sampling", job="sample", **many)
     kept = lambda: list((folder / "sampling").glob("samples.partial-*/count.json"))
     run.until(kept, "first samples")
-    run.send(signal.SIGTERM, 0)
+    run.send(signal.SIGINT, 0)
     run.succeed()
     assert all("told to stop; sample: " in run.log(i) for i in range(2))
     start("sampling", job="sample", **many).succeed()

@@ -3,9 +3,11 @@
 import functools
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
+import time
 import types
 
 import jax
@@ -17,7 +19,7 @@ from ml_collections import ConfigDict
 from bar_jax import mesh as mesh_lib
 from bar_jax.config import default_config
 from bar_jax.errors import InputError
-from bar_jax.training import checkpoint, loop, preemption
+from bar_jax.training import checkpoint, loop, preemption, progress, save_clock
 from bar_jax.training.players import Opponent, one_player, two_players
 
 BATCH = 8
@@ -194,12 +196,15 @@ def test_a_stage_that_shrank_is_refused(fake):
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(fake, tmp_path, sigterm):
-    """SIGTERM in every step: each run makes one step; parameters, logs and results are equal."""
+    """SIGTERM in every step: each run makes one step; parameters, logs and results are equal.
+
+    The last one too is saved and not evaluated before the next start.
+    """
     whole = Fake(tmp_path / "whole" / "fake")
     expected = whole.train()[1]
     original = fake.batches
     fake.batches = lambda start: (sigterm() or batch for batch in original(start))
-    for step in range(1, 6):
+    for step in range(1, 7):
         preemption.install()
         with pytest.raises(preemption.Preempted, match=f"^train_fake: saved at step {step}$"):
             fake.train()
@@ -207,6 +212,8 @@ def test_a_stopped_run_goes_on_to_the_same_end(fake, tmp_path, sigterm):
     preemption.install()
     results = fake.train()[1]
     assert results["score"] == expected["score"]
+    assert [call for call in fake.calls if "evaluate" in call] == ["evaluate 3", "evaluate 6"]
+    assert fake.train()[1] == results  # it is finished now
     equal(fake.params(), whole.params())
     for name in ("loss", "score"):
         assert fake.logged(name) == whole.logged(name)
@@ -250,7 +257,7 @@ def test_a_stopped_game_goes_on_to_the_same_end(fake, tmp_path, sigterm):
     whole.train()
     original = fake.batches
     fake.batches = lambda start: (sigterm() or batch for batch in original(start))
-    for _ in range(5):
+    for _ in range(6):
         preemption.install()
         with pytest.raises(preemption.Preempted):
             fake.train()
@@ -282,12 +289,38 @@ def test_stopped_again_before_a_step(fake, sigterm):
 
 
 def test_stopped_while_it_evaluates(fake, sigterm):
-    """Evaluation ends, then one more step is made and saved; the results are kept."""
+    """An evaluation that does not ask comes to its end, and its results are kept."""
     original = fake.evaluate
     fake.evaluate = lambda state, writer: (sigterm(), original(state, writer))[1]
-    with pytest.raises(preemption.Preempted, match="saved at step 4"):
+    with pytest.raises(preemption.Preempted, match="saved at step 3"):
         fake.train()
     assert "score" in checkpoint.read_meta(fake.folder)["results"]
+
+
+@pytest.mark.parametrize("step", [3, 6], ids=["in between", "last"])
+def test_an_evaluation_that_is_cut_off_is_made_at_the_next_start(fake, tmp_path, sigterm, step):
+    """The state is saved at once, without results; in the end all is as in a whole run."""
+    whole = Fake(tmp_path / "whole" / "fake")
+    expected = whole.train()[1]
+    original = fake.evaluate
+
+    def cut_off(state, writer):
+        if int(state.step) == step:
+            sigterm()
+        preemption.check("")
+        return original(state, writer)
+
+    fake.evaluate = cut_off
+    with pytest.raises(preemption.Preempted, match=f"^train_fake: saved at step {step}$"):
+        fake.train()
+    assert checkpoint.read_meta(fake.folder)["results"].keys() == {"seconds"}
+    preemption.install()
+    fake.evaluate = original
+    results = fake.train()[1]
+    assert results["score"] == expected["score"]
+    assert fake.logged("score") == whole.logged("score")
+    assert checkpoint.read_meta(fake.folder)["results"] == results
+    equal(fake.params(), whole.params())
 
 
 def test_stopped_in_the_last_evaluation(fake, sigterm):
@@ -383,6 +416,87 @@ def test_accumulation_changes_no_number(fake, tmp_path):
         list(fake.logged("loss").values()), list(whole.logged("loss").values()), rtol=1e-5
     )
     assert len(fake.logged("loss")) == 6
+
+
+# --- how far ahead, and how long without a word or a save ----------------------------------------
+
+
+def test_the_host_is_at_most_two_steps_ahead(fake, monkeypatch):
+    """Before it draws for a step it waits until all but two are done; in the end for all."""
+    fake.section.update(dict(log_every=100, save_every=100, evaluate_every=100))
+    monkeypatch.setattr(
+        progress.jax, "block_until_ready", lambda outputs: fake.calls.append("done") or outputs
+    )
+    fake.train()
+    assert ", ".join(fake.calls) == (
+        "draw 0, draw 1, draw 2, done, draw 3, done, draw 4, done, draw 5, done, done, done, "
+        "evaluate 6"
+    )
+
+
+def test_a_slow_run_is_never_silent(fake, monkeypatch, caplog):
+    """While it waits for its fourth batch one step is done and two are not: a line says so."""
+    monkeypatch.setattr(progress, "SILENCE", 0.02)
+    fake.section.update(dict(log_every=100, save_every=100, evaluate_every=100))
+    caplog.set_level(logging.INFO)
+    lines = lambda: [line for line in caplog.messages if line.startswith("train_fake step 1/6: ")]
+    original = fake.batches
+
+    def slow(start):
+        for step, batch in enumerate(original(start)):
+            until = time.monotonic() + 60
+            while step == 3 and not lines() and time.monotonic() < until:
+                time.sleep(0.01)
+            yield batch
+
+    fake.batches = slow
+    fake.train()
+    assert lines()
+
+
+def test_saved_by_the_clock(fake, monkeypatch):
+    """A draw takes ten seconds and half a minute may be lost: so every third step is saved."""
+    clock = types.SimpleNamespace(now=1000.0)
+    fake_time = types.SimpleNamespace(monotonic=lambda: clock.now)
+    monkeypatch.setattr(save_clock, "time", fake_time)
+    original = fake.batches
+
+    def slow(start):
+        for batch in original(start):
+            clock.now += 10
+            yield batch
+
+    fake.batches = slow
+    fake.section.update(dict(steps=8, save_every=100, save_minutes=0.5))
+    fake.train()
+    assert fake.saved() == [3, 6, 8]
+
+
+# --- schedules that are longer than the run ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("durations", "lines"),
+    [
+        (
+            dict(warmup_steps=60),
+            ["warmup: 60 steps, in a run of 6; the learning rate ends at 0.00833, not at 0.1"],
+        ),
+        (
+            dict(constant_steps=7),
+            ["constant: 7 steps, in a run of 6; the learning rate never falls"],
+        ),
+        (dict(warmup_steps=5, constant_steps=6), []),
+    ],
+    ids=["warmup", "constant", "within the run"],
+)
+def test_a_schedule_longer_than_the_run_is_told(fake, caplog, durations, lines):
+    """In one line with both numbers, before there is a program to compile."""
+    fake.section.optimizer.update(durations)
+    fake.make_program = lambda *durations: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fake.train()
+    assert caplog.messages == [f"train_fake.optimizer.{line}" for line in lines]
 
 
 # --- watching ------------------------------------------------------------------------------------
