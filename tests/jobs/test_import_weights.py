@@ -136,7 +136,8 @@ def test_a_generator_is_trained_on_an_imported_tokenizer_and_from_imported_weigh
 
 @pytest.mark.parametrize("job", ["train_generator", "train_tokenizer", "pipeline"])
 def test_imported_weights_are_not_trained_in_place(published_config, imported, job):
-    part = "generator" if job == "train_generator" else "tokenizer"
+    """A pipeline takes an imported tokenizer as it is; it would train the generator."""
+    part = "tokenizer" if job == "train_tokenizer" else "generator"
     expected = f"{part}: found imported weights, expected another --workdir with --config.init_from"
     with pytest.raises(InputError, match=expected):
         run(published_config, imported.folder, job=job)
