@@ -208,30 +208,24 @@ def test_damaged_samples_are_kept_and_drawn_anew(copy):
 
 
 def test_the_whole_way_of_a_tuned_tokenizer(run, tmp_path, caplog):
-    """Tuned from the untuned one and copied, with that one's tokens: configs/README.md's way."""
+    """Tuned from the untuned one and copied: that one's tokens, and their generator, stay good."""
     tuned, new = tmp_path / "tuned", tmp_path / "new"
     stage = ["--config.job=train_tokenizer", "--config.train_tokenizer.stage=decoder_finetune"]
     told = _command(tuned, *stage, f"--config.init_from={run.folder}")
+    others = shutil.ignore_patterns("tokenizer", "samples*", "summary.json")
+    shutil.copytree(run.folder, new, ignore=others)
     shutil.copytree(tuned / "tokenizer", new / "tokenizer")
-    shutil.copytree(run.folder / "cache", new / "cache")
-    for file in run.folder.glob("classifier-*"):  # which would be trained again
-        shutil.copy(file, new)
-    shards = {file: file.stat().st_mtime_ns for file in new.rglob("cache/*/*")}
+    parts = lambda: {file: file.stat().st_mtime_ns for file in new.rglob("*/*/*")}  # noqa: E731
+    before = parts()
 
-    summary = _command(new, "--config.train_generator.evaluate_metrics=()")
+    summary = _command(new)
     assert "is used as it is; it has train_tokenizer.stage=decoder_finetune\n" in caplog.text
+    assert parts() == before, "nothing is trained or encoded"
     assert PROMISED - summary.keys() == {"seconds_train_tokenizer"}
     for name in ("tokenizer_step", "reconstruction_psnr"):
-        assert summary[name] == told[name] != run.printed.get("reconstruction_psnr")
-    # The encoder is the same, so the tokens and what is learned of them are.
-    assert shards == {file: file.stat().st_mtime_ns for file in new.rglob("cache/*/*")}
-    assert summary["generator_loss_bits"] == run.printed["generator_loss_bits"]
-    images = _samples(new)["arr_0"]
-    assert np.any(images != _samples(run.folder)["arr_0"])
-    loaded, untuned = (bar_jax.Pipeline.load(folder) for folder in (new, run.folder))
-    np.testing.assert_array_equal(loaded.encode(images), untuned.encode(images))
-
-    unguided = ["--config.sample.guidance_scale=1", "--config.sample.unmasking_schedule=4,4,4,4"]
+        assert summary[name] == told[name], name
+    assert np.any(_samples(new)["arr_0"] != _samples(run.folder)["arr_0"])
+    unguided = ["--config.sample.guidance_scale=1", "--config.sample.temperature=2.0"]
     assert _command(new, "--config.job=sample", *unguided)["sample_guidance_scale"] == 1
     assert _command(new, "--config.job=evaluate")["evaluated_guidance_scale"] == 1
 

@@ -232,7 +232,7 @@ def make_loss_fn(
     crop_key: jax.Array,
     regularizer: float = 0.0,
 ) -> FrozenLossFn:
-    """What the tokenizer minimises: the terms of Table 6 whose weight is not 0, and the basis's.
+    """What the tokenizer minimises: terms whose weight is not 0 (masked-bit paper, Table 6).
 
     Args:
       crop_key: of the crops that the discriminator is shown.
