@@ -320,6 +320,7 @@ def test_a_finished_tokenizer_is_used_whatever_trained_it(begun):
     changes = ["--config.train_tokenizer.stage=decoder_finetune", "--config.init_from=runs/other"]
     check = lambda *more: workdir.check(parse(["main", TINY, f"--workdir={begun}", *more]))  # noqa: E731
     check(*changes)
+    check("--config.job=sample", "--config.model.tokenizer.encoder.kind=siglip2")
     with pytest.raises(InputError, match="^train_tokenizer.stage: found decoder_finetune, expec"):
         check(*changes, "--config.job=train_tokenizer")
     with pytest.raises(InputError, match="^model.tokenizer.patch_size: found 2, expected 4"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bar_jax.config import settle
+from bar_jax.config import default_config, duration, settle
 from bar_jax.main import parse
 from bar_jax.validation import validate
 
@@ -78,6 +78,7 @@ def rows(section: str) -> list[dict[str, str]]:
     return [{"K": k, "SCHEDULE": s} for k, s in both] or [{"SCHEDULE": s} for s in schedules]
 
 
+README = (ROOT / "README.md").read_text()
 RECIPES = (ROOT / "configs/README.md").read_text()
 
 
@@ -112,10 +113,52 @@ def test_every_row_without_guidance_has_a_command():
     assert totals == [16, 16, 64, 256]
 
 
+# Where the papers have numbers of samples, and of reconstructions.
+CITED = {
+    "gFID, IS": {"masked-bit Tables": {1, 2, 3, 4}, "basis Tables": {1, 2, 5, 6, 7, 10}},
+    "the same at 512 px": {"masked-bit Table": {8}, "basis Table": {3}},
+    "rFID": {"masked-bit Table": {1}, "Figures": {4, 6}},
+    "FID-5K": {"basis Figure": {7}},
+    "FD-DINOv2": {"basis Table": {11}},
+}
+
+
+@pytest.mark.parametrize("number", CITED)
+def test_numbers_are_cited_where_they_stand(number):
+    """Not the tables of hyper-parameters: the masked-bit paper's 5 to 7, the basis paper's 8."""
+    [row] = re.findall(rf"^\| {number}[^|]*\((.*)\) \|", README, re.MULTILINE)
+    found = {}
+    for part in re.findall(
+        r"((?:masked-bit |basis )?(?:Table|Figure)s?) ((?:[\d, ]|to|and)+)", row
+    ):
+        ends = [each.split(" to ") for each in re.split(r", | and ", part[1].strip(" ,"))]
+        found[part[0]] = {n for each in ends for n in range(int(each[0]), int(each[-1]) + 1)}
+    assert found == CITED[number]
+
+
+def test_steps_of_the_published_durations():
+    """What differs from the round numbers of the published code."""
+    config, images = default_config(), 1_281_167
+    train, order = config.train_generator, config.model.generator.order
+    tokenizer = config.train_tokenizer
+    steps = [
+        duration(train, "", 2048, images),
+        duration(train.optimizer, "warmup_", 2048, images),
+        duration(order, "anneal_start_", 2048, images),
+        duration(order, "anneal_end_", 2048, images),
+        duration(tokenizer, "", 256, images),
+        duration(tokenizer.discriminator, "start_", 256, images),
+    ]
+    assert [train.batch_size, tokenizer.batch_size] == [2048, 256]
+    [told] = re.findall(r"- \*\*Steps\.\*\*(.*?):\n", RECIPES, re.DOTALL)
+    assert [step for step in steps if f"{step:,}" not in told] == []
+
+
 def test_commands_of_the_main_readme(monkeypatch):
     monkeypatch.chdir(ROOT)
-    text = (ROOT / "README.md").read_text().replace("masked_bit/NAME", "masked_bit/bar_b")
-    found = commands(text, code=r"```bash\n(.*?)```")
+    found = commands(
+        README.replace("masked_bit/NAME", "masked_bit/bar_b"), code=r"```bash\n(.*?)```"
+    )
     whole = [each for each in found if each.startswith(COMMAND) and "[" not in each]
     assert len(whole) > 20
     for command in whole:

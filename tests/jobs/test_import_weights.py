@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 import bar_jax
 from bar_jax import main as command
+from bar_jax import workdir
 from bar_jax.errors import InputError
+from bar_jax.jobs import train_tokenizer
 from bar_jax.pretrained import bar_fsq
 from bar_jax.training import checkpoint
 
@@ -108,6 +110,15 @@ def test_one_part_alone(published_config, published_files, tmp_path):
         published__generator=str(published_files["generator"]),
     )  # fmt: skip
     assert checkpoint.read_meta(tmp_path / "generator")["step"] == 0
+
+
+def test_a_pipeline_tells_of_an_imported_tokenizer(published_config, imported):
+    """Which it takes as it is; the file is what it has of its training."""
+    published_config.workdir = str(imported.folder)
+    path = str(imported.paths["tokenizer"])
+    assert workdir.trained_otherwise(published_config) == {"published.tokenizer": path}
+    summary = train_tokenizer.report_finished(published_config)
+    assert (summary["tokenizer_step"], "seconds_train_tokenizer" in summary) == (0, False)
 
 
 @pytest.mark.slow
