@@ -106,11 +106,11 @@ def default_config() -> ConfigDict:
     basis.init = "identity"  # learned: the kind that A starts as
     basis.block = 2  # cells, subsample: side of a cell or block, in tokens
     basis.rows = 0  # compact: M, rows of A; 0: a quarter of the tokens
-    # none | hard | soft: singular values after every update (Table 6). The EMA's A, from which is
-    # sampled, is a mean of projected ones.
+    # none | hard | soft: singular values after every update (basis paper, Table 6). The EMA's A,
+    # from which is sampled, is a mean of projected ones.
     basis.projection = "soft"
     basis.delta = 0.5  # soft: they are clamped to 1 +- delta
-    basis.objective = "residual"  # bar | residual (Table 7); basis_fsq: train_tokenizer.loss
+    basis.objective = "residual"  # bar | residual (its Table 7); basis_fsq: train_tokenizer.loss
     basis.gains = True  # basis_fsq: a learned size of every row's bits; False: they are all 1
     basis.regularizer = 1.0  # weight of the mean of (A A^T - I)^2 while A is learned
     basis.snr_clip = 0.0  # residual: largest weight alpha_bar / (1 - alpha_bar); 0: no limit
@@ -157,8 +157,9 @@ def default_config() -> ConfigDict:
     train.stage = "full"
     train.encoder_learning_rate = 0.1  # the encoder's, as a share of the others'
     train.basis_learning_rate = 1.0  # basis_fsq: A's, the same
-    # Weights of the terms (Table 6); 0: needs no weight file and is not computed, l1 and l2 are all
-    # the same. The paper's perceptual weight is that of lpips; alignment is its "clip l2 loss".
+    # Weights of the terms (masked-bit paper, Table 6); 0: needs no weight file and is not computed,
+    # l1 and l2 are all the same. The paper's perceptual weight is that of lpips; alignment is its
+    # "clip l2 loss".
     train.loss = ConfigDict(
         dict(l1=0.1, l2=1.0, lpips=1.0, convnext=0.1, gram=10.0, alignment=0.7, gan=0.05)
     )

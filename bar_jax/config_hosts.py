@@ -22,7 +22,7 @@ CAUSAL = {"b": (768, 24, 12), "l": (1280, 32, 16), "h": (1280, 40, 16)}
 
 
 def _latents(image_size: int) -> ConfigDict:
-    """ImageNet in KL-16 latents, and what both papers train with."""
+    """ImageNet in KL-16 latents, and what both hosts train with."""
     config = default_config()
     config.dtype = "bfloat16"
     config.data.image_size = image_size
@@ -38,9 +38,9 @@ def _latents(image_size: int) -> ConfigDict:
 
 
 def xar(size: str, image_size: int = 256) -> ConfigDict:
-    """xAR of size b, l or h with a learned basis (Tables 1 to 3 and 8).
+    """xAR of size b, l or h with a learned basis (basis paper, Tables 1 to 3 and 8).
 
-    At 512 px the 1024 tokens are 4 cells of 16 x 16; the papers give no layout.
+    At 512 px the 1024 tokens are 4 cells of 16 x 16; the paper gives no layout.
     """
     width, depth, heads, guidance_scale, _ = XAR[size]
     config = _latents(image_size)
@@ -64,9 +64,9 @@ def published_xar(size: str, image_size: int = 256) -> ConfigDict:
 
 
 def mar(size: str, image_size: int = 256) -> ConfigDict:
-    """MAR of size b, l or h with a learned basis (Tables 2 and 3).
+    """MAR of size b, l or h with a learned basis (basis paper, Tables 2 and 3).
 
-    At 512 px 2 x 2 latents are a token, 256 tokens of 64 channels; the papers give no layout.
+    At 512 px 2 x 2 latents are a token, 256 tokens of 64 channels; the paper gives no layout.
     """
     width, depth, heads, head_width, head_depth, guidance_scale = MAR[size]
     config = _latents(image_size)
@@ -90,9 +90,10 @@ def published_mar(size: str, image_size: int = 256) -> ConfigDict:
 
 
 def causal(size: str) -> ConfigDict:
-    """The causal transformer with MAR's diffusion head and a learned basis (eqs. 1, 8 and 10).
+    """The causal transformer with MAR's diffusion head and a learned basis.
 
-    Nobody has published one: its training is MAR's, at xAR's learning rate.
+    Basis paper, eqs. 1, 8 and 10. Nobody has published one: its training is MAR's, at xAR's
+    learning rate.
     """
     config = mar(size)
     width, depth, heads = CAUSAL[size]

@@ -16,6 +16,7 @@ from bar_jax.bases.transform import check_invertible
 from bar_jax.config import basis_inside, computed_in, real_valued
 from bar_jax.generators import make_generator
 from bar_jax.tokenizers import make_tokenizer, sequence_grid
+from bar_jax.tokenizers.bar_fsq import DECODER
 from bar_jax.training import checkpoint
 from bar_jax.training.step import jit_once
 
@@ -109,18 +110,27 @@ def fresh_params(init, mesh: jax.sharding.Mesh, seed: int) -> dict:
     return jit_once(make, out_shardings=shardings)(jax.random.key(seed))
 
 
-def fingerprint(config: ConfigDict, params: dict) -> str:
-    """Names a tokenizer by its fields and weights, so that its tokens can be told from others'."""
+def fingerprints(config: ConfigDict, params: dict) -> tuple[str, ...]:
+    """Names a tokenizer by its fields and weights, so that its tokens can be told from others'.
+
+    Returns:
+      The name that its caches have; of bits it is one of what makes them, without the decoder, so
+      that tokens stay those of a tokenizer whose decoder is tuned. Then the name that older caches
+      may have, which is one of all weights.
+    """
     fields = workdir.to_json(config)["model"]["tokenizer"]
-    if not real_valued(config):
+    if real_valued(config):  # the paths and shapes of parameters tell the rest
+        named = [{name: fields[name] for name in ("kind", "patch_size")}]
+    else:
         del fields["kl"]
         for part, name in TRAINING_ALONE:
             del fields[part][name]
-    else:  # the paths and shapes of parameters tell the rest
-        fields = {name: fields[name] for name in ("kind", "patch_size")}
-    fields["grid"] = sequence_grid(config)
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+        named = [{name: fields[name] for name in fields if name != "decoder"}, fields]
+    grid = {"grid": sequence_grid(config)}
+    digests = [hashlib.sha256(json.dumps(each | grid, sort_keys=True).encode()) for each in named]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(mesh_lib.whole(leaf).tobytes())
-    return digest.hexdigest()[:16]
+        decodes = path[0].key in DECODER
+        for digest in digests[-1:] if decodes else digests:
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(mesh_lib.whole(leaf).tobytes())
+    return tuple(digest.hexdigest()[:16] for digest in digests)

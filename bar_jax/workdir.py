@@ -4,7 +4,7 @@
 config.json      all fields of the last job, as resolved
 summary.json     final numbers, with the settings they depend on
 metrics.jsonl    a line per logged step; tensorboard/ the same as events
-tokenizer/       checkpoints of stage 1, with the config they were begun with
+tokenizer/       checkpoints of stage 1, with the config they were begun with; finished.json
 cache/           tokens of the data set
 generator/       checkpoints of stage 2, with the config they were begun with
 classes.json     which class each label is
@@ -54,8 +54,9 @@ GENERATOR_FIELDS = (
 HOW_TRAINED = (
     *("dropout", "basis.objective", "basis.projection", "basis.delta", "basis.regularizer"),
     *("basis.snr_clip", "basis.inverse", "shared_time", "generator.time", "mask_ratio_min"),
-    "timesteps_per_token",
+    *("timesteps_per_token", "tokenizer.encoder.kind"),
 )
+FINISHED = "finished.json"  # in a part's folder: the step at which its training ended
 TRAINING_FIELDS = {
     "tokenizer": ("seed", "dtype", "data.", "train_tokenizer.", *TOKENIZER_FIELDS),
     "generator": ("seed", "dtype", "data.", "train_generator.", *GENERATOR_FIELDS),
@@ -112,9 +113,10 @@ def check(config: ConfigDict) -> None:
     Raises:
       InputError: if a field differs with which a part was begun, and cannot change.
     """
+    # Only bits have a tokenizer that is trained here, and a pipeline takes a finished one as it is.
+    takes = real_valued(config) or is_finished(pathlib.Path(config.workdir) / "tokenizer")
     training = {
-        # Only bits have a tokenizer that is trained here.
-        "pipeline": ("generator",) if real_valued(config) else ("tokenizer", "generator"),
+        "pipeline": ("generator",) if takes else ("tokenizer", "generator"),
         "train_tokenizer": ("tokenizer",),
         "train_generator": ("generator",),
     }.get(config.job, ())
@@ -214,6 +216,45 @@ def trained(config: ConfigDict, part: str) -> pathlib.Path:
     return folder
 
 
+def finish_training(folder: pathlib.Path, step: int) -> None:
+    """Notes that a part's training has ended, at a step that is saved in its folder."""
+    path = folder / FINISHED
+    if jax.process_index() == 0 and not path.exists():
+        write_atomically(path, _dump({"step": step}))
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+    """Whether a part was trained to its end or imported, here or where it was copied from."""
+    if not begun(folder):
+        return False
+    if is_imported(folder):
+        return True
+    path = folder / FINISHED
+    return path.exists() and (folder / str(read_json(path).get("step"))).is_dir()
+
+
+def is_imported(folder: pathlib.Path) -> bool:
+    """Whether a part's weights come from a published file."""
+    return read_json(folder / "config.json").get("job") == "import_weights"
+
+
+def trained_otherwise(config: ConfigDict) -> dict[str, object]:
+    """What a finished tokenizer was trained with, of fields that the config has otherwise.
+
+    Returns:
+      Names and stored values; {} also where no tokenizer is finished. An imported one, which was
+      not trained here, has the file as `published.tokenizer`.
+    """
+    folder = pathlib.Path(config.workdir) / "tokenizer"
+    if real_valued(config) or not is_finished(folder):
+        return {}
+    path = folder / "config.json"
+    if is_imported(folder):
+        return {"published.tokenizer": read_json(path)["published"]["tokenizer"]}
+    differing = _differing(path, config, _training_fields(config, "tokenizer"), FREE)
+    return {name: stored for name, _, stored in differing}
+
+
 def check_free(config: ConfigDict, part: str) -> None:
     """Checks that a part has no checkpoint yet, so that none is overwritten.
 
@@ -235,15 +276,19 @@ def _has_checkpoint(folder: pathlib.Path) -> bool:
 
 
 def _compare_training(path: pathlib.Path, config: ConfigDict, part: str) -> None:
-    if read_json(path).get("job") == "import_weights":  # without an optimiser's state
+    if is_imported(path.parent):  # without an optimiser's state
         expected = f"another --workdir with --config.init_from={config.workdir} to train from them"
         raise InputError(path.parent, "imported weights", expected)
-    _compare(path, config, (*TRAINING_FIELDS[part], *_basis_fields(config, part)), FREE)
+    _compare(path, config, _training_fields(config, part), FREE)
 
 
 def _compare_model(path: pathlib.Path, config: ConfigDict, part: str) -> None:
     fields = TOKENIZER_FIELDS if part == "tokenizer" else GENERATOR_FIELDS
     _compare(path, config, (*fields, *_basis_fields(config, part)), free=HOW_TRAINED)
+
+
+def _training_fields(config: ConfigDict, part: str) -> tuple[str, ...]:
+    return (*TRAINING_FIELDS[part], *_basis_fields(config, part))
 
 
 def _basis_fields(config: ConfigDict, part: str) -> tuple[str, ...]:
@@ -254,6 +299,15 @@ def _basis_fields(config: ConfigDict, part: str) -> tuple[str, ...]:
 def _compare(
     path: pathlib.Path, config: ConfigDict, fields: tuple[str, ...], free: tuple[str, ...]
 ) -> None:
+    for name, value, stored in _differing(path, config, fields, free):
+        begun = f"{stored}, with which {path.parent} was begun; or another workdir"
+        raise InputError(name, str(value), begun)
+
+
+def _differing(
+    path: pathlib.Path, config: ConfigDict, fields: tuple[str, ...], free: tuple[str, ...]
+) -> Iterator[tuple[str, object, object]]:
+    """Fields that a stored config has otherwise: (name, value, stored value)."""
     stored = dict(flatten(ConfigDict(read_json(path))))
     if config.model.basis.kind != RANDOM:  # orders are not drawn
         free += tuple(f"order.{name}" for name, _ in flatten(config.model.generator.order))
@@ -262,8 +316,7 @@ def _compare(
         if name.startswith("train_tokenizer.weights."):  # a file may have been moved
             fixed &= pathlib.Path(str(value)).name != pathlib.Path(str(stored.get(name))).name
         if fixed and name in stored and stored[name] != value:
-            begun = f"{stored[name]}, with which {path.parent} was begun; or another workdir"
-            raise InputError(name, str(value), begun)
+            yield name, value, stored[name]
 
 
 def read_json(path: pathlib.Path) -> dict:

@@ -318,6 +318,22 @@ def test_a_weight_file_may_move_but_not_become_another(begun):
         check("random")
 
 
+def test_a_finished_tokenizer_is_used_whatever_trained_it(begun):
+    """In a pipeline; what it is may not differ, nor may its training go on or be asked for."""
+    workdir.finish_training(begun / "tokenizer", 1)
+    changes = ["--config.train_tokenizer.stage=decoder_finetune", "--config.init_from=runs/other"]
+    check = lambda *more: workdir.check(parse(["main", TINY, f"--workdir={begun}", *more]))  # noqa: E731
+    check(*changes)
+    check("--config.job=sample", "--config.model.tokenizer.encoder.kind=siglip2")
+    with pytest.raises(InputError, match="^train_tokenizer.stage: found decoder_finetune, expec"):
+        check(*changes, "--config.job=train_tokenizer")
+    with pytest.raises(InputError, match="^model.tokenizer.patch_size: found 2, expected 4"):
+        check("--config.model.tokenizer.patch_size=2")
+    (begun / "tokenizer/1").rename(begun / "tokenizer/2")  # not the step that was the last
+    with pytest.raises(InputError, match="^train_tokenizer.stage: found decoder_finetune, expec"):
+        check(*changes)
+
+
 def test_without_a_checkpoint_all_may_change(begun):
     """A run that was cut off early, or refused, must not hold on to its config."""
     (begun / "tokenizer/1").rmdir()

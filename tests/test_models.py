@@ -1,27 +1,56 @@
 """Tests of bar_jax/models.py; what it loads: tests/test_pipeline.py."""
 
+import jax
 import numpy as np
 import pytest
+from flax.core import meta
 
 from bar_jax import models
 from bar_jax.config import default_config
 from bar_jax.config_presets import tiny
 from bar_jax.mesh import make_mesh
+from bar_jax.tokenizers import make_tokenizer
 
 PARAMS = {"a": {"kernel": np.arange(6, dtype=np.float32)}}
 
 
-def fingerprint(kind, params=PARAMS, **changes):
+def tiny_config(kind, **changes):
     config = tiny(default_config())
     config.model.tokenizer.kind = kind
+    config.model.basis.kind = "identity"
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return models.fingerprint(config, params)
+    return config
+
+
+def fingerprints(kind, params=PARAMS, **changes):
+    return models.fingerprints(tiny_config(kind, **changes), params)
+
+
+def fingerprint(*arguments, **changes):
+    """The only name of a tokenizer of real-valued tokens."""
+    [name] = fingerprints(*arguments, **changes)
+    return name
 
 
 @pytest.mark.parametrize("bits, recorded", [(16, "9fa01f14154290db"), (10, "25f19132b2720be1")])
-def test_the_fingerprint_of_bar_fsq_stays(bits, recorded):
+def test_the_older_fingerprint_of_bar_fsq_stays(bits, recorded):
     """Recorded when it was the only tokenizer: caches on disk have it."""
-    assert fingerprint("bar_fsq", model__tokenizer__bits=bits) == recorded
+    assert fingerprints("bar_fsq", model__tokenizer__bits=bits)[1] == recorded
+
+
+@pytest.mark.parametrize("kind", ["bar_fsq", "basis_fsq"])
+def test_tokens_stay_those_of_a_tokenizer_with_another_decoder(kind):
+    """What encodes, quantiser and basis names a cache; nothing of the decoder does."""
+    init = lambda key: meta.unbox(models.init_tokenizer(make_tokenizer(tiny_config(kind)), key))  # noqa: E731
+    params = jax.eval_shape(init, jax.random.key(0))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
+    own, older = fingerprints(kind, zeros)
+    for name, tree in zeros.items():
+        found = fingerprints(kind, zeros | {name: jax.tree.map(lambda leaf: leaf + 1, tree)})
+        decodes = name in ("decoder_vit", "to_pixels", "pixel_conv")
+        assert (found[0] == own, found[1] == older) == (decodes, False), name
+    assert fingerprints(kind, zeros, model__tokenizer__decoder__depth=3)[0] == own
+    assert fingerprints(kind, zeros, model__tokenizer__encoder__depth=3)[0] != own
 
 
 @pytest.mark.parametrize("kind", ["kl_vae", "pixels"])

@@ -204,6 +204,32 @@ def test_damaged_samples_are_kept_and_drawn_anew(copy):
     np.testing.assert_array_equal(_samples(copy)["arr_0"], before)
 
 
+# --- a tokenizer of another workdir --------------------------------------------------------------
+
+
+def test_the_whole_way_of_a_tuned_tokenizer(run, tmp_path, caplog):
+    """Tuned from the untuned one and copied: that one's tokens, and their generator, stay good."""
+    tuned, new = tmp_path / "tuned", tmp_path / "new"
+    stage = ["--config.job=train_tokenizer", "--config.train_tokenizer.stage=decoder_finetune"]
+    told = _command(tuned, *stage, f"--config.init_from={run.folder}")
+    others = shutil.ignore_patterns("tokenizer", "samples*", "summary.json")
+    shutil.copytree(run.folder, new, ignore=others)
+    shutil.copytree(tuned / "tokenizer", new / "tokenizer")
+    parts = lambda: {file: file.stat().st_mtime_ns for file in new.rglob("*/*/*")}  # noqa: E731
+    before = parts()
+
+    summary = _command(new)
+    assert "is used as it is; it has train_tokenizer.stage=decoder_finetune\n" in caplog.text
+    assert parts() == before, "nothing is trained or encoded"
+    assert PROMISED - summary.keys() == {"seconds_train_tokenizer"}
+    for name in ("tokenizer_step", "reconstruction_psnr"):
+        assert summary[name] == told[name], name
+    assert np.any(_samples(new)["arr_0"] != _samples(run.folder)["arr_0"])
+    unguided = ["--config.sample.guidance_scale=1", "--config.sample.temperature=2.0"]
+    assert _command(new, "--config.job=sample", *unguided)["sample_guidance_scale"] == 1
+    assert _command(new, "--config.job=evaluate")["evaluated_guidance_scale"] == 1
+
+
 # --- other jobs on a finished workdir ------------------------------------------------------------
 
 

@@ -144,8 +144,9 @@ def haar(grid: tuple[int, int]) -> np.ndarray:
 def principal_components(second_moment: np.ndarray) -> np.ndarray:
     """Eigenvectors of a second-moment matrix, [N, N], as rows from the largest eigenvalue down.
 
-    The optimum of the residual objective (see `objectives.residual`), so the offline basis of
-    Table 10. The largest entry of a row in size is positive, the first of them if there are equals.
+    The optimum of the residual objective (see `objectives.residual`), so the offline basis of the
+    basis paper's Table 10. The largest entry of a row in size is positive, the first of them if
+    there are equals.
     """
     moments = np.asarray(second_moment, np.float64)
     rows = np.linalg.eigh((moments + moments.T) / 2)[1].T[::-1]

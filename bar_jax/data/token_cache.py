@@ -105,6 +105,7 @@ def open_cache(
     path: str | os.PathLike,
     *,
     fingerprint: str | None = None,
+    older: Sequence[str] = (),
     dtype: str | None = None,
     width: int | None = None,
     grid: Sequence[int] | None = None,
@@ -114,8 +115,8 @@ def open_cache(
 
     Args:
       path: the cache's folder.
-      fingerprint, dtype, width, grid, num_classes: what the caller needs it to be, as `plan_cache`
-        has it; None takes any.
+      fingerprint, older, dtype, width, grid, num_classes: what the caller needs it to be, as
+        `plan_cache` has it; None takes any.
 
     Raises:
       InputError: no cache, an unfinished or damaged one, or one of another tokenizer; names the
@@ -134,7 +135,7 @@ def open_cache(
     needed |= {"dtype": dtype, "width": width, "num_classes": num_classes}
     needed["grid"] = None if grid is None else list(grid)
     for name, value in needed.items():
-        if value is not None:
+        if value is not None and not (name == "fingerprint" and header.get(name) in older):
             refuse_difference(path, name, header.get(name), value)
     for shard in header["shards"]:
         file = path / shard["file"]

@@ -65,6 +65,7 @@ def plan_cache(
     preprocessing: dict,
     num_examples: int,
     num_shards: int,
+    older: Sequence[str] = (),
 ) -> CachePlan:
     """Starts a cache, or takes up one that was started with the same fields.
 
@@ -81,6 +82,7 @@ def plan_cache(
       preprocessing: JSON-able; what was done to the images (source, crop, size, ...).
       num_examples: length of the source.
       num_shards: number of files; a cache that was started keeps its own.
+      older: fingerprints that the same tokens may have in a cache that was started before.
 
     Raises:
       InputError: the folder holds a cache with other fields, or shards without a plan.
@@ -110,6 +112,8 @@ def plan_cache(
         return CachePlan(path, fields)
     started = read_fields(path / "plan.json")
     for name, value in fields.items():
+        if name == "fingerprint" and started.get(name) in older:
+            continue
         if name != "num_shards":
             refuse_difference(path, name, started.get(name), value)
     return CachePlan(path, started)

@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -38,13 +39,13 @@ def run(config: ConfigDict) -> dict[str, object]:
     """Encodes (or packs) both splits; shards that are there already stay. Returns the summary."""
     began = time.monotonic()
     packs = config.data.source == "tokens"
-    fingerprint, counts = (_pack_published if packs else _encode_images)(config)
+    fingerprints, counts = (_pack_published if packs else _encode_images)(config)
     summary = {f"cached_{split}_images": count for split, (count, _) in counts.items()}
     # A run that was killed once the cache was complete has not told its time.
     untold = "seconds_encode" not in read_summary(config.workdir)
     if untold or any(written for _, written in counts.values()):
         summary["seconds_encode"] = round(time.monotonic() - began, 1)
-    return update_summary(config.workdir, {"tokenizer_fingerprint": fingerprint, **summary})
+    return update_summary(config.workdir, {"tokenizer_fingerprint": fingerprints[0], **summary})
 
 
 def cache_path(config: ConfigDict, split: str) -> pathlib.Path:
@@ -62,12 +63,19 @@ def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> models.Traine
         return models.load_tokenizer(config, mesh)
 
 
-def open_split(config: ConfigDict, split: str, fingerprint: str | None = None) -> data.TokenCache:
-    """The finished cache of a split, of the configured tokenizer; None takes any weights of it."""
+def open_split(
+    config: ConfigDict, split: str, fingerprints: Sequence[str | None] = (None,)
+) -> data.TokenCache:
+    """The finished cache of a split, of the configured tokenizer.
+
+    Args:
+      fingerprints: as of `models.fingerprints`; without them it is taken with any weights.
+    """
     dtype, width = cached_as(config)
     return data.open_cache(
         cache_path(config, split),
-        fingerprint=fingerprint,
+        fingerprint=fingerprints[0],
+        older=fingerprints[1:],
         dtype=dtype,
         width=width,
         grid=sequence_grid(config),
@@ -78,18 +86,18 @@ def open_split(config: ConfigDict, split: str, fingerprint: str | None = None) -
 # --- images --------------------------------------------------------------------------------------
 
 
-def _encode_images(config) -> tuple[str, dict[str, tuple[int, bool]]]:
-    """The tokenizer's fingerprint, and what `_write_cache` returns for each split."""
+def _encode_images(config) -> tuple[Sequence[str], dict[str, tuple[int, bool]]]:
+    """The tokenizer's fingerprints, and what `_write_cache` returns for each split."""
     mesh = mesh_lib.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
         tokenizer = models.load_tokenizer(config, mesh)
-        fingerprint = models.fingerprint(config, tokenizer.params)
-        return fingerprint, {
-            split: _encode(config, mesh, tokenizer, fingerprint, split) for split in SPLITS
+        fingerprints = models.fingerprints(config, tokenizer.params)
+        return fingerprints, {
+            split: _encode(config, mesh, tokenizer, fingerprints, split) for split in SPLITS
         }
 
 
-def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
+def _encode(config, mesh, tokenizer, fingerprints, split) -> tuple[int, bool]:
     source = data.open_images(config, validation=split == "validation")
     _keep_classes(config, source, split)
     mirrored, share = _mirrored(config, split), mesh_lib.batch_share(mesh)
@@ -123,7 +131,7 @@ def _encode(config, mesh, tokenizer, fingerprint, split) -> tuple[int, bool]:
         "crop": CROP,
     }
     sizes = (len(source), size)
-    return _write_cache(config, split, fingerprint, preprocessing, sizes, share, rows)
+    return _write_cache(config, split, fingerprints, preprocessing, sizes, share, rows)
 
 
 def _encode_batch(mesh, tokenizer, batch, names):
@@ -177,10 +185,10 @@ def packed_fingerprint(config: ConfigDict) -> str:
     return header["fingerprint"]
 
 
-def _pack_published(config) -> tuple[str, dict[str, tuple[int, bool]]]:
+def _pack_published(config) -> tuple[Sequence[str], dict[str, tuple[int, bool]]]:
     """The tokens' fingerprint, and what `_write_cache` returns for each split."""
     fingerprint = _published_fingerprint(config)
-    return fingerprint, {split: _pack(config, fingerprint, split) for split in SPLITS}
+    return [fingerprint], {split: _pack(config, fingerprint, split) for split in SPLITS}
 
 
 def _published_fingerprint(config) -> str:
@@ -215,7 +223,7 @@ def _pack(config, fingerprint, split) -> tuple[int, bool]:
     own, count = jax.process_index(), jax.process_count()
     share = mesh_lib.Share((own,), count, own, count, first=True)
     sizes = (len(source), FILES_PER_BATCH)
-    return _write_cache(config, split, fingerprint, preprocessing, sizes, share, rows)
+    return _write_cache(config, split, [fingerprint], preprocessing, sizes, share, rows)
 
 
 # --- both ----------------------------------------------------------------------------------------
@@ -231,10 +239,13 @@ def _mirrored(config, split) -> bool:
     return config.data.mirror and split == "train"
 
 
-def _write_cache(config, split, fingerprint, preprocessing, sizes, share, rows) -> tuple[int, bool]:
+def _write_cache(
+    config, split, fingerprints, preprocessing, sizes, share, rows
+) -> tuple[int, bool]:
     """Writes the shards that are missing, as many at a time as there are shares of the processes.
 
     Args:
+      fingerprints: as of `models.fingerprints`.
       sizes: examples of the source, and of a batch of one share.
       share: this process's.
       rows: (start, stop) -> generator of [labels, indices, tokens] of the good examples, with their
@@ -249,7 +260,8 @@ def _write_cache(config, split, fingerprint, preprocessing, sizes, share, rows) 
     plan = mesh_lib.first_alone(
         lambda: data.plan_cache(
             path,
-            fingerprint=fingerprint,
+            fingerprint=fingerprints[0],
+            older=fingerprints[1:],
             dtype=dtype,
             width=width,
             grid=sequence_grid(config),

@@ -1,14 +1,16 @@
 """The stages in order: tokenizer, token cache, generator, samples, evaluation.
 
-A stage that is finished is skipped, one that was cut off goes on. Tokenizers of real-valued tokens
-are not trained: pixels need no tokenizer, and kl_vae one that job=import_weights put there.
+A stage that is finished is skipped, one that was cut off goes on. A finished tokenizer that was
+trained otherwise, imported, or copied from another workdir is used as it is. Tokenizers of
+real-valued tokens are not trained: pixels need no tokenizer, and kl_vae one that job=import_weights
+put there.
 """
 
 import logging
 
 from ml_collections import ConfigDict
 
-from bar_jax import workdir
+from bar_jax import mesh, workdir
 from bar_jax.config import real_valued
 from bar_jax.jobs import encode, evaluate, sample, train_generator, train_tokenizer
 from bar_jax.training import preemption
@@ -25,6 +27,11 @@ def run(config: ConfigDict) -> dict[str, object]:
         if config.model.tokenizer.kind != "pixels":
             workdir.trained(config, "tokenizer")  # missed now, not when there is all to be drawn
     evaluate.check(config)  # the same
+    if others := mesh.first_says(lambda: workdir.trained_otherwise(config)):
+        told = ", ".join(f"{name}={value}" for name, value in others.items())
+        logger.warning("pipeline: the finished tokenizer is used as it is; it has %s", told)
+        stages.remove(train_tokenizer)
+        train_tokenizer.report_finished(config)
     for job in stages:
         job.run(config)
         preemption.check(f"pipeline: {job.__name__.rpartition('.')[2]} is finished")

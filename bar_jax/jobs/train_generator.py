@@ -51,10 +51,10 @@ def run(config: ConfigDict) -> dict[str, object]:
     section, mesh = config.train_generator, mesh_lib.make_mesh(**config.mesh)
     tokenizer = encode.load_tokenizer(config, mesh)
     if config.data.source == "tokens":
-        fingerprint = encode.packed_fingerprint(config)
+        fingerprints = [encode.packed_fingerprint(config)]
     else:
-        fingerprint = models.fingerprint(config, tokenizer.params)
-    cache, validation = (encode.open_split(config, s, fingerprint) for s in encode.SPLITS)
+        fingerprints = models.fingerprints(config, tokenizer.params)
+    cache, validation = (encode.open_split(config, split, fingerprints) for split in encode.SPLITS)
     folder = workdir.begin_training(config, "generator")
     generator = make_generator(config, remat=section.remat)
     sampler = models.make_sampler(config)

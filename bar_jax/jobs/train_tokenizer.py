@@ -31,7 +31,7 @@ from bar_jax.metrics.reconstruction import bit_entropies
 from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.tokenizers.basis_fsq import BasisFSQ, BasisReconstruction
-from bar_jax.training import loop
+from bar_jax.training import checkpoint, loop
 from bar_jax.training.optimizer import warn_of_warmup
 from bar_jax.training.players import FrozenLossFn, Opponent, Program, two_players
 from bar_jax.training.step import everything, stream_key
@@ -112,18 +112,29 @@ def run(config: ConfigDict) -> dict[str, object]:
         config=workdir.to_json(config),
         advice="more data.num_workers decode ahead, and images cropped beforehand take a sixth",
     )
+    workdir.finish_training(folder, steps)
+    return _report(config, steps, results)
+
+
+def report_finished(config: ConfigDict) -> dict[str, object]:
+    """Tells of a finished tokenizer as of one that was trained here; returns the summary."""
+    meta = checkpoint.read_meta(pathlib.Path(config.workdir) / "tokenizer")
+    others = {name: value for name, value in meta["results"].items() if name != "seconds"}
+    return _report(config, meta["step"], others)
+
+
+def _report(config, steps, results) -> dict[str, object]:
     (rows, columns), bits = sequence_grid(config), config.model.tokenizer.bits
-    return update_summary(
-        config.workdir,
-        {
-            "tokenizer_step": steps,
-            "bits_per_token": bits,
-            "tokens": rows * columns,
-            "bit_budget": bit_budget.discrete((rows, columns), 2**bits),
-            **{name: value for name, value in results.items() if name != "seconds"},
-            f"seconds_{STAGE}": round(results["seconds"], 1),
-        },
-    )
+    summary = {
+        "tokenizer_step": steps,
+        "bits_per_token": bits,
+        "tokens": rows * columns,
+        "bit_budget": bit_budget.discrete((rows, columns), 2**bits),
+        **results,
+    }
+    if "seconds" in summary:  # all that was spent in this workdir
+        summary[f"seconds_{STAGE}"] = round(summary.pop("seconds"), 1)
+    return update_summary(config.workdir, summary)
 
 
 def make_program(
@@ -241,7 +252,7 @@ def make_loss_fn(
     crop_key: jax.Array,
     regularizer: float = 0.0,
 ) -> FrozenLossFn:
-    """What the tokenizer minimises: the terms of Table 6 whose weight is not 0, and the basis's.
+    """What the tokenizer minimises: terms whose weight is not 0 (masked-bit paper, Table 6).
 
     Args:
       crop_key: of the crops that the discriminator is shown.

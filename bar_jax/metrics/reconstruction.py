@@ -35,7 +35,7 @@ def ssim(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
 
     Means, variances and the covariance are those under a Gaussian window of 11 x 11 pixels with
     sigma 1.5, at the places where it lies inside the image: borders are not padded. Pixels are in
-    [0, 1]; K1 = 0.01, K2 = 0.03. Each colour is compared on its own (the paper has grey images).
+    [0, 1]; K1 = 0.01, K2 = 0.03. Each colour is compared on its own (SSIM's paper has grey images).
 
     Args:
       images, reconstructions: [B, H, W, 3] in [-1, 1], H and W at least 11; the reconstruction is

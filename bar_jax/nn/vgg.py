@@ -77,5 +77,5 @@ class VGG16(nn.Module):
 
 
 def conv_name(stage: int, layer: int) -> str:
-    """The name of a convolution's parameters, counted from 1 as the paper does: conv3_1."""
+    """The name of a convolution's parameters, counted from 1 as VGG's paper does: conv3_1."""
     return f"conv{stage + 1}_{layer + 1}"

@@ -1,4 +1,4 @@
-"""A causal transformer with a diffusion head on a learned basis, size B: eq. 1 as written.
+"""A causal transformer with a diffusion head on a learned basis, size B (basis paper, eq. 1).
 
     python -m bar_jax.main --config=configs/basis/causal_b.py --workdir=runs/causal_b
 

@@ -1,4 +1,4 @@
-"""A causal transformer with a diffusion head on a learned basis, size L: eq. 1 as written.
+"""A causal transformer with a diffusion head on a learned basis, size L (basis paper, eq. 1).
 
     python -m bar_jax.main --config=configs/basis/causal_l.py --workdir=runs/causal_l
 

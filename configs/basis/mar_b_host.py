@@ -1,4 +1,4 @@
-"""MAR-B as published, the baseline of Table 2: ImageNet at 256 px, no basis.
+"""MAR-B as published, no basis: ImageNet at 256 px (basis paper, Table 2).
 
     python -m bar_jax.main --config=configs/basis/mar_b_host.py --workdir=runs/mar_b_host
 

@@ -1,4 +1,4 @@
-"""MAR-L as published, the baseline of Table 2: ImageNet at 256 px, no basis.
+"""MAR-L as published, no basis: ImageNet at 256 px (basis paper, Table 2).
 
     python -m bar_jax.main --config=configs/basis/mar_l_host.py --workdir=runs/mar_l_host
 

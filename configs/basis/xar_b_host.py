@@ -1,4 +1,4 @@
-"""xAR-B as published, the baseline of Table 2: ImageNet at 256 px, no basis.
+"""xAR-B as published, no basis: ImageNet at 256 px (basis paper, Table 2).
 
     python -m bar_jax.main --config=configs/basis/xar_b_host.py --workdir=runs/xar_b_host
 

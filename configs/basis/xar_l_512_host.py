@@ -1,4 +1,4 @@
-"""xAR-L without a basis, the baseline of Table 3: ImageNet at 512 px.
+"""xAR-L without a basis, ImageNet at 512 px (basis paper, Table 3).
 
     python -m bar_jax.main --config=configs/basis/xar_l_512_host.py --workdir=runs/xar_l_512_host
 

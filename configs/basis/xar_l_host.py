@@ -1,4 +1,4 @@
-"""xAR-L as published, the baseline of Table 2: ImageNet at 256 px, no basis.
+"""xAR-L as published, no basis: ImageNet at 256 px (basis paper, Table 2).
 
     python -m bar_jax.main --config=configs/basis/xar_l_host.py --workdir=runs/xar_l_host
 

@@ -8,9 +8,9 @@ IS 289.0 with guidance (Table 3, row "BAR-B"). Without guidance it reports gFID 
     --config.job=sample --config.sample.guidance_scale=1 --config.sample.temperature=2.0 \\
         --config.sample.unmasking_schedule=4,4,4,4
 
-Its tokenizer, trained for 13 hours on 8 H200 (Table 6), had its decoder tuned for 40 more epochs.
-Published files: bar_b.bin, bar_fsq_16bits_ft.bin. Needs ImageNet as a tfds data set prepared as
-array_record.
+Its tokenizer, trained for 13 hours on 8 H200 (Table 6), had its decoder tuned for 40 more epochs:
+"The whole way" in configs/README.md. Published files: bar_b.bin, bar_fsq_16bits_ft.bin. Needs
+ImageNet as a tfds data set prepared as array_record.
 """
 
 from bar_jax.config import default_config

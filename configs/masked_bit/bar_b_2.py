@@ -1,8 +1,8 @@
-"""BAR-B/2 on ImageNet at 256 px: 2 x 2 tokens are written as one of 64 bits (Tables 2d and 4).
+"""BAR-B/2 on ImageNet at 256 px: 64 tokens of 64 bits (masked-bit paper, Tables 2d and 4).
 
     python -m bar_jax.main --config=configs/masked_bit/bar_b_2.py --workdir=runs/bar_b_2
 
-415M parameters, 64 tokens an image instead of 256. The paper reports gFID 1.35, IS 293.4 with
+415M parameters; 2 x 2 tokens are written as one. The paper reports gFID 1.35, IS 293.4 with
 guidance (Table 2d, row "BAR-B/2"; gFID 2.24, IS 217.3 without) and 150.52 images/s on one H200 in
 float32 (Table 4). It gives no hardware or hours of training for this row; BAR-B took 20 hours on 16
 H200. Guidance scale and temperature are not in the paper; they are those of the published code.

@@ -1,8 +1,8 @@
-"""BAR-B/4 on ImageNet at 256 px: 4 x 4 tokens are written as one of 256 bits (Tables 2d and 4).
+"""BAR-B/4 on ImageNet at 256 px: 16 tokens of 256 bits (masked-bit paper, Tables 2d and 4).
 
     python -m bar_jax.main --config=configs/masked_bit/bar_b_4.py --workdir=runs/bar_b_4
 
-416M parameters, 16 tokens an image instead of 256. The paper reports gFID 2.34, IS 274.7 with
+416M parameters; 4 x 4 tokens are written as one. The paper reports gFID 2.34, IS 274.7 with
 guidance (Table 2d, row "BAR-B/4"; gFID 3.50, IS 212.4 without) and 445.48 images/s on one H200 in
 float32 (Table 4). It gives no hardware or hours of training for this row; BAR-B took 20 hours on 16
 H200. Guidance scale and temperature are not in the paper; they are those of the published code.

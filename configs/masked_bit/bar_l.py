@@ -9,9 +9,9 @@ IS 296.9 with guidance (Table 3, row "BAR-L"). Without guidance it reports gFID 
     --config.job=sample --config.sample.guidance_scale=1 --config.sample.temperature=2.4 \\
         --config.sample.unmasking_schedule=4,4,4,4
 
-Table 7 also lists attention dropout 0.2. The published code never applied it, so it is 0 here;
-`--config.model.generator.attention_dropout=0.2` follows the table. Published files: bar_l.bin,
-bar_fsq_16bits_ft.bin. Needs ImageNet as a tfds data set prepared as array_record.
+Its tokenizer's decoder was tuned, see "The whole way" in configs/README.md, and for attention
+dropout "What differs" there. Published files: bar_l.bin, bar_fsq_16bits_ft.bin. Needs ImageNet as a
+tfds data set prepared as array_record.
 """
 
 from bar_jax.config import default_config

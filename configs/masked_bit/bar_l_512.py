@@ -6,9 +6,9 @@
 The paper trains the generator for 200 epochs and reports gFID 1.09, IS 311.1 with guidance (Table
 8, row "BAR-L"). It gives no hardware or hours for this row; BAR-L at 256 px took 32 hours on 32
 H200 for 400 epochs of a quarter of the tokens. Bits, schedules and sampling are not in the paper
-either; they are those of the published code, like attention dropout 0 (see bar_l.py). Published
-files: bar_l_res512.bin, bar_fsq_10bits_res512.bin (spelt bar_sfq_10bits_res512.bin by its authors).
-Needs ImageNet as a tfds data set prepared as array_record.
+either; they are those of the published code, like attention dropout 0. Published files:
+bar_l_res512.bin, bar_fsq_10bits_res512.bin (spelt bar_sfq_10bits_res512.bin by its authors). Needs
+ImageNet as a tfds data set prepared as array_record.
 """
 
 from bar_jax.config import default_config

@@ -1,4 +1,4 @@
-"""BAR-FSQ on ImageNet at 512 px: 1024 tokens of 10 bits, for BAR-L of the paper's Table 8.
+"""BAR-FSQ on ImageNet at 512 px: 1024 tokens of 10 bits, for BAR-L (masked-bit paper, Table 8).
 
     python -m bar_jax.main --config=configs/tokenizer/bar_fsq_512.py --workdir=runs/bar_fsq_512
 

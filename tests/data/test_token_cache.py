@@ -247,6 +247,21 @@ def test_there_are_no_more_shards_than_examples(tmp_path):
     assert len(missing_shards(plan_cache(tmp_path, **FIELDS | dict(num_shards=100)))) == 21
 
 
+def test_an_older_name_of_the_same_tokens(tmp_path):
+    """Such a cache is finished, and read."""
+    plan = plan_cache(tmp_path, **FIELDS)
+    write_shard(plan, missing_shards(plan)[0])
+    newer = dict(fingerprint="newer", older=("bar_fsq-1234",))
+    plan = plan_cache(tmp_path, **FIELDS | newer)
+    assert len(missing_shards(plan)) == 3
+    for shard in missing_shards(plan):
+        write_shard(plan, shard)
+    finish_cache(plan)
+    assert len(open_cache(tmp_path, **newer)) == 21
+    with pytest.raises(InputError, match="fingerprint 'bar_fsq-1234', expected 'newer'"):
+        open_cache(tmp_path, fingerprint="newer", older=("other",))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 import bar_jax
 from bar_jax import main as command
+from bar_jax import workdir
 from bar_jax.errors import InputError
+from bar_jax.jobs import train_tokenizer
 from bar_jax.pretrained import bar_fsq
 from bar_jax.training import checkpoint
 
@@ -110,6 +112,15 @@ def test_one_part_alone(published_config, published_files, tmp_path):
     assert checkpoint.read_meta(tmp_path / "generator")["step"] == 0
 
 
+def test_a_pipeline_tells_of_an_imported_tokenizer(published_config, imported):
+    """Which it takes as it is; the file is what it has of its training."""
+    published_config.workdir = str(imported.folder)
+    path = str(imported.paths["tokenizer"])
+    assert workdir.trained_otherwise(published_config) == {"published.tokenizer": path}
+    summary = train_tokenizer.report_finished(published_config)
+    assert (summary["tokenizer_step"], "seconds_train_tokenizer" in summary) == (0, False)
+
+
 @pytest.mark.slow
 def test_a_generator_is_trained_on_an_imported_tokenizer_and_from_imported_weights(
     published_config, imported, tmp_path
@@ -136,7 +147,8 @@ def test_a_generator_is_trained_on_an_imported_tokenizer_and_from_imported_weigh
 
 @pytest.mark.parametrize("job", ["train_generator", "train_tokenizer", "pipeline"])
 def test_imported_weights_are_not_trained_in_place(published_config, imported, job):
-    part = "generator" if job == "train_generator" else "tokenizer"
+    """A pipeline takes an imported tokenizer as it is; it would train the generator."""
+    part = "tokenizer" if job == "train_tokenizer" else "generator"
     expected = f"{part}: found imported weights, expected another --workdir with --config.init_from"
     with pytest.raises(InputError, match=expected):
         run(published_config, imported.folder, job=job)

@@ -7,7 +7,7 @@ from bar_jax.tokenizers import bit_budget
 
 @pytest.mark.parametrize(
     "bits, budget",
-    [(64, 16384), (256, 65536)],  # section 3.3 of the paper, of 256 tokens
+    [(64, 16384), (256, 65536)],  # masked-bit paper, section 3.3: 256 tokens
 )
 def test_budgets_of_the_paper(bits, budget):
     assert bit_budget.discrete((16, 16), 2**bits) == budget
