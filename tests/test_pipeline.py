@@ -8,7 +8,9 @@ import io
 import json
 import logging
 import math
+import os
 import shutil
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,9 +63,15 @@ def _command(folder, *arguments) -> dict:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The finished pipeline: its folder and what it printed. Nothing may be written there."""
-    folder = tmp_path_factory.mktemp("pipeline") / "run"
-    return SimpleNamespace(folder=folder, printed=_command(folder))
+    """The finished pipeline: its folder and what it printed. Nothing may be written there.
+
+    It runs with the umask of those who share their files with a group.
+    """
+    folder, umask = tmp_path_factory.mktemp("pipeline") / "run", os.umask(0o002)
+    try:
+        return SimpleNamespace(folder=folder, printed=_command(folder))
+    finally:
+        os.umask(umask)
 
 
 @pytest.fixture
@@ -83,6 +91,12 @@ def _samples(folder) -> dict:
 
 
 # --- what it writes ------------------------------------------------------------------------------
+
+
+def test_whoever_shares_a_group_may_read_and_write_all_of_it(run):
+    """Files are 664 and folders 775, as the umask says."""
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in run.folder.rglob("*")}
+    assert {p: m for p, m in modes.items() if m != (0o775 if p.is_dir() else 0o664)} == {}
 
 
 def test_config_json_has_all_fields_as_resolved(run):
