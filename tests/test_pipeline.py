@@ -38,6 +38,8 @@ PROMISED = SECONDS | {
     "generator_loss_bits",
     "sample_class_accuracy",
     "sample_classifier_fid",
+    "sample_classifier_fid_note",  # of 20 samples
+    "train_generator_classifier_fid_note",
     "evaluated_generator_step",
     "evaluated_with",
     "features_classifier",
@@ -309,8 +311,18 @@ def test_no_token_kept_is_no_image_given(pipe, run):
     "arguments, message",
     [
         ({"labels": [10]}, "sample.labels: found 10, expected integers from 0 to 9"),
-        ({"labels": [0], "temperature": -1}, "sample.temperature: found -1.0"),
-        ({"labels": [0], "guidance_scale": math.nan}, "sample.guidance_scale: found nan"),
+        (
+            {"labels": [0], "temperature": -1},
+            "temperature: found -1, expected a number of at least 0",
+        ),
+        ({"labels": [0], "guidance_scale": math.nan}, "guidance_scale: found nan"),
+        ({"labels": [0], "guidance_scale": 1e39}, "guidance_scale: found 1e+39"),
+        ({"labels": [0], "guidance_scale": "5"}, "guidance_scale: found '5', expected a number"),
+        ({"labels": [0], "tokens": 4}, "sample.tokens: found 4 with model.tokenizer.kind=bar_fsq"),
+        ({"labels": [0], "tokens": -1}, "sample.tokens: found -1 with"),
+        ({"labels": [0], "steps": 4}, "steps: found 4, expected None: it is for real-valued"),
+        ({"labels": [[0, 1], [2, 3]]}, "labels: found int64[2, 2], expected a row of integers"),
+        ({"labels": [[0], [1, 2]]}, "labels: found a list that is no array"),
         ({"labels": [0], "unmasking_schedule": [8, 4, 4]}, "sample.unmasking_schedule: found (8,"),
         ({"labels": [0], "keep": np.ones((4, 4), bool)}, "images, keep: found one of them"),
         (
@@ -347,11 +359,39 @@ def test_pipeline_names_the_wrong_argument(pipe, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "tokens", [np.zeros((1, 16, 8)), np.full((1, 16, 16), 2), np.zeros((16, 16))]
+    ("tokens", "found"),
+    [
+        (np.zeros((1, 16, 8)), "float64[1, 16, 8] from 0 to 0"),
+        (np.full((1, 16, 16), 2), "int64[1, 16, 16] from 2 to 2"),
+        (np.zeros((16, 16)), "float64[16, 16] from 0 to 0"),
+        (np.full((1, 16, 16), np.nan), "float64[1, 16, 16], 256 of it not finite"),
+        (np.zeros((1, 17, 16)), "float64[1, 17, 16] from 0 to 0"),
+        ([[0], [0, 1]], "a list that is no array"),
+    ],
 )
-def test_decode_refuses_what_is_no_token(pipe, tokens):
-    with pytest.raises(InputError, match=r"^tokens: found .*, expected bits"):
+def test_decode_refuses_what_is_no_token(pipe, tokens, found):
+    with pytest.raises(InputError) as error:
         pipe.decode(tokens)
+    assert str(error.value).startswith(f"tokens: found {found}")
+    assert str(error.value).endswith("expected bits {0, 1} [B, 1 to 16, 16]")
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (np.zeros((1, SIZE, SIZE, 3)), "float64[1, 16, 16, 3]"),
+        (np.zeros((SIZE, SIZE, 3), np.uint8), "uint8[16, 16, 3]"),
+        (np.zeros((1, 3, SIZE, SIZE), np.uint8), "uint8[1, 3, 16, 16]"),
+        (np.zeros((1, SIZE, SIZE, 4), np.uint8), "uint8[1, 16, 16, 4]"),
+        ("picture.png", "<U11[]"),
+        ([[0], [0, 1]], "a list that is no array"),
+    ],
+)
+def test_encode_refuses_what_is_no_image(pipe, images, found):
+    with pytest.raises(InputError) as error:
+        pipe.encode(images)
+    assert str(error.value).startswith(f"images: found {found}")
+    assert str(error.value).endswith("expected uint8[B, 16, 16, 3]")
 
 
 def test_load_needs_a_workdir(tmp_path):
