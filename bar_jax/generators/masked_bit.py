@@ -140,7 +140,7 @@ class MaskedBitGenerator(nn.Module):
           guidance_scale: S; not used where `settings.guided` is False.
           kept: tokens that are given, see `sample_tokens`.
         """
-        length = self.trunk.num_tokens
+        length, labels = self.trunk.num_tokens, jnp.asarray(labels)
         if not 0 <= settings.tokens <= length:
             expected = f"1 to {length}, the tokens of an image, or 0 for all"
             raise InputError("settings.tokens", str(settings.tokens), expected)
