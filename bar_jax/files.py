@@ -4,6 +4,8 @@ import contextlib
 import difflib
 import errno
 import os
+import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,17 +82,43 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its name once it is written and on the disk."""
+    """A path beside `path` to write to, which takes its name once it is written and on the disk.
+
+    The file has the permissions of any new one there, whoever writes it: some libraries make files
+    that nobody else may read.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name of its own: processes, of other machines too, may write the same file at once.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with naming(path):
+            # Made here, by the umask and the folder's rules. To ask for the umask is to set it, for
+            # all threads: it is read off a new file.
+            with temporary.open("xb") as file:
+                mode = os.fstat(file.fileno()).st_mode
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
+            _set_mode(temporary, mode)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_folders(folder: str | os.PathLike[str]) -> None:
+    """Gives a folder and those in it the permissions of any new one there, whoever made them."""
+    probe = Path(folder) / f".probe-{secrets.token_hex(4)}"
+    probe.mkdir()
+    mode = probe.stat().st_mode
+    probe.rmdir()
+    for inside, _, _ in os.walk(folder):
+        _set_mode(inside, mode)
+
+
+def _set_mode(path: str | os.PathLike[str], mode: int) -> None:
+    """Sets permissions, unless they are those: a file system may know none to be set."""
+    if os.stat(path).st_mode != mode:
+        os.chmod(path, stat.S_IMODE(mode))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import files, models, published, workdir
+from bar_jax.arguments import LARGEST, array, described, number, with_range
 from bar_jax.config import basis_inside, real_valued, settle, token_channels, token_grid
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
@@ -106,7 +107,7 @@ class Pipeline:
         Args:
           labels: B integers in 0..num_classes - 1.
           guidance_scale, temperature: None for those of `config.sample`.
-          unmasking_schedule: of bits; None for that of `config.sample`.
+          unmasking_schedule: of the masked-bit head; None for that of `config.sample`.
           steps: of real-valued tokens, each cell's (xAR) or the diffusion head's; None likewise.
           tokens: of basis tokens, how many of the first are written (0: all); None likewise.
           images: uint8 [B, H, W, 3], of which tokens are kept (inpainting).
@@ -122,22 +123,23 @@ class Pipeline:
         config.seed = seed = integer("seed", seed)
         section = config.sample
         if guidance_scale is not None:
-            section.guidance_scale = float(guidance_scale)
+            section.guidance_scale = number("guidance_scale", guidance_scale)
         if temperature is not None:
-            section.temperature = float(temperature)
-        real = real_valued(config)
-        for name, given in (("unmasking_schedule", unmasking_schedule), ("steps", steps)):
-            if given is not None and real == (name == "unmasking_schedule"):
-                tokens = "bits" if name == "unmasking_schedule" else "real-valued tokens"
-                raise InputError(name, str(given), f"None: it is for {tokens}")
-        if steps is not None:
-            section.steps = integer("steps", steps)
-            validate(config)
+            section.temperature = number("temperature", temperature)
         if tokens is not None:
             section.tokens = integer("tokens", tokens)
+        real = real_valued(config)
+        if steps is not None:
+            if not real:
+                raise InputError("steps", str(steps), "None: it is for real-valued tokens")
+            section.steps = integer("steps", steps)
+            validate(config)
         if unmasking_schedule is not None:
-            section.unmasking_schedule = tuple(np.ravel(unmasking_schedule).tolist())
-        labels = np.ravel(labels).tolist()
+            if real or config.model.head.kind != "masked_bit":
+                expected = "None: it is for the masked-bit head"
+                raise InputError("unmasking_schedule", str(unmasking_schedule), expected)
+            section.unmasking_schedule = tuple(_row("unmasking_schedule", unmasking_schedule))
+        labels = _row("labels", labels)
         if not labels:
             raise InputError("labels", "none", "at least one class")
         check_labels(labels, config.data.num_classes)
@@ -178,35 +180,43 @@ class Pipeline:
         """
         rows, columns = sequence_grid(self.config)
         length, channels = rows * columns, token_channels(self.config)
-        tokens, real = np.asarray(tokens), real_valued(self.config)
+        real = real_valued(self.config)
+        numbers, count = ("numbers", f"{length}") if real else ("bits {0, 1}", f"1 to {length}")
+        expected = f"{numbers} [B, {count}, {channels}]"
+        tokens = array("tokens", tokens, expected)
         numeric = tokens.dtype.kind in "biuf"
-        good = numeric and (np.isfinite(tokens) if real else np.isin(tokens, (0, 1))).all()
+        fits = np.abs(tokens) <= LARGEST if numeric and real else np.isin(tokens, (0, 1))
         shaped = tokens.ndim == 3 and tokens.shape[2] == channels
         least = length if real else 1
-        if not (shaped and good and least <= tokens.shape[1] <= length):
-            numbers, count = ("numbers", f"{length}") if real else ("bits {0, 1}", f"1 to {length}")
-            raise InputError(
-                "tokens",
-                f"{tokens.dtype}{list(tokens.shape)}",
-                f"{numbers} [B, {count}, {channels}]",
-            )
+        if not (shaped and numeric and fits.all() and least <= tokens.shape[1] <= length):
+            raise InputError("tokens", with_range(tokens), expected)
         tokenizer, tokens = self._tokenizer, tokens.astype(np.float32 if real else np.uint8)
         return np.asarray(sample.pixels(tokenizer.module, tokenizer.params, tokens))
 
     def _check_images(self, images: np.ndarray, batch: int | None = None) -> np.ndarray:
-        images, size = np.asarray(images), self.config.data.image_size
+        size = self.config.data.image_size
+        expected = f"uint8[{batch or 'B'}, {size}, {size}, 3]"
+        images = array("images", images, expected)
         fits = images.shape[1:] == (size, size, 3) and batch in (None, len(images))
         if images.dtype != np.uint8 or not fits:
-            found = f"{images.dtype}{list(images.shape)}"
-            raise InputError("images", found, f"uint8[{batch or 'B'}, {size}, {size}, 3]")
+            raise InputError("images", described(images), expected)
         return images
 
     def _check_keep(self, keep: np.ndarray, batch: int) -> np.ndarray:
-        keep, grid = np.asarray(keep), token_grid(self.config)
+        grid = token_grid(self.config)
+        expected = f"bool{list(grid)} or bool{[batch, *grid]}"
+        keep = array("keep", keep, expected)
         if keep.dtype != bool or keep.shape not in (grid, (batch, *grid)):
-            found = f"{keep.dtype}{list(keep.shape)}"
-            raise InputError("keep", found, f"bool{list(grid)} or bool{[batch, *grid]}")
+            raise InputError("keep", described(keep), expected)
         return np.broadcast_to(keep, (batch, *grid)).reshape(batch, -1)
+
+
+def _row(name: str, given: object) -> list:
+    """A number or a row of numbers as a list of Python's; what they are is not looked at."""
+    row = array(name, given, "a row of integers")
+    if row.ndim > 1:
+        raise InputError(name, described(row), "a row of integers")
+    return np.ravel(row).tolist()
 
 
 def _one_device() -> jax.sharding.Mesh:

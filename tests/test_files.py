@@ -1,11 +1,17 @@
-"""Tests of bar_jax/files.py."""
+"""Tests of bar_jax/files.py; that no job writes around it is tested in test_pipeline.py."""
 
+import os
+import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from bar_jax import files
 from bar_jax.errors import InputError
+
+A = np.zeros(1, np.float32)
 
 
 @pytest.fixture
@@ -84,3 +90,29 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(params=[0o022, 0o002, 0o077], ids=oct)
+def umask(request):
+    """A umask for the test."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.parametrize("write", [lambda p: p.write_bytes(b""), lambda p: save_file({"a": A}, p)])
+def test_a_file_has_the_permissions_of_any_new_one(tmp_path, umask, write):
+    """The package of safetensors makes files that nobody else may read."""
+    with files.replacing(tmp_path / "file") as temporary:
+        write(temporary)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+
+
+def test_folders_that_others_made_have_the_permissions_of_any_new_ones(tmp_path, umask):
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    for folder in ("outer", "outer/inner"):
+        (tmp_path / folder).chmod(0o700)
+    files.open_folders(tmp_path / "outer")
+    for folder in ("outer", "outer/inner"):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o777 & ~umask
+    assert [p.name for p in (tmp_path / "outer").iterdir()] == ["inner"]

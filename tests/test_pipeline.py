@@ -8,7 +8,9 @@ import io
 import json
 import logging
 import math
+import os
 import shutil
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +38,8 @@ PROMISED = SECONDS | {
     "generator_loss_bits",
     "sample_class_accuracy",
     "sample_classifier_fid",
+    "sample_classifier_fid_note",  # of 20 samples
+    "train_generator_classifier_fid_note",
     "evaluated_generator_step",
     "evaluated_with",
     "features_classifier",
@@ -61,9 +65,15 @@ def _command(folder, *arguments) -> dict:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The finished pipeline: its folder and what it printed. Nothing may be written there."""
-    folder = tmp_path_factory.mktemp("pipeline") / "run"
-    return SimpleNamespace(folder=folder, printed=_command(folder))
+    """The finished pipeline: its folder and what it printed. Nothing may be written there.
+
+    It runs with the umask of those who share their files with a group.
+    """
+    folder, umask = tmp_path_factory.mktemp("pipeline") / "run", os.umask(0o002)
+    try:
+        return SimpleNamespace(folder=folder, printed=_command(folder))
+    finally:
+        os.umask(umask)
 
 
 @pytest.fixture
@@ -83,6 +93,12 @@ def _samples(folder) -> dict:
 
 
 # --- what it writes ------------------------------------------------------------------------------
+
+
+def test_whoever_shares_a_group_may_read_and_write_all_of_it(run):
+    """Files are 664 and folders 775, as the umask says."""
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in run.folder.rglob("*")}
+    assert {p: m for p, m in modes.items() if m != (0o775 if p.is_dir() else 0o664)} == {}
 
 
 def test_config_json_has_all_fields_as_resolved(run):
@@ -321,8 +337,18 @@ def test_no_token_kept_is_no_image_given(pipe, run):
     "arguments, message",
     [
         ({"labels": [10]}, "sample.labels: found 10, expected integers from 0 to 9"),
-        ({"labels": [0], "temperature": -1}, "sample.temperature: found -1.0"),
-        ({"labels": [0], "guidance_scale": math.nan}, "sample.guidance_scale: found nan"),
+        (
+            {"labels": [0], "temperature": -1},
+            "temperature: found -1, expected a number of at least 0",
+        ),
+        ({"labels": [0], "guidance_scale": math.nan}, "guidance_scale: found nan"),
+        ({"labels": [0], "guidance_scale": 1e39}, "guidance_scale: found 1e+39"),
+        ({"labels": [0], "guidance_scale": "5"}, "guidance_scale: found '5', expected a number"),
+        ({"labels": [0], "tokens": 4}, "sample.tokens: found 4 with model.tokenizer.kind=bar_fsq"),
+        ({"labels": [0], "tokens": -1}, "sample.tokens: found -1 with"),
+        ({"labels": [0], "steps": 4}, "steps: found 4, expected None: it is for real-valued"),
+        ({"labels": [[0, 1], [2, 3]]}, "labels: found int64[2, 2], expected a row of integers"),
+        ({"labels": [[0], [1, 2]]}, "labels: found a list that is no array"),
         ({"labels": [0], "unmasking_schedule": [8, 4, 4]}, "sample.unmasking_schedule: found (8,"),
         ({"labels": [0], "keep": np.ones((4, 4), bool)}, "images, keep: found one of them"),
         (
@@ -359,11 +385,39 @@ def test_pipeline_names_the_wrong_argument(pipe, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "tokens", [np.zeros((1, 16, 8)), np.full((1, 16, 16), 2), np.zeros((16, 16))]
+    ("tokens", "found"),
+    [
+        (np.zeros((1, 16, 8)), "float64[1, 16, 8] from 0 to 0"),
+        (np.full((1, 16, 16), 2), "int64[1, 16, 16] from 2 to 2"),
+        (np.zeros((16, 16)), "float64[16, 16] from 0 to 0"),
+        (np.full((1, 16, 16), np.nan), "float64[1, 16, 16], 256 of it not finite"),
+        (np.zeros((1, 17, 16)), "float64[1, 17, 16] from 0 to 0"),
+        ([[0], [0, 1]], "a list that is no array"),
+    ],
 )
-def test_decode_refuses_what_is_no_token(pipe, tokens):
-    with pytest.raises(InputError, match=r"^tokens: found .*, expected bits"):
+def test_decode_refuses_what_is_no_token(pipe, tokens, found):
+    with pytest.raises(InputError) as error:
         pipe.decode(tokens)
+    assert str(error.value).startswith(f"tokens: found {found}")
+    assert str(error.value).endswith("expected bits {0, 1} [B, 1 to 16, 16]")
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (np.zeros((1, SIZE, SIZE, 3)), "float64[1, 16, 16, 3]"),
+        (np.zeros((SIZE, SIZE, 3), np.uint8), "uint8[16, 16, 3]"),
+        (np.zeros((1, 3, SIZE, SIZE), np.uint8), "uint8[1, 3, 16, 16]"),
+        (np.zeros((1, SIZE, SIZE, 4), np.uint8), "uint8[1, 16, 16, 4]"),
+        ("picture.png", "<U11[]"),
+        ([[0], [0, 1]], "a list that is no array"),
+    ],
+)
+def test_encode_refuses_what_is_no_image(pipe, images, found):
+    with pytest.raises(InputError) as error:
+        pipe.encode(images)
+    assert str(error.value).startswith(f"images: found {found}")
+    assert str(error.value).endswith("expected uint8[B, 16, 16, 3]")
 
 
 def test_load_needs_a_workdir(tmp_path):

@@ -26,7 +26,7 @@ def begin(function: Callable[..., int], log: str, *args) -> None:
     """
     os.setsid()  # the driver ends it together with its own processes
     for number, ending in ((1, "out"), (2, "err")):
-        file = os.open(f"{log}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        file = os.open(f"{log}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(file, number)
     logging.getLogger().handlers.clear()  # what was imported has set up some
     status = 1

@@ -73,6 +73,10 @@ class TokenCache:
         else:
             records = np.frombuffer(b"".join(self._read(indices)), record_dtype(self.header))
         examples = {"label": records["label"].copy(), "index": records["index"].copy()}
+        # Here, where values are at hand: a compiled step takes a label past the end for the last.
+        for label in examples["label"][examples["label"] // self.num_classes != 0]:
+            found = f"an example with label {label}"
+            raise InputError(self.path, found, f"labels from 0 to {self.num_classes - 1}")
         for name in ("tokens", "tokens_mirrored")[: 1 + self.mirrored]:
             flat = records[name]
             if self.dtype == "bits":

@@ -12,7 +12,6 @@ plan.json is written first; every file gets its name when it is complete; header
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from bar_jax.data.token_cache import (
     shard_path,
 )
 from bar_jax.errors import InputError, SaveError
+from bar_jax.files import write_atomically
 
 # One record a group for random access. Bits and latents of a good tokenizer do not compress, and
 # leaving compression out makes reading and writing three times as fast.
@@ -243,11 +243,7 @@ def _pack_tokens(fields, name, tokens, count) -> np.ndarray:
 
 
 def _write_json(file: Path, fields: dict) -> None:
-    # A name of its own: several processes may write the same plan at once.
-    handle, unfinished = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    with os.fdopen(handle, "w") as stream:
-        json.dump(fields, stream, indent=2)
-    _publish(Path(unfinished), file)
+    write_atomically(file, json.dumps(fields, indent=2).encode())
 
 
 def _publish(unfinished: Path, final: Path) -> None:

@@ -4,13 +4,13 @@ Basis paper, section 3. The host knows nothing of A; what is learned of A is lea
 which is input and target, and through the reconstruction of the residual objective.
 """
 
-import chex
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bar_jax.arguments import check_labels, check_numbers, check_scale
 from bar_jax.bases import LEARNED, MATRIX, RANDOM, Basis, objectives, permutation, transform
 from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
@@ -138,7 +138,8 @@ class BasisGenerator(nn.Module):
           Pairs of a sum and its weight: `loss`; `host_loss`, the host's own; and while A is learned
           `residual_loss` (if that is the objective) and `regularizer`.
         """
-        chex.assert_shape(tokens, (labels.shape[0], *self.token_shape))
+        check_labels(labels, self.host.num_classes - 1)
+        check_numbers("tokens", tokens, labels.shape[0], *self.token_shape)
         if not deterministic:
             dropped = draws.label < self.label_dropout
             labels = jnp.where(dropped, self.host.num_classes, labels)
@@ -210,6 +211,10 @@ class BasisGenerator(nn.Module):
     @nn.nowrap
     def sample_sequence(self, params, labels, keys, settings, guidance_scale, temperature):
         """As `sample`, but y [B, N', d] as the host writes it."""
+        check_labels(labels, self.host.num_classes)
+        check_scale("temperature", temperature)
+        if settings.guided:
+            check_scale("guidance_scale", guidance_scale)
         options = {}
         if self.told_orders and not self.basis.has_matrix:
             options["order"] = self._order(labels.shape[0])

@@ -6,11 +6,11 @@ masked-bit paper reads the tokens written so far, the head of MAR draws the next
 
 from collections.abc import Callable
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bar_jax.arguments import check_labels, check_numbers, check_scale
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.denoising import predict_tokens
 from bar_jax.generators.prediction import Prediction
@@ -81,7 +81,8 @@ class CausalDiffusion(nn.Module):
         Returns:
           See `predict_tokens`.
         """
-        chex.assert_shape(y, (labels.shape[0], self.length, self.channels))
+        check_labels(labels, self.num_classes)
+        check_numbers("y", y, labels.shape[0], self.length, self.channels)
         z = self.trunk(y, labels, self._order(labels, order))
         return predict_tokens(self.head, z, y, draws)
 
@@ -175,7 +176,11 @@ def sample_tokens(
     Returns:
       [B, N, d] float32, in the order in which they are written.
     """
-    trunk, guided = host.trunk, guidance_scale is not None
+    trunk, guided, labels = host.trunk, guidance_scale is not None, jnp.asarray(labels)
+    check_labels(labels, trunk.num_classes)
+    check_scale("temperature", temperature)
+    if guided:
+        check_scale("guidance_scale", guidance_scale)
     rows = (1 + guided) * len(labels)
     head_params = decoding_params(params["head"], trunk.dtype, weights=weights, rows=rows)
 
@@ -194,7 +199,6 @@ def sample_tokens(
         )
         return token, None
 
-    labels = jnp.asarray(labels)
     tokens, _ = write_tokens(
         trunk, params["trunk"], labels, order, draw, guided, attention=attention, weights=weights
     )

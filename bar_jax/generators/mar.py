@@ -11,12 +11,12 @@ of each example: one static number of encoder slots serves every number of known
 import functools
 import math
 
-import chex
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from bar_jax.arguments import check_labels, check_numbers
 from bar_jax.bases import permutation
 from bar_jax.generators import mar_sampler, mask_ratio
 from bar_jax.generators.bidirectional import NORM_EPS, Transformer
@@ -131,7 +131,8 @@ class MAR(nn.Module):
         Returns:
           See `predict_tokens`; the loss is over hidden tokens.
         """
-        chex.assert_shape(y, (labels.shape[0], self.length, self.channels))
+        check_labels(labels, self.num_classes)
+        check_numbers("y", y, labels.shape[0], self.length, self.channels)
         z, hidden = self.context(y, labels, draws)
         return predict_tokens(self.head, z, y, draws.head, hidden)
 

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bar_jax.arguments import check_bits, check_labels, check_scale
 from bar_jax.bases import RANDOM, Basis, permutation
+from bar_jax.errors import InputError
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import shuffle, unshuffle
@@ -100,7 +101,8 @@ class MaskedBitGenerator(nn.Module):
         Returns:
           Pairs of a sum and its weight; see the head's `loss`.
         """
-        self._check_shapes(bits, labels)
+        check_labels(labels, self.trunk.num_classes - 1)
+        check_bits(bits, labels.shape[0], *self.token_shape)
         if not deterministic:
             dropped = draws.label < self.label_dropout
             labels = jnp.where(dropped, self.trunk.num_classes, labels)
@@ -112,11 +114,6 @@ class MaskedBitGenerator(nn.Module):
         if counted is not None:
             counted = jnp.repeat(counted, order.shape[1])
         return self.head.loss(flat(z), flat(tokens), jax.tree.map(flat, draws.head), counted)
-
-    @nn.nowrap
-    def _check_shapes(self, bits: jax.Array, labels: jax.Array) -> None:
-        chex.assert_shape(bits, (labels.shape[0], *self.token_shape))
-        chex.assert_rank(labels, 1)
 
     @nn.nowrap
     def _order(self) -> np.ndarray:
@@ -145,7 +142,10 @@ class MaskedBitGenerator(nn.Module):
           guidance_scale: S; not used where `settings.guided` is False.
           kept: tokens that are given, see `sample_tokens`.
         """
-        length = self.trunk.num_tokens
+        length, labels = self.trunk.num_tokens, jnp.asarray(labels)
+        if not 0 <= settings.tokens <= length:
+            expected = f"1 to {length}, the tokens of an image, or 0 for all"
+            raise InputError("settings.tokens", str(settings.tokens), expected)
         # Tokens use the folds 0 to L - 1 of an image's key; its order uses L.
         draw = lambda key: jax.random.uniform(jax.random.fold_in(key, length), (length,))
         share = float(settings.order == "random")
@@ -212,8 +212,12 @@ def sample_tokens(
       bits [B, N or m, k] uint8 in raster order; with `record` also {`z`: [L, B or 2 B, W],
       `logits`: of the head's `sample`, [L, ...]}.
     """
-    trunk, head = generator.trunk, generator.head
+    trunk, head, labels = generator.trunk, generator.head, jnp.asarray(labels)
+    check_labels(labels, trunk.num_classes)
+    check_scale("temperature", temperature)
     guided = guidance_scale is not None
+    if guided:
+        check_scale("guidance_scale", guidance_scale)
     rows = (1 + guided) * len(labels)
     head_params = decoding_params(params["head"], trunk.dtype, weights=weights, rows=rows)
 
@@ -223,6 +227,7 @@ def sample_tokens(
         )
 
     if kept is not None:
+        check_bits(kept[0], len(labels), *generator.token_shape)
         given, keep = in_order(kept[0]), jnp.all(in_order(kept[1][..., None]), axis=-1)
 
     def draw(z, i):
@@ -236,7 +241,6 @@ def sample_tokens(
             bits = jnp.where(keep[:, i, None], given[:, i], bits)
         return bits, {"z": z, "logits": logits} if record else None
 
-    labels = jnp.asarray(labels)
     bits, recorded = write_tokens(
         trunk, params["trunk"], labels, order, draw, guided, count, attention, weights
     )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bar_jax.arguments import check_labels, check_numbers
 from bar_jax.bases.permutation import order
 from bar_jax.generators import xar_sampler
 from bar_jax.generators.prediction import Prediction
@@ -292,6 +293,8 @@ class XAR(nn.Module):
           y: [B, N, d].
           labels: [B] in 0..num_classes.
         """
+        check_labels(labels, self.num_classes)
+        check_numbers("y", y, labels.shape[0], self.length, self.channels)
         noisy = noised(y, draws, self.cell)
         flow = self(noisy, labels, draws.time)
         clean = draws.noise - flow

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bar_jax.arguments import check_bits
 from bar_jax.heads.logits import bit_cross_entropy, guided, gumbel
 from bar_jax.losses import Sums
 from bar_jax.nn.linear import linear
@@ -57,6 +58,7 @@ class BitHead(nn.Module):
           gets right.
         """
         del draws
+        check_bits(bits, z.shape[0], self.bits)
         logits = self(z)
         entropy = bit_cross_entropy(logits, bits)
         right = jnp.argmax(logits, axis=-1) == bits

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bar_jax.arguments import check_bits
 from bar_jax.heads.logits import guided, gumbel
 from bar_jax.losses import Sums
 from bar_jax.nn.linear import linear
@@ -57,6 +58,7 @@ class LinearHead(nn.Module):
           that the likeliest code gets right.
         """
         del draws
+        check_bits(bits, z.shape[0], self.bits)
         logits = self(z)
         target = bits_to_code(bits)[:, None]
         entropy = jax.nn.logsumexp(logits, axis=-1)

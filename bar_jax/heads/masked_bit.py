@@ -14,6 +14,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from bar_jax.arguments import check_bits
+from bar_jax.errors import InputError
 from bar_jax.heads.logits import bit_cross_entropy, guided, gumbel
 from bar_jax.losses import Sums
 from bar_jax.mesh import constrain_batch
@@ -181,6 +183,7 @@ class MaskedBitHead(nn.Module):
           cross-entropy of the hidden bits in bits, `bit_accuracy` the share of them that the
           larger logit gets right.
         """
+        check_bits(bits, z.shape[0], self.bits)
         symbols, hidden, ratio = hide(bits, draws.ratio, draws.uniform)
         logits = self(symbols, z, ratio)
         entropy = bit_cross_entropy(logits, bits)
@@ -227,8 +230,9 @@ class MaskedBitHead(nn.Module):
         Returns:
           bits [B, n] uint8; the logits drawn from at each step [T, B, n, 2].
         """
-        if sum(schedule) != self.bits:
-            raise ValueError(f"schedule {schedule} must sum to {self.bits} bits")
+        if sum(schedule) != self.bits or min(schedule) < 1:
+            expected = f"positive numbers that sum to {self.bits} bits"
+            raise InputError("schedule", str(tuple(schedule)), expected)
         batch, branches = uniform.shape[0], 1 if guidance is None else 2
         shown = itertools.accumulate(schedule[:-1], initial=0)
         shares = jnp.array([(self.bits - count) / self.bits for count in shown], jnp.float32)

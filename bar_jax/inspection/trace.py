@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 from jax.profiler import ProfileData
 
+from bar_jax.files import open_folders
+
 
 class Event(NamedTuple):
     """One operation that ran.
@@ -35,6 +37,7 @@ def recorded(folder: str) -> Iterator[None]:
     options.python_tracer_level = 0
     with jax.profiler.trace(folder, profiler_options=options):
         yield
+    open_folders(folder)
 
 
 def summary(folder: str, count: int = 10) -> dict[str, object]:

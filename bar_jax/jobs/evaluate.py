@@ -11,7 +11,8 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from bar_jax.errors import InputError
 from bar_jax.jobs import reference as reference_lib
 from bar_jax.jobs import sample
 from bar_jax.metrics import classifier, scores
-from bar_jax.metrics.features import FeatureNetwork, Features, extract
+from bar_jax.metrics.features import FeatureNetwork, Features, extract, sizes_of
 from bar_jax.pretrained import clip_text
 from bar_jax.training import preemption
 from bar_jax.training.writer import environment, update_summary
@@ -47,17 +48,22 @@ def run(config: ConfigDict) -> dict[str, object]:
     check(config)
     mesh = mesh_lib.make_mesh(**config.mesh)
     samples, told = open_samples(config)
-    unlabelled = getattr(samples, "unlabelled", "")
+    count, found = len(samples), {}
     with jax.set_mesh(mesh):
-        measuring = prepare(config, mesh, metrics, unlabelled)
-        batches = reference_lib.batches_of(config, mesh, samples, reference_lib.CROP, "evaluate")
-        features = extract(
-            mesh, measuring.networks, batches, **scores.outputs_of(measuring.metrics)
-        )
-        found = scores.flat(measure(measuring, features), "sample")
+        measuring = prepare(config, mesh, metrics, count, getattr(samples, "unlabelled", ""))
+        if measuring.metrics:
+            batches = reference_lib.batches_of(
+                config, mesh, samples, reference_lib.CROP, "evaluate"
+            )
+            outputs = scores.outputs_of(measuring.metrics)
+            features = extract(mesh, measuring.networks, batches, **outputs)
+            if features.count != count:  # some were damaged
+                count = features.count
+                measuring = counted(measuring, count)
+            found = scores.flat(measure(measuring, features), "sample", measuring.notes)
         if "class_accuracy" in measuring.metrics:
             found |= _real(config, mesh, measuring)
-    settings = {"evaluated_samples": features.count, **told, **measuring.settings}
+    settings = {"evaluated_samples": count, **told, **measuring.settings}
     seconds = {"seconds_evaluate": round(time.monotonic() - began, 1)}
     _tell(found, settings)
     if jax.process_index() == 0:
@@ -92,7 +98,7 @@ def open_samples(config: ConfigDict) -> tuple[Sequence, dict[str, object]]:
     """The images to evaluate, and what is known of how they were made, for the summary.
 
     Raises:
-      InputError: they cannot be opened, are not of `data.image_size`, or fewer than two.
+      InputError: they cannot be opened, or are not of `data.image_size`.
     """
     spec, section = config.evaluate.samples, config.data
     if spec in reference_lib.SPLITS:
@@ -105,8 +111,6 @@ def open_samples(config: ConfigDict) -> tuple[Sequence, dict[str, object]]:
     if source.size != (size, size):
         found = f"images of {source.size[1]} x {source.size[0]} px"
         raise InputError(path, found, f"{size} x {size} px, data.image_size")
-    if len(source) < 2:
-        raise InputError(path, f"{len(source)} image", "at least 2")
     settings = {
         f"evaluated_{name.removeprefix('sample_')}": value
         for name, value in source.settings.items()
@@ -122,7 +126,10 @@ class Measuring(NamedTuple):
       metrics: those that can be had.
       networks, reference: that these need.
       class_texts: CLIP's features of a text for each class [C, D], None if not needed.
-      settings: of networks, reference and versions, for the summary.
+      settings: of networks, reference and versions, for the summary; and what is left out, why.
+      reference_images: metric -> of how many images the reference is to it, if that is known.
+      sizes: output -> features of an image.
+      notes: what is to be known of numbers of few images, by the number's name.
     """
 
     metrics: tuple[str, ...]
@@ -130,41 +137,79 @@ class Measuring(NamedTuple):
     reference: scores.Reference | None
     class_texts: np.ndarray | None
     settings: dict[str, object]
+    reference_images: dict[str, int]
+    sizes: dict[str, int]
+    notes: Mapping[str, str] = MappingProxyType({})
 
 
 def prepare(
-    config: ConfigDict, mesh: jax.sharding.Mesh, metrics: Sequence[str], unlabelled: str = ""
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    metrics: Sequence[str],
+    samples: int,
+    unlabelled: str = "",
 ) -> Measuring:
     """Loads the networks of metrics, and computes or reads the reference.
 
+    Before that is told what cannot be had, of so few images or without labels.
+
     Args:
-      unlabelled: why the samples have no labels, if so; some metrics are left out then.
+      samples: how many there will be.
+      unlabelled: why the samples have no labels, if so.
 
     Raises:
       InputError: a weight file or a reference that cannot be read.
     """
+    opened, reference = None, None
+    if any(map(scores.needs_reference, metrics)):
+        opened = reference_lib.open_reference(config, metrics)
+    images, missing = (opened.images, opened.missing) if opened else ({}, {})
+    left_out = scores.omitted(metrics, samples, images, unlabelled, missing)
+    metrics, reasons = tuple(m for m in metrics if m not in left_out), _leave_out(left_out)
     names = scores.networks_of(metrics)
     networks = [feature_networks.load(config, mesh, name) for name in names]
+    sizes = sizes_of(networks, config.data.image_size)
+    measuring = counted(Measuring(metrics, networks, None, None, reasons, images, sizes), samples)
     compared = {
         scores.NEEDS[metric].network for metric in metrics if scores.needs_reference(metric)
     }
-    reference = None
     if compared:
         chosen = [network for network in networks if network.name in compared]
-        reference = reference_lib.open_reference(config, mesh, chosen, metrics)
+        reference = reference_lib.look_at(config, mesh, chosen, metrics, opened)
+        rows = {m: scores.NEEDS[m].rows for m in images if m in metrics and scores.NEEDS[m].rows}
+        seen = {metric: len(reference.rows[output]) for metric, output in rows.items()}
+        if images != images | seen:  # some were damaged
+            measuring = counted(measuring._replace(reference_images=images | seen), samples)
     settings = dict(reference.settings) if reference else {}
     for network in networks:
         settings[f"features_{network.name}"] = f"{network.weights}; resized {network.resize}"
-    for metric, reason in scores.omitted(metrics, unlabelled, reference).items():
-        logger.warning("evaluate: no %s: %s", metric, reason)
-        settings[f"sample_{metric}_omitted"] = reason
-    metrics = tuple(m for m in metrics if f"sample_{m}_omitted" not in settings)
     texts = None
     if "clip_score" in metrics:
         clip = next(network for network in networks if network.name == "clip_l14")
         texts = feature_networks.text_features(clip, _class_tokens(config))
     settings |= {f"evaluated_{name}": value for name, value in environment().items()}
-    return Measuring(metrics, networks, reference, texts, settings)
+    settings |= measuring.settings
+    return measuring._replace(reference=reference, class_texts=texts, settings=settings)
+
+
+def counted(measuring: Measuring, samples: int) -> Measuring:
+    """What can be measured of a number of samples; tells what cannot, and what is of few."""
+    images = measuring.reference_images
+    reasons = scores.omitted(measuring.metrics, samples, images)
+    metrics = tuple(metric for metric in measuring.metrics if metric not in reasons)
+    notes = scores.notes(metrics, samples, images, measuring.sizes)
+    for note in dict.fromkeys(notes.values()):
+        names = ", ".join(name for name, told in notes.items() if told == note)
+        logger.warning("evaluate: %s: %s", names, note)
+    settings = measuring.settings | _leave_out(reasons)
+    return measuring._replace(metrics=metrics, notes=notes, settings=settings)
+
+
+def _leave_out(reasons: dict[str, str]) -> dict[str, str]:
+    """Tells what is left out and why; the same, for the summary."""
+    for metric, reason in reasons.items():
+        logger.warning("evaluate: no %s: %s", metric, reason)
+    return {f"sample_{metric}_omitted": reason for metric, reason in reasons.items()}
 
 
 def measure(measuring: Measuring, features: Features) -> dict[str, float]:
@@ -256,12 +301,14 @@ def _class_tokens(config) -> np.ndarray:
 
 def _is_own(name: str) -> bool:
     """Whether a name in summary.json is of an evaluation."""
-    number = name.removeprefix("sample_").removeprefix("real_").removesuffix("_omitted")
+    number = name.removeprefix("sample_").removeprefix("real_")
+    number = number.removesuffix("_omitted").removesuffix("_note")
     return name.startswith(OWN) or number in scores.NUMBERS or number in scores.NEEDS
 
 
 def _tell(found: dict[str, object], settings: dict[str, object]) -> None:
     """One line of numbers and of what they depend on."""
-    numbers = ", ".join(f"{name} {value:.5g}" for name, value in found.items())
+    plain = lambda value: value if isinstance(value, str) else f"{value:.5g}"
+    numbers = ", ".join(f"{name} {plain(value)}" for name, value in found.items()) or "no number"
     told = "; ".join(f"{k.removeprefix('evaluated_')} {v}" for k, v in settings.items())
     logger.info("evaluate: %s (%s)", numbers, told)

@@ -5,7 +5,8 @@ into `summary.json` the numbers, named `reconstruction_...`. Of KL-16 the mean o
 decoded, not a sample of it; where tokens are no bits, nothing is told of bits. What cannot be
 measured is named `reconstruction_..._omitted`, with the reason: SSIM and LPIPS of small images,
 LPIPS without `evaluate.weights.vgg16` and `evaluate.weights.lpips`, rFID (`reconstruction_fid`)
-without `evaluate.weights.inception`.
+without `evaluate.weights.inception` or of a single image. What is to be known of a distance of few
+images is named `reconstruction_..._note`.
 
 rFID is between the validation images (shorter side resized bicubically, centre crop) and their
 reconstructions, rounded to 8 bits. `reconstruction_classifier_fid` is the same in the eyes of the
@@ -13,7 +14,9 @@ data set's own classifier, if `evaluate.metrics` has `classifier_fid`.
 """
 
 import functools
+import logging
 import pathlib
+from collections.abc import Collection
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -28,7 +31,7 @@ from bar_jax.data import image_sets
 from bar_jax.errors import InputError
 from bar_jax.jobs import reference
 from bar_jax.losses.reconstruction import to_8_bits
-from bar_jax.metrics.features import extract
+from bar_jax.metrics.features import extract, sizes_of
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.moments import gaussian
 from bar_jax.metrics.reconstruction import (
@@ -37,13 +40,15 @@ from bar_jax.metrics.reconstruction import (
     bit_statistics,
     reconstruction_sums,
 )
-from bar_jax.metrics.scores import NEEDS
+from bar_jax.metrics.scores import NEEDS, notes
+from bar_jax.metrics.scores import omitted as omitted_of_few
 from bar_jax.pretrained.lpips import PACKAGE
 from bar_jax.pretrained.networks import init_network, read_network
 from bar_jax.training import preemption
 from bar_jax.training.writer import environment, update_summary
 from bar_jax.visualize.grid import image_grid, save_png
 
+logger = logging.getLogger(__name__)
 CROP = "center"  # with which the published tokenizers are evaluated
 COLUMNS = 8  # examples of a class in the picture
 CLASSES = 10  # at most this many classes in the picture
@@ -53,8 +58,9 @@ LPIPS_NETWORKS = ("vgg16", "lpips")
 def run(config: ConfigDict) -> dict[str, object]:
     """Measures the trained tokenizer on all validation images; returns the summary."""
     mesh = mesh_lib.make_mesh(**config.mesh)
+    count = len(data.open_images(config, validation=True))
     with jax.set_mesh(mesh):
-        reasons = omitted(config)
+        reasons = omitted(config, count)
         networks = None if "lpips" in reasons else load_lpips(config, mesh)
         tokenizer = models.load_tokenizer(config, mesh)
         measured = measure(
@@ -66,7 +72,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             networks=networks,
         )
         save_picture(config, measured)
-        distances, settings = frechet_distances(config, mesh, tokenizer)
+        distances, settings = frechet_distances(config, mesh, tokenizer, reasons)
     numbers = measured.numbers | distances
     summary = {"tokenizer_step": tokenizer.step}
     summary |= {f"reconstruction_{name}": value for name, value in numbers.items()}
@@ -80,8 +86,11 @@ def run(config: ConfigDict) -> dict[str, object]:
     return update_summary(config.workdir, summary, own)
 
 
-def omitted(config: ConfigDict) -> dict[str, str]:
-    """Which of SSIM, LPIPS and rFID are not measured, and why: name -> reason."""
+def omitted(config: ConfigDict, count: int) -> dict[str, str]:
+    """What is not measured of a number of images, and why: name -> reason.
+
+    All but the Frechet distances are means over images, which one is enough for.
+    """
     side, weights = config.data.image_size, config.evaluate.weights
     reasons = {}
     if side < SSIM_WINDOW:
@@ -93,7 +102,11 @@ def omitted(config: ConfigDict) -> dict[str, str]:
         reasons["lpips"] = f"images of {side} px, VGG16 needs {LPIPS_SMALLEST}"
     if not weights.inception:
         reasons["fid"] = "no evaluate.weights.inception"
-    return reasons
+    distances = {"fid", "classifier_fid"} & {"fid", *config.evaluate.metrics}
+    few = omitted_of_few(sorted(distances - reasons.keys()), count, {})
+    for metric, reason in few.items():
+        logger.warning("reconstruct: no %s: %s", metric, reason)
+    return reasons | few
 
 
 def load_lpips(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
@@ -194,21 +207,30 @@ def _reconstruct(tokenizer, params, networks, images, mask):
 
 
 def frechet_distances(
-    config: ConfigDict, mesh: jax.sharding.Mesh, tokenizer: models.Trained
-) -> tuple[dict[str, float], dict[str, object]]:
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    tokenizer: models.Trained,
+    without: Collection[str],
+) -> tuple[dict[str, object], dict[str, object]]:
     """Frechet distances of the validation images and their reconstructions.
 
+    Args:
+      without: metrics that are left out.
+
     Returns:
-      The numbers, and what they depend on.
+      The numbers, each with its note, and what they depend on.
     """
-    chosen = {"fid"} if config.evaluate.weights.inception else set()
-    chosen |= {"classifier_fid"} & set(config.evaluate.metrics)
-    needs = {metric: NEEDS[metric] for metric in sorted(chosen)}
+    chosen = {"fid"} | ({"classifier_fid"} & set(config.evaluate.metrics))
+    needs = {metric: NEEDS[metric] for metric in sorted(chosen - set(without))}
     if not needs:
         return {}, {}
     feature_networks.check(config.evaluate.weights, [n.network for n in needs.values()], "metric")
     networks = [feature_networks.load(config, mesh, need.network) for need in needs.values()]
     source = data.open_images(config, validation=True)
+    sizes, images = sizes_of(networks, config.data.image_size), dict.fromkeys(needs, len(source))
+    told = notes(needs, len(source), images, sizes)
+    for metric, note in told.items():
+        logger.warning("reconstruct: %s: %s", metric, note)
     digest, originals = image_sets.fingerprint(source), {}
     for network in networks:
         originals |= reference.statistics(config, mesh, network, source, digest, CROP)[0]
@@ -224,6 +246,7 @@ def frechet_distances(
         metric: frechet_distance(gaussian(found[need.moments]), originals[need.moments])
         for metric, need in needs.items()
     }
+    numbers |= {f"{metric}_note": note for metric, note in told.items()}
     settings = {f"features_{n.name}": f"{n.weights}; resized {n.resize}" for n in networks}
     settings |= {"crop": CROP, "originals_digest": digest, **environment()}
     return numbers, settings

@@ -12,6 +12,7 @@ import json
 import logging
 import pathlib
 from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,9 +23,9 @@ from bar_jax import mesh as mesh_lib
 from bar_jax.data import image_sets
 from bar_jax.errors import InputError
 from bar_jax.files import replacing, write_atomically
-from bar_jax.metrics.features import FeatureNetwork, extract
+from bar_jax.metrics.features import FeatureNetwork, extract, sizes_of
 from bar_jax.metrics.moments import Gaussian, gaussian
-from bar_jax.metrics.scores import NEEDS, Reference
+from bar_jax.metrics.scores import NEEDS, Reference, few_for_features
 from bar_jax.training import preemption
 from bar_jax.training.progress import progress
 from bar_jax.training.writer import update_summary
@@ -54,15 +55,25 @@ def run(config: ConfigDict) -> dict[str, object]:
     feature_networks.check(weights, {"inception", *names}, "evaluate.weights")
     path = pathlib.Path(config.workdir) / "reference.npz"
     mesh = mesh_lib.make_mesh(**config.mesh)
-    source, name = open_source(config)
+    opened = open_reference(config, NEEDS)
+    if len(opened.source) < 2:
+        raise InputError(opened.name, f"{len(opened.source)} image", "at least 2, for a covariance")
     with jax.set_mesh(mesh):
         networks = [feature_networks.load(config, mesh, n) for n in names]
-        reference = open_reference(config, mesh, networks, NEEDS)
+        _warn_of_few(len(opened.source), sizes_of(networks, config.data.image_size))
+        reference = look_at(config, mesh, networks, NEEDS, opened)
     with mesh_lib.all_or_none():
         if jax.process_index() == 0:
-            _write(config, path, source, reference)
-    logger.info("reference: %s, of %s", path, name)
+            _write(config, path, opened.source, reference)
+    logger.info("reference: %s, of %s", path, opened.name)
     return update_summary(config.workdir, reference.settings)
+
+
+def _warn_of_few(count: int, sizes: dict[str, int]) -> None:
+    """Tells of which outputs there are too few images."""
+    for output in (output for output in STATISTICS if output in sizes):
+        if note := few_for_features(sizes[output] + 1, count, sizes[output]):
+            logger.warning("reference: %s: %s", output, note)
 
 
 def _write(config, path, source, reference) -> None:
@@ -86,37 +97,68 @@ def open_source(config: ConfigDict) -> tuple[Sequence, str]:
     return image_sets.open_set(spec, section.num_classes), spec
 
 
-def open_reference(
-    config: ConfigDict,
-    mesh: jax.sharding.Mesh,
-    networks: Sequence[FeatureNetwork],
-    needed: Collection[str],
-) -> Reference:
-    """What `evaluate.reference` is in the eyes of networks, computed or read.
+class Opened(NamedTuple):
+    """`evaluate.reference`, before a network has seen it.
 
-    Args:
-      networks: those whose features are compared.
-      needed: metrics; of an .npz with statistics, images are looked at only for those that need
-        more, and of one without images those that lack something are `missing`.
+    Attributes:
+      name: in words.
+      source: its images; None: it has statistics alone.
+      stored: statistics by output.
+      missing: metric -> what it lacks for that.
+      images: metric -> how many images it is of; of stored statistics that is not known.
+    """
+
+    name: str
+    source: Sequence | None
+    stored: dict[str, Gaussian]
+    missing: dict[str, str]
+    images: dict[str, int]
+
+
+def open_reference(config: ConfigDict, metrics: Collection[str]) -> Opened:
+    """Opens `evaluate.reference` for some metrics.
 
     Raises:
       InputError: it cannot be opened, or is an .npz of images of another size, or one by which
         none of the metrics can be had.
     """
     spec, size = config.evaluate.reference, config.data.image_size
-    stored: dict[str, Gaussian] = {}
-    missing: dict[str, str] = {}
-    is_npz = image_sets.is_npz(spec)
-    if is_npz:
-        path = pathlib.Path(spec)
-        missing = lacking(path, needed)
-        stored, source = _read_npz(path)
-        name, digest = spec, feature_networks.digest(path)
+    stored, missing, name = {}, {}, spec
+    if image_sets.is_npz(spec):
+        missing = lacking(pathlib.Path(spec), metrics)
+        stored, source = _read_npz(pathlib.Path(spec))
         if source is not None and source.size != (size, size):
             found = f"images of {source.size[1]} x {source.size[0]} px"
             raise InputError(spec, found, f"{size} x {size} px, as the samples")
     else:
         source, name = open_source(config)
+    images = {}
+    for metric in metrics if source is not None else ():
+        need = NEEDS[metric]
+        if need.of_reference and need.moments not in stored:
+            images[metric] = min(len(source), ROWS) if need.rows else len(source)
+    return Opened(name, source, stored, missing, images)
+
+
+def look_at(
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    networks: Sequence[FeatureNetwork],
+    needed: Collection[str],
+    opened: Opened,
+) -> Reference:
+    """What the reference is in the eyes of networks, computed or read.
+
+    Args:
+      networks: those whose features are compared.
+      needed: metrics; of an .npz with statistics, images are looked at only for those that need
+        more.
+    """
+    spec, (name, source, stored, *_) = config.evaluate.reference, opened
+    is_npz = image_sets.is_npz(spec)
+    if is_npz:
+        digest = feature_networks.digest(spec)
+    else:
         digest = image_sets.fingerprint(source)
     settings = {
         "reference": name,
@@ -133,7 +175,7 @@ def open_reference(
             rows |= own_rows
     if source is not None and stored:
         settings["reference_images"] = f"as stored; {len(source)} for other statistics"
-    return Reference(name, settings, gaussians | stored, rows, missing)
+    return Reference(name, settings, gaussians | stored, rows)
 
 
 def lacking(path: pathlib.Path, metrics: Collection[str]) -> dict[str, str]:

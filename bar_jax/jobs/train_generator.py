@@ -70,7 +70,9 @@ def run(config: ConfigDict) -> dict[str, object]:
 
     watched = basis_lib.is_watched(config)
     metrics = evaluate_lib.training_metrics(config) if tokenizer is not None else ()
-    measuring = functools.cache(lambda: evaluate_lib.prepare(config, mesh, metrics))
+    measuring = functools.cache(
+        lambda: evaluate_lib.prepare(config, mesh, metrics, section.evaluate_samples)
+    )
 
     def batches(start_step):
         return data.token_batches(
@@ -95,7 +97,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             generator, codec, params, validation, mesh, config.seed, section.batch_size,
             section.evaluate_images,
         )  # fmt: skip
-        if metrics:
+        if metrics and measuring().metrics:
             measured = (config, mesh, measuring(), trained, tokenizer)
             found |= evaluate_lib.measure_generator(*measured)
         if watched:
@@ -106,7 +108,10 @@ def run(config: ConfigDict) -> dict[str, object]:
         if is_random(generator):
             warn_of_order(durations[0], start, end)
         if metrics:
-            measuring()  # a wrong reference is told now, not hours later
+            # A wrong reference, and too few samples, are told now, not hours later.
+            notes = {f"{STAGE}_{name}_note": note for name, note in measuring().notes.items()}
+            own = lambda name: name.startswith(f"{STAGE}_") and name.endswith("_note")
+            update_summary(config.workdir, notes, own)
         return one_player(
             lambda k: models.init_generator(generator, k),
             make_loss_fn(generator, codec, start, end, stream_key(config.seed, f"{STAGE}/batch")),

@@ -52,6 +52,15 @@ class Features(NamedTuple):
     labels: np.ndarray
 
 
+def sizes_of(networks: Sequence[FeatureNetwork], side: int) -> dict[str, int]:
+    """D, features of an image of `side` px, by output: of the shapes alone, nothing is computed."""
+    image, sizes = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8), {}
+    for network in networks:
+        outputs = jax.eval_shape(network.apply, network.params, image)
+        sizes |= {f"{network.name}/{output}": x.shape[-1] for output, x in outputs.items()}
+    return sizes
+
+
 def extract(
     mesh: jax.sharding.Mesh,
     networks: Sequence[FeatureNetwork],

@@ -6,8 +6,10 @@ from scipy.special import log_softmax, logsumexp
 from bar_jax.errors import InputError
 from bar_jax.metrics.moments import check_finite
 
+GROUP = 5000  # images
 
-def inception_score(logits: np.ndarray, group: int = 5000) -> tuple[float, float]:
+
+def inception_score(logits: np.ndarray, group: int = GROUP) -> tuple[float, float]:
     """exp of the mean KL divergence of an image's class probabilities from their group's mean.
 
     The images are taken in order, `group` at a time (the last group may be smaller), as the ADM

@@ -5,12 +5,14 @@ import numpy as np
 from bar_jax.errors import InputError
 from bar_jax.metrics.moments import check_finite
 
+BLOCK = 1000  # images of each set that are compared at a time
+
 
 def kid(
     samples: np.ndarray,
     reference: np.ndarray,
     blocks: int = 100,
-    block_size: int = 1000,
+    block_size: int = BLOCK,
     seed: int = 2020,
 ) -> tuple[float, float]:
     """Unbiased squared MMD with the kernel (x.y / D + 1)^3, meant over random subsets.

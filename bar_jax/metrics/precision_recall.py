@@ -7,13 +7,15 @@ import numpy as np
 from bar_jax.errors import InputError
 from bar_jax.metrics.moments import check_finite
 
+NEIGHBOURS = 3  # k of the published numbers
+
 # Some images' features [B, D] and the squares of their lengths [B], both float32 on the device.
 # Rows that pad a block are infinitely long: nothing is near them.
 _Block = tuple[jax.Array, jax.Array]
 
 
 def precision_recall(
-    reference: np.ndarray, samples: np.ndarray, k: int = 3, block: int = 4096
+    reference: np.ndarray, samples: np.ndarray, k: int = NEIGHBOURS, block: int = 4096
 ) -> tuple[float, float]:
     """Share of samples among real images, and of real images among samples.
 

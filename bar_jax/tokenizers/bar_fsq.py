@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bar_jax.arguments import check_bits, check_numbers
+from bar_jax.errors import InputError
 from bar_jax.nn.linear import linear, named
 from bar_jax.nn.vit import ViT, patchify, unpatchify
 from bar_jax.tokenizers.fsq import Quantizer, bits_to_codes, codes_to_bits, quantize_centered
@@ -149,7 +151,7 @@ class BarFSQ(nn.Module):
         With SigLIP2's own weights, a tree {patch_embedding, encoder_vit}, they are what the feature
         predictor aims at.
         """
-        chex.assert_shape(images, (None, self.image_size, self.image_size, 3))
+        check_numbers("images", images, "B", self.image_size, self.image_size, 3)
         embedded = self.patch_embedding(patchify(images, self.patch_size))
         return self.encoder_vit(embedded, self.grid).astype(jnp.float32)
 
@@ -211,10 +213,10 @@ class BarFSQ(nn.Module):
         Args:
           bits: {0, 1} [B, m, k], m from 1 to N; the tokens that are missing count as not known.
         """
-        chex.assert_shape(bits, (None, None, self.bits))
+        check_bits(bits, "B", "m", self.bits)
         missing = self.length - bits.shape[1]
         if not 0 <= missing < self.length:
-            raise ValueError(f"There are {bits.shape[1]} tokens, and must be 1 to {self.length}.")
+            raise InputError("bits", f"{bits.shape[1]} tokens", f"1 to {self.length}")
         codes = jnp.pad(bits_to_codes(bits), ((0, 0), (0, missing), (0, 0)))
         return self.render(self.expand(codes))[0]
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from bar_jax.arguments import check_numbers
 from bar_jax.mesh import constrain_batch
 from bar_jax.nn.attention import attend
 from bar_jax.nn.linear import linear, named
@@ -93,11 +94,13 @@ class KLVAE(nn.Module):
 
     def encode(self, images: jax.Array) -> jax.Array:
         """Images [B, H, W, 3] -> moments [B, N, 2 c] float32, the log-variance not clamped."""
+        check_numbers("images", images, "B", self.image_size, self.image_size, 3)
         return rearrange(self.to_moments(self.encoder(images)), "b h w c -> b (h w) c")
 
     def decode(self, x: jax.Array) -> jax.Array:
         """Scaled samples [B, N, c] -> images [B, H, W, 3] float32, near [-1, 1], not clipped."""
         rows, columns = self.grid
+        check_numbers("x", x, "B", rows * columns, self.channels)
         z = rearrange(x, "b (h w) c -> b h w c", h=rows, w=columns)
         return self.decoder(self.from_latents(z / self.scale))
 

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bar_jax.arguments import check_numbers
 from bar_jax.nn.vit import patchify, unpatchify
 
 
@@ -24,11 +25,14 @@ class Pixels(nn.Module):
 
     def encode(self, images: jax.Array) -> jax.Array:
         """Images [B, H, W, 3] -> values of 8 bits, [B, N, 3 p^2] uint8."""
+        check_numbers("images", images, "B", self.image_size, self.image_size, 3)
         values = jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
         return patchify(values, self.patch_size)
 
     def decode(self, x: jax.Array) -> jax.Array:
         """What generators model, [B, N, 3 p^2] -> images [B, H, W, 3] float32, not clipped."""
+        rows, columns = self.grid
+        check_numbers("x", x, "B", rows * columns, 3 * self.patch_size**2)
         return unpatchify(x.astype(jnp.float32), self.grid, self.patch_size)
 
     def __call__(self, images: jax.Array) -> jax.Array:

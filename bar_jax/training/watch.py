@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
+from bar_jax import files
+
 logger = logging.getLogger(__name__)
 MUCH = 0.2  # share of the time that devices may wait for input without a warning
 
@@ -99,3 +101,5 @@ class Profiler:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+            if os.path.isdir(self._folder):  # not in a bucket
+                files.open_folders(self._folder)

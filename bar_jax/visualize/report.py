@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from bar_jax.data import classes
 from bar_jax.files import write_atomically
@@ -24,6 +25,7 @@ DECADES = 2  # from so many on, an axis is logarithmic
 # What comes first; the rest follows in alphabetical order.
 FIRST = ("loss", "validation_loss", "fid", "classifier_fid")
 PICTURE_FOLDER = "pictures"
+NOTE = "_note"  # with which a name ends that tells what is to be known of the number before
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 76em; color: #222; }
@@ -41,15 +43,17 @@ td { padding: 0 1em 0 0; }
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """Writes `report.html` into a workdir and returns its path; whole or not at all."""
     folder = pathlib.Path(workdir)
+    summary = _summary(folder / "summary.json")
     parts = [f"<h1>{html.escape(folder.resolve().name)}</h1>"]
     for stage, logged in _logged(folder / "metrics.jsonl").items():
         last = max(steps[-1][0] for steps in logged.values())
         parts.append(f"<h2>{html.escape(stage)}, step {last}</h2>")
         names = sorted(logged, key=lambda name: (name not in FIRST, name))
-        parts += [curve(name, logged[name]) for name in names if len(logged[name]) > 1]
-        parts.append(_table({n: logged[n][0][1] for n in names if len(logged[n]) == 1}))
+        notes = {name: summary.get(f"{stage}_{name}{NOTE}", "") for name in names}
+        parts += [curve(n, logged[n], notes[n]) for n in names if len(logged[n]) > 1]
+        parts.append(_table({n: logged[n][0][1] for n in names if len(logged[n]) == 1}, notes))
         parts += _pictures(folder / PICTURE_FOLDER, stage)
-    parts += _numbers(folder / "summary.json") + _classes(folder) + _config(folder / "config.json")
+    parts += _numbers(summary) + _classes(folder) + _config(folder / "config.json")
     page = f"<style>{STYLE}</style>\n" + "\n".join(parts)
     title = html.escape(folder.resolve().name)
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
@@ -57,8 +61,12 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     return folder / "report.html"
 
 
-def curve(name: str, points: Sequence[tuple[int, float]]) -> str:
-    """Values over steps as a figure; the vertical axis is logarithmic where values span decades."""
+def curve(name: str, points: Sequence[tuple[int, float]], note: str = "") -> str:
+    """Values over steps as a figure; the vertical axis is logarithmic where values span decades.
+
+    Args:
+      note: what is to be known of the values.
+    """
     points = [point for point in points if math.isfinite(point[1])]
     if not points:
         return f"<figure><figcaption>{html.escape(name)}: not finite</figcaption></figure>"
@@ -78,11 +86,12 @@ def curve(name: str, points: Sequence[tuple[int, float]]) -> str:
     x, y = places[-1]
     scale = ", logarithmic" if logarithmic else ""
     box = f'width="{WIDTH}" height="{HEIGHT}" viewBox="-3 -3 {WIDTH + 6} {HEIGHT + 6}"'
+    told_note = f"<br>{html.escape(note)}" if note else ""
     told = f"{html.escape(name)} {points[-1][1]:.4g} ({low:.4g} to {high:.4g}{scale})"
     return (
         f'<figure class="curve"><svg {box}>'
         f'<polyline points="{line}"/><circle cx="{x}" cy="{y}" r="3"/></svg>'
-        f"<figcaption>{told}<br>steps {first} to {last}</figcaption></figure>"
+        f"<figcaption>{told}<br>steps {first} to {last}{told_note}</figcaption></figure>"
     )
 
 
@@ -117,10 +126,15 @@ def _pictures(folder: pathlib.Path, stage: str) -> list[str]:
     return parts
 
 
-def _numbers(path: pathlib.Path) -> list[str]:
-    if not path.exists():
-        return []
-    return ["<h2>Summary</h2>", _table(json.loads(path.read_text()))]
+def _summary(path: pathlib.Path) -> dict[str, object]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _numbers(summary: Mapping[str, object]) -> list[str]:
+    """The final numbers, each with its note beside it."""
+    values = {name: summary[name] for name in summary if not name.endswith(NOTE)}
+    notes = {name.removesuffix(NOTE): summary[name] for name in summary if name.endswith(NOTE)}
+    return ["<h2>Summary</h2>", _table(values, notes)] if values else []
 
 
 def _classes(folder: pathlib.Path) -> list[str]:
@@ -131,10 +145,11 @@ def _classes(folder: pathlib.Path) -> list[str]:
     return ["<h2>Classes</h2>", f"<details><summary>labels</summary>{table}</details>"]
 
 
-def _table(values: Mapping[str, object]) -> str:
+def _table(values: Mapping[str, object], notes: Mapping[str, str] = MappingProxyType({})) -> str:
+    cells = ((name, str(value), notes.get(name, "")) for name, value in values.items())
     rows = (
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in values.items()
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row if cell)}</tr>"
+        for row in cells
     )
     return f"<table>{''.join(rows)}</table>"
 

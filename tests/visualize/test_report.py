@@ -102,3 +102,13 @@ def test_pictures_are_spread_over_the_run_from_first_to_last(run):
 
 def test_an_empty_workdir_has_a_report(tmp_path):
     assert "<h1>" in write_report(tmp_path).read_text()
+
+
+def test_what_is_to_be_known_of_a_number_stands_beside_it(run):
+    notes = {"sample_fid_note": "of <3>", "train_generator_loss_note": "of few"}
+    (run / "summary.json").write_text(json.dumps({"sample_fid": 20.0, **notes}))
+    text = write_report(run).read_text()
+    assert "<td>sample_fid</td><td>20.0</td><td>of &lt;3&gt;</td>" in text
+    begin = text.index("<h2>train_generator")
+    assert "of few" in text[begin:] and "of few" not in text[:begin]
+    assert "_note" not in text
