@@ -340,7 +340,7 @@ def make_opponent(
         init=init,
         power_iteration=disc.power_iteration,
         loss_fn=loss_fn,
-        section=section.discriminator.optimizer,
+        section=section.optimizer,
         start=duration(
             section.discriminator, f"{field}start_", section.batch_size, examples, False
         ),
