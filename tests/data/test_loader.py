@@ -127,6 +127,23 @@ def test_random_crops_and_mirrors_all_occur():
     assert greens == crops | {crop[::-1] for crop in crops}
 
 
+def test_rows_columns_and_mirrors_are_independent(monkeypatch):
+    """No two of them are drawn from the same numbers."""
+    drawn, uniforms = [], loader.stream.uniforms
+
+    def keep(places, seed, name):
+        found = uniforms(places, seed, name)
+        if len(places) == 300:  # threads of other tests may still be reading
+            drawn.append(found)
+        return found
+
+    monkeypatch.setattr(loader.stream, "uniforms", keep)
+    read = dict(image_size=4, crop="random", mirrored=True, seed=5, rows=(300, None))
+    loader._read_training_images(0, source=Numbered(), **read)
+    assert len(drawn) == 3
+    assert np.max(np.abs(np.corrcoef(drawn) - np.eye(3))) < 0.2
+
+
 def test_without_augmentation_an_image_is_always_the_same():
     greens = take(5, crop="center", mirror=False)["image"][..., 1]
     assert np.all(greens == [1, 2, 3, 4])

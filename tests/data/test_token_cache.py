@@ -467,6 +467,12 @@ def test_half_of_the_tokens_are_mirrored(path):
     assert 110 < sum(mirrored) < 190  # 150, give or take 4.6 standard deviations
 
 
+def test_mirrors_are_drawn_anew_in_every_epoch(path):
+    batches = take(14, open_cache(path))  # 84 examples: four epochs
+    found = [index_and_mirror(bits) for bits in batches["tokens"].reshape(84, 6, 4)]
+    assert len(set(found)) > 31  # 21 if each image were always the same, else 39
+
+
 def test_without_mirror_no_tokens_are_mirrored(path):
     batches = take(7, open_cache(path), mirror=False)
     assert not any(index_and_mirror(bits)[1] for bits in batches["tokens"].reshape(42, 6, 4))

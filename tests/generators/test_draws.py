@@ -1,4 +1,4 @@
-"""Draws of a training step are independent: no two of them come from the same random number."""
+"""Draws are independent: no two of a training step or of a sample are of the same random number."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from bar_jax.config_file import load_config
-from bar_jax.generators import make_generator
+from bar_jax.generators import diffusion, make_generator, mar_sampler, masked_bit
+from bar_jax.generators.settings import sampling_settings
 
 COUNT = 400
 
@@ -54,3 +55,42 @@ def correlations(found):
     """
     found = found[:, np.std(found, axis=0) > 0]
     return np.corrcoef(found.T) - np.eye(found.shape[1])
+
+
+# --- sampling ------------------------------------------------------------------------------------
+
+SAMPLERS = {
+    "masked_bit/bar_b": masked_bit,
+    "basis/causal_b": diffusion,
+    "basis/mar_b_host": mar_sampler,
+}
+
+
+def given(file, monkeypatch):
+    """What an image's tokens are drawn from: `noise`, `order`."""
+    config = load_config(f"configs/{file}.py:tiny")
+    config.model.basis.kind, config.sample.order = "raster", "random"
+    generator = make_generator(config)
+    host = getattr(generator, "host", generator)
+    monkeypatch.setattr(SAMPLERS[file], "sample_tokens", lambda *_, **options: options)
+    keys = jax.random.split(jax.random.key(0), 1)
+    return host.sample({}, jnp.zeros(1, int), keys, sampling_settings(config), 2.0, 1.0)
+
+
+@pytest.mark.parametrize("file", SAMPLERS)
+def test_every_token_has_noise_of_its_own(file, monkeypatch):
+    noise = given(file, monkeypatch)["noise"]
+    places = [jnp.zeros((1, 1), int)] if SAMPLERS[file] is mar_sampler else []
+    drawn = [
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(noise(i, *places))]) for i in range(8)
+    ]
+    assert len(np.unique(drawn, axis=0)) == 8
+
+
+def test_noise_of_bits_is_not_that_of_the_order(monkeypatch):
+    monkeypatch.setattr(
+        masked_bit.permutation, "draw_orders", lambda _, choice, places, order: places
+    )
+    sampled = given("masked_bit/bar_b", monkeypatch)
+    for i in range(sampled["order"].shape[1]):
+        assert np.mean(np.isin(sampled["order"], sampled["noise"](i))) < 0.2

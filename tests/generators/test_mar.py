@@ -9,6 +9,7 @@ import pytest
 from flax.core import meta
 
 from bar_jax import mesh as mesh_lib
+from bar_jax.generators import mask_ratio
 from bar_jax.generators.bidirectional import Transformer
 from bar_jax.generators.mar import MAR
 from bar_jax.heads.diffusion import DiffusionHead
@@ -111,6 +112,17 @@ def test_shared_times_give_each_draw_its_ratio_of_signal_to_noise(key, y):
     kept = (kept[1:] / kept[0])[np.asarray(times[..., 0])]
     found = predict(params(), y, LABELS, draws).snr
     np.testing.assert_allclose(found, (kept / (1 - kept)).T, rtol=1e-3)
+
+
+def test_a_batchs_mask_ratio_has_the_distribution_of_an_examples(key):
+    """One for all of its examples: never below the least, on average that of the cut normal."""
+    keys = jax.random.split(key, 2)
+    draw = jax.jit(jax.vmap(lambda batch_key: make().draw(keys, batch_key).mask_ratio))
+    ratios = draw(jax.random.split(jax.random.key(1), 1000))
+    np.testing.assert_array_equal(ratios[:, 0], ratios[:, 1])
+    mean, deviation = mask_ratio.mean_std(make().mask_ratio_min)
+    assert make().mask_ratio_min <= ratios.min() and ratios.max() <= 1
+    assert abs(ratios[:, 0].mean() - mean) < 5 * deviation / 1000**0.5
 
 
 def test_draws_of_an_example_depend_on_its_key_only(key):

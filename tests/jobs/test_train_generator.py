@@ -10,21 +10,35 @@ from bar_jax.bases import Basis
 from bar_jax.config import default_config
 from bar_jax.config_presets import tiny
 from bar_jax.jobs import train_generator
+from bar_jax.mesh import make_mesh
+
+BATCH = {"tokens": np.zeros((1, 2, 3)), "label": np.zeros(1, int), "mask": np.ones(1, bool)}
+KEYS = jax.random.split(jax.random.key(0), 1)
 
 
 def told(kind, step):
     """What a generator on a basis of this kind is called with, annealed from step 100 to 300."""
     seen = {}
+    tokenizer = SimpleNamespace(latents=lambda cached, keys: seen.update(latents=keys))
+    generator = recording(seen, kind)
+    loss_fn = train_generator.make_loss_fn(generator, tokenizer, 100, 300, jax.random.key(2))
+    loss_fn({}, BATCH, KEYS, jax.random.key(1), step)
+    return seen
+
+
+def recording(seen, kind="random"):
+    """A generator that keeps what it is told."""
 
     def apply(_, tokens, labels, draws, share, **options):
         seen.update(share=share, **options)
         return {"loss": (0.0, 1.0)}
 
-    generator = SimpleNamespace(apply=apply, basis=Basis(kind), draw=lambda *_: None, loss=None)
-    loss_fn = train_generator.make_loss_fn(generator, SimpleNamespace(), 100, 300)
-    batch = {"tokens": np.zeros((1, 2, 3)), "label": np.zeros(1, int)}
-    loss_fn({}, batch, jax.random.split(jax.random.key(0), 1), jax.random.key(1), step)
-    return seen
+    draw = lambda keys, batch_key=None: seen.update(draws=keys, batch=batch_key)
+    return SimpleNamespace(apply=apply, basis=Basis(kind), draw=draw, loss=None)
+
+
+def bits_of(key):
+    return np.asarray(jax.random.key_data(key)).tolist()
 
 
 @pytest.mark.parametrize("step, share", [(0, 1), (100, 1), (150, 0.75), (250, 0.25), (300, 0)])
@@ -38,6 +52,37 @@ def test_a_fixed_order_is_never_random():
 
 def test_training_drops_labels():
     assert told("random", 0)["deterministic"] is False
+
+
+def test_validation_keeps_labels_and_orders():
+    seen = {}
+    arguments = recording(seen), SimpleNamespace(), {}, BATCH, jax.random.key(0)
+    train_generator._loss.__wrapped__(*arguments)
+    assert (seen["share"], seen["deterministic"]) == (0.0, True)
+
+
+def test_latents_and_what_the_generator_draws_have_keys_of_their_own():
+    seen = told("random", 0)
+    assert bits_of(seen["draws"]) == bits_of(KEYS) != bits_of(seen["latents"])
+
+
+def test_what_is_drawn_once_for_a_batch_is_drawn_anew_in_every_step():
+    assert bits_of(told("random", 0)["batch"]) != bits_of(told("random", 1)["batch"])
+
+
+def test_batches_of_validation_have_keys_of_their_own(monkeypatch):
+    keys = []
+    monkeypatch.setattr(train_generator.data, "token_eval_batches", lambda *_, **__: [BATCH] * 2)
+    monkeypatch.setattr(train_generator.mesh_lib, "put_batch", lambda _, arrays: arrays)
+
+    def loss(*arguments):
+        keys.append(bits_of(arguments[-1]))
+        return {"loss": (1.0, 1.0)}
+
+    monkeypatch.setattr(train_generator, "_loss", loss)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    train_generator.validation_loss(None, None, {}, None, mesh, seed=0, batch_size=1, limit=2)
+    assert len(keys) == 2 and keys[0] != keys[1]
 
 
 def test_epochs_of_annealing_are_counted_in_the_generators_batches():

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -226,26 +227,46 @@ def is_adam(x) -> bool:
     return isinstance(x, optax.ScaleByAdamState)
 
 
+class SCALING:
+    """A tokenizer whose images, and their features, are the given ones times a parameter."""
+
+    features = "features"
+
+    @staticmethod
+    def apply(variables, images, method=None):
+        scaled = variables["params"]["scale"] * images
+        return scaled if method else SimpleNamespace(images=scaled, predicted_features=scaled)
+
+
+SCALE = {"scale": jnp.float32(0.9)}
+GAN = {f"train_tokenizer__loss__{name}": float(name == "gan") for name in WEIGHTS}
+
+
+def both_losses():
+    """The opponent's, and that of the tokenizer in a game, with the given vectors."""
+    section, key = with_both_players(config(**GAN)).train_tokenizer, jax.random.key(0)
+    opponent = train_tokenizer.make_opponent(SCALING, MODULES.discriminator, section, key, 100)
+    return opponent.loss_fn, make_loss_fn(SCALING, MODULES, section, key)
+
+
+GIVEN = {"generator": SCALE, "vectors": ("real", "fake"), "dino_s8": None}
+GIVEN["discriminator"] = None, "fake"
+
+
 def test_the_alignment_target_is_the_frozen_encoders():
-    """It moves the loss, and has no part in what is trained."""
     weights = dict.fromkeys(WEIGHTS, 0.0) | {"alignment": 1.0}
-    chosen = config(**{f"train_tokenizer__loss__{name}": w for name, w in weights.items()})
-    tokenizer = make_tokenizer(chosen)
-    params = meta.unbox(models.init_tokenizer(tokenizer, jax.random.key(0)))
-    loss_fn = make_loss_fn(tokenizer, MODULES, chosen.train_tokenizer, jax.random.key(0))
-    frozen_one = networks()["siglip2"]
-    loss = jax.jit(lambda frozen: loss_fn(params, batches()[0], None, None, 0, {"siglip2": frozen}))
-    found, other = (
-        float(loss(tree)["alignment"][0])
-        for tree in (frozen_one, jax.tree.map(lambda x: 1.1 * x, frozen_one))
-    )
-    assert abs(found - other) > 1e-3 * abs(found)
+    section = config().train_tokenizer
+    section.loss.update(weights)
+    loss_fn = make_loss_fn(SCALING, MODULES, section, jax.random.key(0))
+    sums = loss_fn(SCALE, batches()[0], None, None, 0, {"siglip2": {"scale": 0.5}})
+    images = batches()[0]["image"] / 127.5 - 1
+    total, count = sums["loss"]
+    assert total / count == pytest.approx(np.mean((0.4 * images) ** 2), rel=1e-5)
 
 
 def test_the_discriminator_is_shown_images_as_they_are_stored(monkeypatch):
     """Rounded to 256 levels, and real and reconstructed ones with spectral vectors of their own."""
-    chosen = with_both_players(config(**PIXELS | {"train_tokenizer__loss__gan": 1.0}))
-    tokenizer, shown, vectors = make_tokenizer(chosen), [], []
+    shown, vectors = [], []
     monkeypatch.setattr(train_tokenizer.disc, "prepare", lambda images, *_: images)
 
     def logits(net, params, own_vectors, backbone, images):
@@ -254,16 +275,40 @@ def test_the_discriminator_is_shown_images_as_they_are_stored(monkeypatch):
         return jnp.zeros((len(images), 1))
 
     monkeypatch.setattr(train_tokenizer.disc, "logits", logits)
-    opponent = train_tokenizer.make_opponent(
-        tokenizer, MODULES.discriminator, chosen.train_tokenizer, jax.random.key(0), 100
-    )
-    params = meta.unbox(models.init_tokenizer(tokenizer, jax.random.key(0)))
-    given = {"generator": params, "vectors": ("real", "fake"), "dino_s8": None}
-    opponent.loss_fn({}, batches()[0], None, None, 0, given)
+    both_losses()[0]({}, batches()[0], None, None, 0, GIVEN)
     assert vectors == ["real", "fake"]
     levels = 127.5 * (np.asarray(shown[1], np.float64) + 1)
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-3)
     np.testing.assert_allclose(127.5 * (shown[0] + 1), batches()[0]["image"], atol=1e-3)
+
+
+def test_every_step_crops_anew_and_the_discriminators_twice(monkeypatch):
+    """Keys of the crops: of real and of reconstructed images, and of those the tokenizer shows."""
+    keys = []
+    draw = lambda key, *_: keys.append(tuple(np.asarray(jax.random.key_data(key))))
+    monkeypatch.setattr(train_tokenizer.disc, "draw_crop", draw)
+    monkeypatch.setattr(train_tokenizer.disc, "prepare", lambda images, *_: images)
+    monkeypatch.setattr(train_tokenizer.disc, "logits", lambda *_: jnp.zeros((4, 1)))
+    for step in range(2):
+        for loss_fn in both_losses():
+            loss_fn(SCALE, batches()[0], None, None, step, GIVEN)
+    assert len(keys) == len(set(keys)) == 6
+
+
+def test_the_discriminators_opinion_reaches_the_tokenizer(monkeypatch):
+    """Of images as they are made: rounded ones have no gradient."""
+    monkeypatch.setattr(train_tokenizer.disc, "logits", lambda *given: given[-1].reshape(4, -1))
+    loss = lambda params: both_losses()[1](params, batches()[0], None, None, 0, GIVEN)["loss"][0]
+    assert jax.grad(loss)(SCALE)["scale"] != 0
+
+
+def test_the_discriminator_has_an_optimizer_of_its_own():
+    section = config().train_tokenizer
+    section.discriminator.optimizer.warmup_steps = 3
+    arguments = None, MODULES.discriminator, section, jax.random.key(0), 100
+    opponent = train_tokenizer.make_opponent(*arguments)
+    assert opponent.section is section.discriminator.optimizer
+    assert (opponent.start, opponent.warmup) == (START, 3)
 
 
 def test_a_term_without_weight_is_not_computed():

@@ -78,6 +78,18 @@ def test_pieces_draw_what_the_whole_batch_draws(key, accumulate):
     np.testing.assert_allclose(accumulate * pieces["noise"], whole["noise"], rtol=1e-5)
 
 
+def test_pieces_have_dropout_keys_of_their_own(key):
+    """The mean of the squares of what they draw is more than the square of the mean."""
+
+    def loss_fn(params, batch, keys, dropout_key, step):
+        drawn, one = jax.random.uniform(dropout_key), jnp.ones(())
+        return {"loss": (params["p"], one), "drawn": (drawn, one), "square": (drawn**2, one)}
+
+    step = make_train_step(loss_fn, optax.sgd(0.1), lambda step: 0.1, accumulate=4)
+    _, metrics = jax.jit(step)(toy_state(), BATCH, key)
+    assert metrics["square"] > 1.01 * metrics["drawn"] ** 2
+
+
 def test_draws_follow_the_key_and_the_step(key):
     noise = lambda step, key: toy_step()(toy_state(step=step), BATCH, key)[1]["noise"]  # noqa: E731
     assert noise(0, key) == noise(0, key)
