@@ -122,6 +122,7 @@ def train(
         watch, clock = Watch(stage, advice), SaveClock(section.save_minutes, start)
         workdir = pathlib.Path(folder).parent
         traced = profiled_steps(config["profile"]), workdir / "profile"
+        warn_of_no_effect(stage, section, shapes, traced[0], range(start, steps))
         made = Steps(stage, start, steps)
         with (
             contextlib.closing(batches(start)) as data,
@@ -210,6 +211,30 @@ def warn_of_schedule(stage: str, section: ConfigDict, steps: int, warmup: int, c
         logger.warning(
             "%s.constant: %d steps, in a run of %d; the learning rate never falls",
             *(field, constant, steps),
+        )
+
+
+def warn_of_no_effect(
+    stage: str, section: ConfigDict, state: TrainState, traced: range, steps: range
+) -> None:
+    """Says of names that no parameter has, and of steps to trace that this run will not make.
+
+    Args:
+      state: or its shapes.
+      traced: what `profile` names.
+      steps: that are left.
+    """
+    field = f"{stage}.optimizer"
+    optimizer.warn_of_no_decay(field, state.params, section.optimizer.no_decay)
+    if state.discriminator is not None:
+        own = section.discriminator.optimizer.no_decay
+        field = f"{stage}.discriminator.optimizer"
+        optimizer.warn_of_no_decay(field, state.discriminator.params, own)
+    # A trace begins with its first step.
+    if traced and traced[0] not in steps:
+        logger.warning(
+            "profile: step %d is none of %s's, %d to %d; nothing is traced",
+            *(traced[0], stage, steps.start, steps.stop - 1),
         )
 
 

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from bar_jax.config import default_config
+
 logger = logging.getLogger(__name__)
+NO_DECAY = default_config().train_generator.optimizer.no_decay
 
 
 def warmup_cosine(
@@ -49,6 +52,18 @@ def warn_of_warmup(field: str, peak: float, warmup: int, moves: int) -> None:
             "%s.warmup: %d steps, in a run of %d; the learning rate ends at %.3g, not at %.3g",
             *(field, warmup, moves, reached, peak),
         )
+
+
+def warn_of_no_decay(field: str, params: dict, no_decay: Sequence[str]) -> None:
+    """Names those of `no_decay` that no parameter's path holds, unless other models have them.
+
+    Args:
+      field: the optimiser's section.
+      params: or their shapes.
+    """
+    for name in no_decay:
+        if name not in NO_DECAY and all(jax.tree.leaves(decays(params, [name]))):
+            logger.warning("%s.no_decay: %r is in the name of no parameter", field, name)
 
 
 def decays(params: dict, no_decay: Sequence[str]) -> dict:

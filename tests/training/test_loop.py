@@ -21,6 +21,7 @@ from bar_jax.config import default_config
 from bar_jax.errors import InputError
 from bar_jax.training import checkpoint, loop, preemption, progress, save_clock
 from bar_jax.training.players import Opponent, one_player, two_players
+from bar_jax.training.step import TrainState
 
 BATCH = 8
 
@@ -598,3 +599,37 @@ def test_a_save_that_fails_ends_the_run(fake, monkeypatch, failing):
         fake.train()
     drawn = [call for call in fake.calls if call.startswith("draw")]
     assert len(drawn) == failing + (failing < 6) and fake.closed == 1
+
+
+# --- settings without effect ---------------------------------------------------------------------
+
+
+def _warned(caplog, no_decay=("bias",), traced=range(0), steps=range(2, 5)):
+    """What is said of a stage with the parameters `dense/kernel` and `dense/bias`."""
+    config = default_config()
+    config.train_generator.optimizer.no_decay = no_decay
+    params = {"dense": {"kernel": jnp.zeros(2), "bias": jnp.zeros(2)}}
+    state = TrainState(jnp.zeros(()), params, None, ())
+    loop.warn_of_no_effect("train_generator", config.train_generator, state, traced, steps)
+    return caplog.messages
+
+
+def test_a_name_of_no_parameter_is_told(caplog):
+    said = ["train_generator.optimizer.no_decay: 'kernle' is in the name of no parameter"]
+    assert _warned(caplog, no_decay=("bias", "kernle")) == said
+
+
+def test_names_of_other_models_parameters_are_no_mistake(caplog):
+    assert _warned(caplog, no_decay=("bias", "adaln", "basis")) == []
+
+
+@pytest.mark.parametrize("traced", [range(0, 2), range(5, 9)])
+def test_a_trace_outside_the_run_is_told(traced, caplog):
+    first = traced[0]
+    said = f"profile: step {first} is none of train_generator's, 2 to 4; nothing is traced"
+    assert _warned(caplog, traced=traced) == [said]
+
+
+@pytest.mark.parametrize("traced", [range(0), range(4, 9), range(2, 3)])
+def test_a_trace_that_begins_in_the_run_needs_no_word(traced, caplog):
+    assert _warned(caplog, traced=traced) == []
