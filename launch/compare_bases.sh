@@ -7,7 +7,7 @@
 # configs/unified/digits.py or configs/unified/cifar10.py (a basis inside the tokenizer).
 # VARIANTS: names below, separated by commas; all of the config's if left out or empty. Runs that
 # are finished are not run again. JOBS of them run at a time (default 2), each on a core of its own.
-# The README has the tables.
+# configs/basis and configs/unified have the tables in their READMEs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 config=$1 folder=$2 variants=${3:-} ; shift $(($# < 3 ? $# : 3))

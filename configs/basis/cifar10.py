@@ -4,7 +4,7 @@
         --config.data.path=cifar10 --config.model.basis.kind=learned
 
 `data.path` holds train/CLASS/*.jpg and test/CLASS/*.jpg. 32 px in patches of 4: 64 tokens of 48
-numbers, written in 4 steps of 16. The README has what a few minutes of it give.
+numbers, written in 4 steps of 16. The README beside has what a few minutes of it give.
 """
 
 from bar_jax.config import default_config

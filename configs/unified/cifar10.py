@@ -4,8 +4,8 @@
         --config.data.path=cifar10
 
 `data.path` holds train/CLASS/*.jpg and test/CLASS/*.jpg. 32 px in patches of 4: 64 coefficients of
-16 bits. The losses are L1 and L2, so that no weight files are needed. The README has what a few
-minutes of it give.
+16 bits. The losses are L1 and L2, so that no weight files are needed. The README beside has what
+a few minutes of it give.
 """
 
 from bar_jax.config import default_config

@@ -3,8 +3,8 @@
     python -m bar_jax.main --config=configs/unified/digits.py --workdir=runs/unified
 
 The quickstart's networks, but an image is 16 basis coefficients of 16 bits, coarse to fine. With
-`--config.sample.tokens=m` the first m of them are written alone. The README has what it reaches
-with other bases, and without one.
+`--config.sample.tokens=m` the first m of them are written alone. The README beside has what it
+reaches with other bases, and without one.
 """
 
 from bar_jax.config_file import load_config
