@@ -32,15 +32,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def _cache_folder() -> str:
-    """Where compiled programs are kept for the next run: one folder per kind of processor.
+    """Where compiled programs are kept for the next run, of another clone too.
 
-    A program compiled for one processor may use instructions that another does not have.
+    One folder per kind of processor: a program compiled for one may use instructions that another
+    does not have.
     """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     features = sorted({line for line in lines if line.startswith(("model name", "flags"))})
     name = hashlib.sha256("\n".join([platform.machine(), *features]).encode()).hexdigest()[:16]
-    return str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax" / name)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(home) / "bar_jax" / "tests" / name)
 
 
 # Three times faster from the second run on, with bitwise the same results.
@@ -48,8 +50,23 @@ jax.config.update("jax_compilation_cache_dir", _cache_folder())
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that at the end no worker waits long for another."""
+def pytest_addoption(parser):
+    """How much of the suite is run."""
+    group = parser.getgroup("bar_jax")
+    group.addoption("--fast", action="store_true", help="leave out what is marked slow")
+    group.addoption("--all", action="store_true", help="run what is marked exhaustive too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Takes the tests that are asked for.
+
+    Files with slow tests come first, so that at the end no worker waits long for another.
+    """
+    left_out = set() if config.option.all else {"exhaustive"}
+    left_out |= {"slow"} if config.option.fast else set()
+    is_out = lambda item: any(item.get_closest_marker(name) for name in left_out)
+    config.hook.pytest_deselected(items=[item for item in items if is_out(item)])
+    items[:] = [item for item in items if not is_out(item)]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

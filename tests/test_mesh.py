@@ -295,8 +295,8 @@ def test_start_values_do_not_depend_on_the_layout():
 # data, fsdp, tensor -> most of the parameters that a device may hold
 LAYOUTS = [
     pytest.param((2, 2, 2), 0.5),
-    pytest.param((1, 8, 1), 0.25, marks=pytest.mark.slow),
-    pytest.param((8, 1, 1), 1.0, marks=pytest.mark.slow),
+    pytest.param((1, 8, 1), 0.25, marks=[pytest.mark.slow, pytest.mark.exhaustive]),
+    pytest.param((8, 1, 1), 1.0, marks=[pytest.mark.slow, pytest.mark.exhaustive]),
 ]
 
 

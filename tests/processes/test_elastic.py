@@ -26,10 +26,16 @@ def half_way(folder):
 @pytest.mark.parametrize(
     "whole, other",
     [
-        ("two", {"processes": 1, "devices": 4, "mesh.fsdp": 1}),
-        ("one", {"processes": 2, "devices": 2, "mesh.data": 1, "mesh.fsdp": 4}),
+        pytest.param(
+            *("two", {"processes": 1, "devices": 4, "mesh.fsdp": 1}),
+            id="8 devices of 2 processes to 4 of 1",
+        ),
+        pytest.param(
+            *("one", {"processes": 2, "devices": 2, "mesh.data": 1, "mesh.fsdp": 4}),
+            id="8 devices of 1 process to 4 of 2",
+            marks=pytest.mark.exhaustive,
+        ),
     ],
-    ids=["8 devices of 2 processes to 4 of 1", "8 devices of 1 process to 4 of 2"],
 )
 def test_the_loss_curve_goes_on(pipelines, half_way, start, logged, whole, other):
     """The same examples in the same order: losses as if nothing had changed, to 1e-4."""

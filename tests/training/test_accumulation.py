@@ -66,7 +66,10 @@ QUICK = ("masked bits", "MAR")  # a sum of weights, a draw for the whole batch
 
 
 @pytest.fixture(
-    params=[case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+    params=[
+        case if case in QUICK else pytest.param(case, marks=[pytest.mark.exhaustive])
+        for case in CASES
+    ]
 )
 def generator_case(request):
     """Loss function, random parameters, a batch of tokens."""
