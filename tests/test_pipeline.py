@@ -212,6 +212,17 @@ def test_other_settings_keep_the_earlier_samples(copy):
     assert settings["sample_guidance_scale"] == summary["sample_guidance_scale"] == 2.0
 
 
+def test_samples_from_before_there_were_digests_stay(copy):
+    stored = _samples(copy)
+    settings = json.loads(str(stored["settings"]))
+    for part in ("tokenizer", "generator"):
+        settings.pop(f"{part}_digest")
+    np.savez(copy / "samples.npz", **stored | {"settings": json.dumps(settings)})
+    before = (copy / "samples.npz").read_bytes()
+    _command(copy, "--config.job=sample")
+    assert (copy / "samples.npz").read_bytes() == before
+
+
 def test_damaged_samples_are_kept_and_drawn_anew(copy):
     before = _samples(copy)["arr_0"]
     (copy / "samples.npz").write_bytes(b"PK\x03\x04 cut off")
@@ -228,10 +239,10 @@ def test_the_whole_way_of_a_tuned_tokenizer(run, tmp_path, caplog):
     tuned, new = tmp_path / "tuned", tmp_path / "new"
     stage = ["--config.job=train_tokenizer", "--config.train_tokenizer.stage=decoder_finetune"]
     told = _command(tuned, *stage, f"--config.init_from={run.folder}")
-    others = shutil.ignore_patterns("tokenizer", "samples*", "summary.json")
+    others = shutil.ignore_patterns("tokenizer", "summary.json")
     shutil.copytree(run.folder, new, ignore=others)
     shutil.copytree(tuned / "tokenizer", new / "tokenizer")
-    parts = lambda: {file: file.stat().st_mtime_ns for file in new.rglob("*/*/*")}  # noqa: E731
+    parts = lambda: {file: file.stat().st_mtime_ns for file in new.glob("*/*/*")}  # noqa: E731
     before = parts()
 
     summary = _command(new)
@@ -240,6 +251,7 @@ def test_the_whole_way_of_a_tuned_tokenizer(run, tmp_path, caplog):
     assert PROMISED - summary.keys() == {"seconds_train_tokenizer"}
     for name in ("tokenizer_step", "reconstruction_psnr"):
         assert summary[name] == told[name], name
+    # The untuned one's samples, of the same steps, are not taken for its own.
     assert np.any(_samples(new)["arr_0"] != _samples(run.folder)["arr_0"])
     unguided = ["--config.sample.guidance_scale=1", "--config.sample.temperature=2.0"]
     assert _command(new, "--config.job=sample", *unguided)["sample_guidance_scale"] == 1

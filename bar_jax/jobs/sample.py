@@ -36,7 +36,7 @@ from bar_jax.errors import InputError
 from bar_jax.files import naming, replacing, write_atomically
 from bar_jax.generators.settings import sampling_fields, sampling_settings
 from bar_jax.jobs import encode
-from bar_jax.training import preemption
+from bar_jax.training import checkpoint, preemption
 from bar_jax.training.progress import progress
 from bar_jax.training.step import stream_key
 from bar_jax.training.writer import update_summary
@@ -54,8 +54,10 @@ def run(config: ConfigDict) -> dict[str, object]:
     with jax.set_mesh(mesh):
         generator = models.load_generator(config, mesh)
         tokenizer = models.load_tokenizer(config, mesh)
-        settings = _settings(config, generator.step, tokenizer.step)
-        if mesh_lib.first_says(lambda: _stored_settings(path) == settings):
+        weights = _digests(config, generator=generator.step, tokenizer=tokenizer.step)
+        settings = _settings(config, generator.step, tokenizer.step) | weights
+        # Sets that are older than the digests do not tell them.
+        if mesh_lib.first_says(lambda: weights | (_stored_settings(path) or {}) == settings):
             logger.info("sample: %s is finished, nothing to do", path)
             return update_summary(config.workdir, settings)
         began = time.monotonic()
@@ -79,8 +81,8 @@ def run(config: ConfigDict) -> dict[str, object]:
             picture = class_grid(kept.images, labels)
             save_png(path.with_suffix(".png"), picture)
             # Last: it says that all is there.
-            checkpoint = str(pathlib.Path(config.workdir) / "generator" / str(generator.step))
-            kept.finish(path, labels, settings | {CHECKPOINT: checkpoint})
+            source = str(pathlib.Path(config.workdir) / "generator" / str(generator.step))
+            kept.finish(path, labels, settings | {CHECKPOINT: source})
     return summary
 
 
@@ -258,6 +260,19 @@ def _settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> d
         **({"sample_weights": section.weights} if section.weights != "float32" else {}),
         "generator_step": generator_step,
         "tokenizer_step": tokenizer_step,
+    }
+
+
+def _digests(config: ConfigDict, **steps: int) -> dict[str, str]:
+    """Names of the weights that are used, of all parts that have a checkpoint.
+
+    Steps do not tell a tokenizer from the same one with its decoder tuned for as long.
+    """
+    folders = {part: pathlib.Path(config.workdir) / part for part in steps}
+    return {
+        f"{part}_digest": checkpoint.weights_digest(folders[part], step)
+        for part, step in steps.items()
+        if (folders[part] / str(step)).is_dir()
     }
 
 

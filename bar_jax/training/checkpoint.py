@@ -8,6 +8,7 @@ Evaluation restores only the parameters it needs, on any mesh.
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -270,6 +271,17 @@ def read_meta(directory: str | os.PathLike) -> dict | None:
         if manager.latest_step() is None:
             return None
         return _newest(manager, "refuse", _read_meta)[1]
+
+
+def weights_digest(directory: str | os.PathLike, step: int) -> str:
+    """Names a checkpoint by the checksums of its arrays, which are not read.
+
+    Raises:
+      DamagedCheckpoint: if its metadata is not what was saved.
+    """
+    meta = _read_meta(pathlib.Path(os.path.abspath(directory)) / str(step))
+    told = meta.get("arrays", meta["config"])  # version 0.1.0 had no checksums
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_only(directory: str | os.PathLike) -> ocp.CheckpointManager:
