@@ -484,12 +484,16 @@ def test_saved_by_the_clock(fake, monkeypatch):
             ["warmup: 60 steps, in a run of 6; the learning rate ends at 0.00833, not at 0.1"],
         ),
         (
+            dict(warmup_steps=6),
+            ["warmup: 6 steps, in a run of 6; the learning rate ends at 0.0833, not at 0.1"],
+        ),
+        (
             dict(constant_steps=7),
             ["constant: 7 steps, in a run of 6; the learning rate never falls"],
         ),
         (dict(warmup_steps=5, constant_steps=6), []),
     ],
-    ids=["warmup", "constant", "within the run"],
+    ids=["warmup", "as long", "constant", "within the run"],
 )
 def test_a_schedule_longer_than_the_run_is_told(fake, caplog, durations, lines):
     """In one line with both numbers, before there is a program to compile."""
