@@ -35,7 +35,7 @@ def load_config(argument: str) -> ConfigDict:
     return config
 
 
-def by_hand(argument: str, flags: Iterable[str]) -> list[str]:
+def set_by_hand(argument: str, flags: Iterable[str]) -> list[str]:
     """The fields that a user has set: on the command line, or other than the default in the file.
 
     Args:

@@ -23,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bar_jax import config as config_lib
 from bar_jax import distributed, files, validation
-from bar_jax.config_file import by_hand, load_config
+from bar_jax.config_file import load_config, set_by_hand
 from bar_jax.errors import InputError, NonFinite, SaveError
 from bar_jax.training import preemption
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         with files.telling_full_disk(config.workdir):
             flags = _split(argv[1:])
             fields = [flag.removeprefix("config.") for flag in flags if flag.startswith("config.")]
-            return run(config, distributed.from_flags(flags), by_hand(flags["config"], fields))
+            return run(config, distributed.from_flags(flags), set_by_hand(flags["config"], fields))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return distributed.leave(2)
@@ -75,13 +75,13 @@ def run(
     """
     config_lib.settle(config)
     if config.job in WITHOUT_WORKDIR:  # nothing to save: a signal ends them as any program
-        return _run(config, cluster)
+        return _run(config, cluster, by_hand)
     preemption.install()
     with preemption.hearing_ctrl_c():
-        return _run(config, cluster)
+        return _run(config, cluster, by_hand)
 
 
-def _run(config: ConfigDict, cluster: distributed.Cluster | None) -> int:
+def _run(config: ConfigDict, cluster: distributed.Cluster | None, by_hand: Iterable[str]) -> int:
     validation.validate(config)
     # Imported here so that a misspelt field is told before JAX has started.
     import jax

@@ -7,7 +7,7 @@ import pytest
 from bar_jax import models
 from bar_jax.config import default_config, flatten
 from bar_jax.config_effects import without_effect
-from bar_jax.config_file import by_hand, load_config
+from bar_jax.config_file import load_config, set_by_hand
 from bar_jax.config_presets import tiny
 from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
@@ -133,7 +133,7 @@ FILES = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("configs/**/*.p
 
 @pytest.mark.parametrize("file", FILES)
 def test_no_published_config_has_a_field_without_effect(file):
-    assert without_effect(load_config(str(ROOT / file)), by_hand(str(ROOT / file), [])) == {}
+    assert without_effect(load_config(str(ROOT / file)), set_by_hand(str(ROOT / file), [])) == {}
 
 
 # (what is changed in the quickstart, a field, what the message says that it acts with)
@@ -187,4 +187,4 @@ def test_what_is_set_by_hand(tmp_path):
         "    return config\n"
     )
     expected = ["sample.clip", "model.generator.cell_size"]
-    assert by_hand(f"{file}:small", ["sample.clip"]) == expected
+    assert set_by_hand(f"{file}:small", ["sample.clip"]) == expected

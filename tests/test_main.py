@@ -105,6 +105,17 @@ def test_help_is_no_mistake(capsys):
     assert (status, "--config.FIELD=VALUE" in capsys.readouterr().out) == (0, True)
 
 
+def test_what_is_set_by_hand_and_changes_nothing_is_named(monkeypatch, caplog, capsys):
+    from bar_jax import jobs
+
+    monkeypatch.setitem(jobs.JOBS, "describe", lambda config: {})
+    arguments = ("--config.job=describe", "--config.sample.clip=1.0", "--config.seed=1")
+    assert main(["main", TINY, *arguments]) == 0
+    assert caplog.messages == [
+        "without effect in this run: sample.clip (acts with model.head.kind=diffusion)"
+    ]
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 # (arguments, the start of the message, what it must also say)
