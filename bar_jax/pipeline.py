@@ -133,7 +133,6 @@ class Pipeline:
             if not real:
                 raise InputError("steps", str(steps), "None: it is for real-valued tokens")
             section.steps = integer("steps", steps)
-            validate(config)
         if unmasking_schedule is not None:
             if real or config.model.head.kind != "masked_bit":
                 expected = "None: it is for the masked-bit head"
@@ -145,6 +144,8 @@ class Pipeline:
         check_labels(labels, config.data.num_classes)
         check_seed(seed)
         check_sampling(config)
+        if steps is not None or tokens is not None:
+            validate(config)
         if (images is None) != (keep is None):
             raise InputError("images, keep", "one of them", "both, or neither")
         if keep is not None and (real or basis_inside(config)):

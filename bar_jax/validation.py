@@ -306,11 +306,6 @@ def check_sampling(config: ConfigDict) -> None:
         if not 0 <= section.tokens <= length:
             expected = f"1 to {length}, the tokens of an image, or 0 for all"
             raise InputError("sample.tokens", f"{section.tokens}", expected)
-    elif section.tokens:
-        found = f"{section.tokens} with model.tokenizer.kind={config.model.tokenizer.kind}"
-        raise InputError(
-            "sample.tokens", found, "0: basis_fsq alone writes the first of its tokens"
-        )
     for name in ("guidance_scale", "temperature"):
         if not 0 <= section[name] < 2.0**128:  # where float32 ends
             raise InputError(f"sample.{name}", str(section[name]), "a number of at least 0")

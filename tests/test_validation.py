@@ -322,6 +322,7 @@ WRONG = [
         "the others 0",
     ),
     ({"sample__guidance_scale": -1.0}, "sample.guidance_scale", "-1.0", "at least 0"),
+    ({"sample__guidance_scale": 1e39}, "sample.guidance_scale", "1e+39", "at least 0"),
     ({"sample__temperature": INF}, "sample.temperature", "inf", "at least 0"),
     (
         {"sample__unmasking_schedule": (2, 2, 5, 6)},
