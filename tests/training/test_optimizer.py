@@ -8,11 +8,12 @@ import optax
 import pytest
 
 from bar_jax import models
+from bar_jax.config import default_config
 from bar_jax.config_file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.training.optimizer import adamw, decays, warmup_cosine
 
-NO_DECAY = ("norm", "bias", "embed", "adaln")
+NO_DECAY = default_config().train_generator.optimizer.no_decay
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ def test_what_does_not_decay():
         "class_embedding": False,
         "time_embed_in/kernel": False,
         "out_embed/kernel": False,
+        "basis": False,
     }
     params = {name: {"x": np.zeros(2)} for name in names}
     assert {name: on["x"] for name, on in decays(params, NO_DECAY).items()} == names
