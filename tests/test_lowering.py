@@ -1,9 +1,10 @@
-"""Every published config lowers for NVIDIA GPUs, some for TPUs too, without either to compile.
+"""Every published config lowers for NVIDIA GPUs and for TPUs, without either to compile.
 
-Its training steps with gradients, at full size and in its own dtype: on a GPU, JAX's front end has
-refused what is fine on a CPU. Of configs that differ in width, depth and heads alone one is enough
-where cuDNN has no part in them. And a sampler of each architecture down to pixels, with two layers
-of each kind: it writes its layers out one after another, and they are all alike.
+The gradients of all that it trains, in its own widths and dtype: on a GPU, JAX's front end has
+refused what is fine on a CPU. What it refuses does not depend on depth, so a layer of each kind is
+enough; configs that are the same then are lowered once. The optimizer is none, but for a config of
+each architecture, where all of the step is lowered. And a sampler of each architecture down to
+pixels, with two layers of each kind: it writes its layers out one after another.
 """
 
 import functools
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from bar_jax import data, models
-from bar_jax.config import flatten
+from bar_jax.config import flatten, real_valued
 from bar_jax.config_file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
@@ -23,29 +25,37 @@ from bar_jax.jobs import plan
 from bar_jax.mesh import make_mesh
 from bar_jax.nn import attention
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training import optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 2
-# Calls of cuDNN's attention, forward and backward, in a training step; scanned layers are one.
+# Calls of cuDNN's attention, forward and backward, in a training step; scanned layers are one. That
+# of real-valued tokens has dropout, and so no such call.
 CALLS = {
-    ("masked_bit", "generator"): (1, 1),
-    ("unified", "generator"): (1, 1),
-    ("basis", "generator"): (0, 0),  # attention dropout
+    ("bar_fsq", "generator"): (1, 1),
+    ("basis_fsq", "generator"): (1, 1),
     # The encoder, a frozen one (no gradient), the decoder, and DINO for real and made images; and
     # of a basis inside the tokenizer, the decoder for prefixes.
-    ("tokenizer", "tokenizer"): (4, 3),
-    ("bar_fsq_ft", "tokenizer"): (4, 2),  # whose encoder is not trained
-    ("unified", "tokenizer"): (5, 4),
-    ("tokenizer", "discriminator"): (4, 0),
-    ("unified", "discriminator"): (4, 0),
+    ("bar_fsq", "tokenizer"): (4, 3),
+    ("basis_fsq", "tokenizer"): (5, 4),
+    ("bar_fsq", "discriminator"): (4, 0),
+    ("basis_fsq", "discriminator"): (4, 0),
 }
-SMALL = {"cifar10", "digits", "digits_causal"}  # tests/test_pipeline.py trains them
 # One of each architecture, and BAR-L's 1057 positions; the others differ from these in sizes, in
-# schedules, or in having no basis. These are lowered for TPUs too.
+# losses, or in having no basis. Of these all of the step is lowered, and the sampler.
 DISTINCT = {
     *("masked_bit/bar_b", "masked_bit/bar_l_512", "tokenizer/bar_fsq"),
     *("basis/xar_b", "basis/mar_b", "basis/causal_b"),
 }
+FOLDERS = ("masked_bit", "tokenizer", "basis", "unified")
+PLAYERS = ("generator", "tokenizer", "discriminator")
+# Fields that a player's gradients depend on.
+FIELDS = {
+    "generator": r"model\.(generator\.(?!order)|head|basis|tokenizer\.(kind|bits|patch_size|kl))"
+    r"|train_generator\.(accumulate|remat)",
+    "tokenizer": r"model\.(tokenizer|basis)|train_tokenizer\.(accumulate|remat|stage|loss|network)",
+}
+FIELDS["discriminator"] = FIELDS["tokenizer"]
 
 
 def _config(name: str):
@@ -54,24 +64,42 @@ def _config(name: str):
     return config
 
 
-def _kind(name: str) -> tuple:
-    """What says which program a config's steps are: all of its networks, but for how large.
-
-    Sizes of heads decide whether cuDNN takes them; those of `basis` it never has.
-    """
-    fields = {n: v for n, v in flatten(_config(name)) if re.search("^model|image_size|remat", n)}
-    if name.startswith("basis/"):
-        fields = {n: v for n, v in fields.items() if not n.endswith((".width", ".depth", ".heads"))}
-    return tuple(fields.items())
+def _cut(name: str):
+    """A config with a layer of each kind."""
+    config = _config(name)
+    for part in (config.model.generator, config.model.head, config.model.tokenizer.encoder):
+        part.depth = 1
+    config.model.tokenizer.decoder.update(dict(depth=1, predictor_layer=0))
+    return config
 
 
-def _cases(*folders: str) -> list:
-    """Names of the published configs, the first of each kind, as parameters of a test."""
-    files = [f for name in folders for f in sorted(ROOT.glob(f"configs/{name}/*.py"))]
-    names = [f"{file.parent.name}/{file.stem}" for file in files if file.stem not in SMALL]
-    if "tokenizer" not in folders:
-        names = {_kind(name): name for name in reversed(names)}.values()
-    return [pytest.param(n, marks=[pytest.mark.slow] * (n not in DISTINCT)) for n in names]
+def _left(config, player: str) -> tuple:
+    """All that a player's gradients depend on: which of them are the same is said by these."""
+    pattern = rf"dtype|data\.(image_size|num_classes)|{FIELDS[player]}"
+    return tuple((n, v) for n, v in flatten(config) if re.match(pattern, n))
+
+
+def _trains(config, player: str) -> bool:
+    """Whether there is such a player; KL-16 and pixels are not trained."""
+    if player == "generator":
+        return config.job != "train_tokenizer"
+    return not real_valued(config) and (player == "tokenizer" or config.train_tokenizer.loss.gan)
+
+
+def _cases() -> list:
+    """Name and player of all that published configs train; of those that are the same, one."""
+    files = [f for name in FOLDERS for f in sorted(ROOT.glob(f"configs/{name}/*.py"))]
+    names = [f"{file.parent.name}/{file.stem}" for file in files]
+    found = {}  # what is left -> name and player
+    # A tokenizer's own file rather than a generator's, all of a step rather than gradients.
+    first = lambda name: (not name.startswith("tokenizer"), name not in DISTINCT)
+    for name in sorted(names, key=first):
+        config = _cut(name)
+        for player in PLAYERS:
+            if _trains(config, player):
+                found.setdefault((player, _left(config, player)), (name, player))
+    slow = lambda name: [pytest.mark.slow] * (name not in DISTINCT)
+    return [pytest.param(*case, marks=slow(case[0])) for case in found.values()]
 
 
 @pytest.fixture(scope="module")
@@ -118,29 +146,28 @@ def _calls(text: str) -> tuple[int, int]:
     return found.count(""), found.count("Backward")
 
 
-def _check(lowered, function, arguments, expected, tpu=True):
+def _check(lowered, function, arguments, expected):
     """Lowers for a GPU, with so many calls of cuDNN, and for a TPU."""
     if any(expected):
         assert _calls(lowered(True, function, arguments)) == expected
-        if tpu:
-            assert _calls(lowered(False, function, arguments)) == (0, 0)
+        assert _calls(lowered(False, function, arguments)) == (0, 0)
     else:  # one program serves both
-        platforms = ("cuda", "tpu") if tpu else ("cuda",)
-        assert _calls(lowered(True, function, arguments, platforms)) == (0, 0)
+        assert _calls(lowered(True, function, arguments, ("cuda", "tpu"))) == (0, 0)
 
 
-@pytest.mark.parametrize("name", _cases("masked_bit", "unified", "basis"))
-def test_generator_step(name, mesh, lowered):
-    step = plan.step_and_shapes(_config(name), mesh, "generator")
-    _check(lowered, *step, CALLS[name.split("/")[0], "generator"], name in DISTINCT)
-
-
-@pytest.mark.parametrize("player", ["tokenizer", "discriminator"])
-@pytest.mark.parametrize("name", _cases("tokenizer", "unified"))
-def test_tokenizer_step(name, player, mesh, lowered):
-    step = plan.step_and_shapes(_config(name), mesh, player)
-    folder, file = name.split("/")
-    _check(lowered, *step, CALLS.get((file, player), CALLS[folder, player]), name in DISTINCT)
+@pytest.mark.parametrize("name, player", _cases())
+def test_training(name, player, mesh, lowered, monkeypatch):
+    config = _cut(name)
+    if name not in DISTINCT:
+        config.train_generator.ema_decay = config.train_tokenizer.ema_decay = 0.0
+        none = optax.sgd(1.0), lambda step: 1.0
+        monkeypatch.setattr(optimizer, "from_section", lambda *_: none)
+    step = plan.step_and_shapes(config, mesh, player)
+    forward, backward = CALLS.get((config.model.tokenizer.kind, player), (0, 0))
+    if player == "tokenizer" and config.train_tokenizer.stage == "decoder_finetune":
+        backward -= 1  # the encoder's
+    expected = (0, 0) if config.dtype == "float32" else (forward, backward)
+    _check(lowered, *step, expected)
 
 
 def test_float32_is_not_for_cudnn(mesh, lowered):

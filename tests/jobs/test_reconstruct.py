@@ -66,6 +66,20 @@ def test_pixels_are_alike(config, tiny_networks):
     assert [name for name in summary if "omitted" in name] == ["reconstruction_fid_omitted"]
 
 
+def test_images_are_cropped_as_published_tokenizers_are_evaluated(config, monkeypatch):
+    """From the middle of what was resized at once: not as ADM does, which the token cache has."""
+    crops = []
+
+    def batches(*_, crop, **__):
+        crops.append(crop)
+        raise InterruptedError
+
+    monkeypatch.setattr(data, "eval_batches", batches)
+    with pytest.raises(InterruptedError):
+        reconstruct.run(config)
+    assert crops == ["center"]
+
+
 def test_lpips_is_left_out_without_networks(config):
     summary = reconstruct.run(config)
     assert "reconstruction_ssim" in summary and "reconstruction_lpips" not in summary
