@@ -98,8 +98,8 @@ def _cases() -> list:
         for player in PLAYERS:
             if _trains(config, player):
                 found.setdefault((player, _left(config, player)), (name, player))
-    slow = lambda name: [pytest.mark.slow] * (name not in DISTINCT)
-    return [pytest.param(*case, marks=slow(case[0])) for case in found.values()]
+    marks = lambda name: [pytest.mark.slow, pytest.mark.exhaustive] * (name not in DISTINCT)
+    return [pytest.param(*case, marks=marks(case[0])) for case in found.values()]
 
 
 @pytest.fixture(scope="module")
