@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint and tests in the same .venv as the quickstart, in two processes (-n0: in one), each of
-# which takes whole files (tests/conftest.py). Arguments go to pytest: --fast leaves out what is slow,
-# --all adds the long matrices (kills, layouts, configs) of which otherwise one or two cases run.
+# which takes whole files (tests/conftest.py). Arguments go to pytest: --fast leaves out what is
+# slow, --all adds the long matrices (kills, layouts, configs) of which otherwise few cases run.
 # Tests that compare with PyTorch skip themselves without it: it is several GB, hence no part of
 # the extra "test". For those too: BAR_JAX_EXTRAS=torch bash launch/test.sh
 set -euo pipefail
