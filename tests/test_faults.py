@@ -253,7 +253,13 @@ def test_a_damaged_checkpoint_is_refused(whole, run, tmp_path):
     assert saved(folder) == [4, 8]
 
 
-@pytest.mark.parametrize("step", [8, STEPS], ids=["of a run that was cut off", "of a finished run"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(8, id="of a run that was cut off", marks=pytest.mark.exhaustive),
+        pytest.param(STEPS, id="of a finished run"),
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over(whole, run, tmp_path, step):
     """The run goes on from the one before it, to the same end."""
     folder = tmp_path / "run"

@@ -37,7 +37,7 @@ def _parameter_bytes(config, step):
     [
         ("masked_bit/bar_b", "generator"),
         ("basis/xar_b", "generator"),
-        ("basis/mar_b", "generator"),
+        pytest.param("basis/mar_b", "generator", marks=pytest.mark.exhaustive),
         ("masked_bit/bar_b", "tokenizer"),
     ],
 )

@@ -193,7 +193,7 @@ def test_decoder_finetuning_moves_the_decoder_alone():
 @pytest.mark.parametrize(
     "player, tolerance",
     [
-        pytest.param("network", 1e-6, marks=pytest.mark.slow),
+        pytest.param("network", 1e-6, marks=pytest.mark.exhaustive),
         # The same step compiled without optimisation is 8e-6 away: normalised differences round.
         ("discriminator", 1e-5),
     ],
@@ -373,7 +373,7 @@ def lines(workdir):
     return logged
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # five minutes; test_mesh.py has the layouts, test_resume.py the cuts
 def test_the_job_in_two_layouts_and_cut_off(small_networks, tmp_path, monkeypatch):
     """One device against (2, 2, 2); and there, stopped before and in both players' turns."""
     with monkeypatch.context() as patch:

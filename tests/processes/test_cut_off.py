@@ -16,7 +16,7 @@ from bar_jax.distributed import HEARTBEAT
 
 pytestmark = pytest.mark.slow
 STEPS = 20
-KILLS = int(os.environ.get("BAR_JAX_KILLS", "2"))
+KILLS = int(os.environ.get("BAR_JAX_KILLS", "1"))
 SEED = int(os.environ.get("BAR_JAX_KILLS_SEED", "0"))
 
 
@@ -53,6 +53,7 @@ def test_sigterm_on_one_of_two_stops_both(folder, two, start, arrays, logged):
     assert_same_training(folder / "stopped", two, "tokenizer", arrays, logged)
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_in_one_stops_both_while_they_sample(folder, two, start):
     """Which is no training: they agree on a batch, and go on after it."""
     for part in ("tokenizer", "generator"):
