@@ -42,6 +42,10 @@ CONFIGS = {
         basis__init="frequency",
     ),
     "xar": dict(
+        **REAL, tokenizer__kind="pixels", basis__kind="learned", basis__objective="bar",
+        generator__kind="xar", head__kind="flow",
+    ),
+    "residual": dict(
         **REAL, tokenizer__kind="pixels", basis__kind="learned", generator__kind="xar",
         head__kind="flow",
     ),
