@@ -1,6 +1,7 @@
 """Sets up every test run. Nothing may import jax before the environment is set here."""
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -11,7 +12,9 @@ from pathlib import Path
 _DEVICES = "--xla_force_host_platform_device_count=8"
 # Tests compile much and compute little: half of their time would be XLA's optimisation, and half of
 # what is left its newer emitters of fused loops (jaxlib 0.10).
-_FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+_FAST = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
+    _FAST += " --xla_cpu_use_fusion_emitters=false"
 _XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _XLA_FLAGS:
     os.environ["XLA_FLAGS"] = f"{_XLA_FLAGS} {_DEVICES} {_FAST}".strip()
