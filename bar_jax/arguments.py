@@ -29,6 +29,17 @@ def array(name: str, value: object, expected: str) -> np.ndarray:
         raise InputError(name, found, expected) from error
 
 
+def integer(name: str, value: object) -> int:
+    """An argument as an integer of Python, where it is one of Python or numpy.
+
+    Raises:
+      InputError: it is none; `True` is none either.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InputError(name, repr(value), "an integer")
+    return int(value)
+
+
 def number(name: str, value: object) -> float:
     """An argument as a float, where it is a real number of Python or numpy.
 

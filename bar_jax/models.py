@@ -16,7 +16,7 @@ from bar_jax.bases.transform import check_invertible
 from bar_jax.config import basis_inside, computed_in, real_valued
 from bar_jax.generators import make_generator
 from bar_jax.tokenizers import make_tokenizer, sequence_grid
-from bar_jax.tokenizers.bar_fsq import DECODER
+from bar_jax.tokenizers.bar_fsq import GROUPS
 from bar_jax.training import checkpoint
 from bar_jax.training.step import jit_once
 
@@ -129,7 +129,7 @@ def fingerprints(config: ConfigDict, params: dict) -> tuple[str, ...]:
     grid = {"grid": sequence_grid(config)}
     digests = [hashlib.sha256(json.dumps(each | grid, sort_keys=True).encode()) for each in named]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        decodes = path[0].key in DECODER
+        decodes = GROUPS.get((path[0].key,)) == "decoder"
         for digest in digests[-1:] if decodes else digests:
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(mesh_lib.whole(leaf).tobytes())

@@ -8,14 +8,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import files, models, published, workdir
-from bar_jax.arguments import LARGEST, array, described, number, with_range
+from bar_jax.arguments import LARGEST, array, described, integer, number, with_range
 from bar_jax.config import basis_inside, real_valued, settle, token_channels, token_grid
 from bar_jax.config_file import load_config
 from bar_jax.errors import InputError
 from bar_jax.jobs import encode, sample
 from bar_jax.mesh import make_mesh
 from bar_jax.tokenizers import sequence_grid
-from bar_jax.validation import check_labels, check_sampling, check_seed, integer, validate
+from bar_jax.validation import check_labels, check_sampling, check_seed, validate
 
 
 class Pipeline:

@@ -1,7 +1,6 @@
 """What is wrong with a value of a config, told before anything is compiled."""
 
 import math
-import numbers
 
 from ml_collections import ConfigDict
 
@@ -329,17 +328,6 @@ def check_labels(labels, num_classes: int) -> None:
     for label in labels:
         if type(label) is not int or not 0 <= label < num_classes:
             raise InputError("sample.labels", repr(label), f"integers from 0 to {num_classes - 1}")
-
-
-def integer(name: str, value: object) -> int:
-    """An argument as an integer of Python, where it is one of Python or numpy.
-
-    Raises:
-      InputError: it is none; `True` is none either.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InputError(name, repr(value), "an integer")
-    return int(value)
 
 
 def check_seed(seed: int) -> None:

@@ -43,7 +43,7 @@ def test_links_lead_somewhere(name):
 def test_fields_exist(name):
     fields = {field for field, _ in flatten(default_config())}
     named = set(re.findall(r"--config\.([a-z_0-9.]+)", (ROOT / name).read_text()))
-    sections = {field[: field.rfind(".", 0, end)] for field in fields for end in [len(field)]}
+    sections = {field.rpartition(".")[0] for field in fields}
     assert {field.rstrip(".") for field in named} - fields - sections == set()
 
 

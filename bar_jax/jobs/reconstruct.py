@@ -16,7 +16,7 @@ data set's own classifier, if `evaluate.metrics` has `classifier_fid`.
 import functools
 import logging
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -58,9 +58,9 @@ LPIPS_NETWORKS = ("vgg16", "lpips")
 def run(config: ConfigDict) -> dict[str, object]:
     """Measures the trained tokenizer on all validation images; returns the summary."""
     mesh = mesh_lib.make_mesh(**config.mesh)
-    count = len(data.open_images(config, validation=True))
+    source = data.open_images(config, validation=True)
     with jax.set_mesh(mesh):
-        reasons = omitted(config, count)
+        reasons = omitted(config, len(source))
         networks = None if "lpips" in reasons else load_lpips(config, mesh)
         tokenizer = models.load_tokenizer(config, mesh)
         measured = measure(
@@ -72,7 +72,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             networks=networks,
         )
         save_picture(config, measured)
-        distances, settings = frechet_distances(config, mesh, tokenizer, reasons)
+        distances, settings = frechet_distances(config, mesh, tokenizer, source, reasons)
     numbers = measured.numbers | distances
     summary = {"tokenizer_step": tokenizer.step}
     summary |= {f"reconstruction_{name}": value for name, value in numbers.items()}
@@ -210,11 +210,13 @@ def frechet_distances(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
     tokenizer: models.Trained,
+    source: Sequence,
     without: Collection[str],
 ) -> tuple[dict[str, object], dict[str, object]]:
     """Frechet distances of the validation images and their reconstructions.
 
     Args:
+      source: the validation images.
       without: metrics that are left out.
 
     Returns:
@@ -226,7 +228,6 @@ def frechet_distances(
         return {}, {}
     feature_networks.check(config.evaluate.weights, [n.network for n in needs.values()], "metric")
     networks = [feature_networks.load(config, mesh, need.network) for need in needs.values()]
-    source = data.open_images(config, validation=True)
     sizes, images = sizes_of(networks, config.data.image_size), dict.fromkeys(needs, len(source))
     told = notes(needs, len(source), images, sizes)
     for metric, note in told.items():

@@ -28,8 +28,6 @@ GROUPS = {
     ("feature_predictor",): "decoder",
 }
 
-DECODER = tuple(path[0] for path, group in GROUPS.items() if group == "decoder")
-
 
 def parameter_group(path: Sequence[str]) -> str:
     """The group of a parameter: embeddings, encoder, quantizer, basis or decoder.
