@@ -5,7 +5,7 @@
 The same command on every process of a cluster works on it together. TPU pods, SLURM, Open MPI and
 GKE are found; elsewhere --coordinator=HOST:PORT --num_processes=N --process_id=I say so.
 
-All fields, among them `job` and what it may be, are in bar_jax/config.py and bar_jax/jobs/.
+All fields, among them `job` and what it may be, are in bar_jax/config/ and bar_jax/jobs/.
 """
 
 import ast
@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bar_jax import config as config_lib
-from bar_jax import distributed, files, validation
-from bar_jax.config_file import load_config, set_by_hand
-from bar_jax.errors import InputError, NonFinite, SaveError
-from bar_jax.training import preemption
+from bar_jax.config import validation
+from bar_jax.config.file import load_config, set_by_hand
+from bar_jax.runtime import distributed, files, preemption
+from bar_jax.runtime.errors import InputError, NonFinite, SaveError
 
 logger = logging.getLogger("bar_jax")
 FLAGS = ("config", "workdir", *distributed.Cluster._fields)
@@ -86,7 +86,9 @@ def _run(config: ConfigDict, cluster: distributed.Cluster | None, by_hand: Itera
     # Imported here so that a misspelt field is told before JAX has started.
     import jax
 
-    from bar_jax import config_effects, jobs, mesh, workdir
+    from bar_jax import jobs
+    from bar_jax.config import effects as config_effects
+    from bar_jax.runtime import mesh, workdir
 
     if config.job not in jobs.JOBS:
         raise InputError("job", repr(config.job), " | ".join(jobs.JOBS))

@@ -7,15 +7,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import files, models, published, workdir
-from bar_jax.arguments import LARGEST, array, described, integer, number, with_range
 from bar_jax.config import basis_inside, real_valued, settle, token_channels, token_grid
-from bar_jax.config_file import load_config
-from bar_jax.errors import InputError
+from bar_jax.config.file import load_config
+from bar_jax.config.validation import check_labels, check_sampling, check_seed, validate
 from bar_jax.jobs import encode, sample
-from bar_jax.mesh import make_mesh
+from bar_jax.pretrained import published
+from bar_jax.runtime import files, workdir
+from bar_jax.runtime.arguments import LARGEST, array, described, integer, number, with_range
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import sequence_grid
-from bar_jax.validation import check_labels, check_sampling, check_seed, validate
+from bar_jax.training import restore as models
 
 
 class Pipeline:

@@ -90,7 +90,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="module")
 def one_device():
-    """The command on one device, which compiles fastest; tests/test_mesh.py trains on eight."""
+    """The command on one device, which compiles fastest; runtime/test_mesh.py trains on eight."""
     term = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
@@ -120,7 +120,7 @@ def lowered_for_cuda(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
     from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-    from bar_jax.mesh import AXES
+    from bar_jax.runtime.mesh import AXES
 
     for name, answer in (
         ("check_cudnn_version", lambda: 91000),
@@ -154,7 +154,7 @@ def published_config():
     tokens of 10 bits, 10 classes, random weights.
     """
     from bar_jax.config import default_config
-    from bar_jax.config_presets import tiny
+    from bar_jax.config.presets import tiny
 
     config = tiny(default_config())
     config.data.image_size = 64

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from bar_jax import models, published
 from bar_jax.config import (
     bits_per_token,
     default_config,
@@ -21,14 +20,16 @@ from bar_jax.config import (
     token_channels,
     token_grid,
 )
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
+from bar_jax.config.validation import validate
 from bar_jax.generators import make_generator
 from bar_jax.jobs import describe, train_generator, train_tokenizer
 from bar_jax.jobs.describe import count
+from bar_jax.pretrained import published
 from bar_jax.tokenizers import make_tokenizer, sequence_grid
 from bar_jax.training import loop
+from bar_jax.training import restore as models
 from bar_jax.training.optimizer import decays
-from bar_jax.validation import validate
 from bar_jax.visualize import figures
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -181,8 +181,8 @@ def write():
 }
 SMALL_DISK = 'mount -t tmpfs -o size=64k tmpfs "$1" || exit 99; exec "$2" -c "$3" "$1"'
 PRINTED = """
-from bar_jax.errors import SaveError
-from bar_jax.files import telling_full_disk
+from bar_jax.runtime.errors import SaveError
+from bar_jax.runtime.files import telling_full_disk
 try:
     with telling_full_disk(folder):
         write()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bar_jax.config import flatten
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

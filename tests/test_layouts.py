@@ -1,6 +1,6 @@
 """Generators, and a tokenizer, in layouts of eight devices: gradients and samples are one device's.
 
-Those of the parts are tested with them; tests/test_mesh.py trains for many steps.
+Those of the parts are tested with them; tests/runtime/test_mesh.py trains for many steps.
 """
 
 import functools
@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax import mesh as mesh_lib
-from bar_jax import models
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs.train_tokenizer import make_loss_fn
+from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training import restore as models
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BATCH = 8

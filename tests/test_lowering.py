@@ -16,16 +16,17 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from bar_jax import data, models
+from bar_jax import data
 from bar_jax.config import flatten, real_valued
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import plan
-from bar_jax.mesh import make_mesh
 from bar_jax.nn import attention
+from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import optimizer
+from bar_jax.training import restore as models
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 2

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bar_jax import workdir
 from bar_jax.config import flatten
-from bar_jax.config_file import load_config
-from bar_jax.errors import InputError, NonFinite, SaveError
+from bar_jax.config.file import load_config
 from bar_jax.main import main, parse
-from bar_jax.training import preemption
+from bar_jax.runtime import preemption, workdir
+from bar_jax.runtime.errors import InputError, NonFinite, SaveError
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
@@ -216,7 +215,7 @@ def test_a_misspelt_field_in_a_config_file(tmp_path, capsys):
     line = _refused(capsys, f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}")
     assert line == (
         "config.model.generator.wdth: found no such field,"
-        " expected a field of bar_jax/config.py; did you mean model.generator.width?"
+        " expected a field of bar_jax/config; did you mean model.generator.width?"
     )
 
 
@@ -249,7 +248,7 @@ def test_a_workdir_that_cannot_be_one(name, tmp_path, capsys):
 
 
 def test_a_workdir_with_another_run_in_it(tmp_path, capsys, monkeypatch):
-    from bar_jax import workdir_lock
+    from bar_jax.runtime import workdir_lock
 
     def refuse(*_):
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")

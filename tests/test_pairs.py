@@ -10,9 +10,9 @@ import pytest
 
 from bar_jax import bases, jobs
 from bar_jax.config import bits_per_token, default_config
-from bar_jax.config_presets import tiny
-from bar_jax.errors import InputError
-from bar_jax.validation import CHOICES, validate
+from bar_jax.config.presets import tiny
+from bar_jax.config.validation import CHOICES, validate
+from bar_jax.runtime.errors import InputError
 from tests import tracing
 
 CONFIGS = 7

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from bar_jax.config import default_config, duration, settle
+from bar_jax.config.validation import validate
 from bar_jax.main import parse
-from bar_jax.validation import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "python -m bar_jax.main "

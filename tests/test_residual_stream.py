@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax import models
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.nn.vit import ViT
+from bar_jax.training import restore as models
 
 BATCH = 2
 

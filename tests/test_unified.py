@@ -15,15 +15,16 @@ from flax.core import meta
 from PIL import Image
 
 import bar_jax
-from bar_jax import frozen, models
-from bar_jax.config_file import load_config
-from bar_jax.errors import InputError
+from bar_jax.config.file import load_config
 from bar_jax.jobs import basis_tokens, sample, train_tokenizer
 from bar_jax.main import main
-from bar_jax.mesh import make_mesh
+from bar_jax.pretrained import frozen
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.tokenizers.basis_fsq import BasisFSQ
 from bar_jax.training import checkpoint
+from bar_jax.training import restore as models
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs/unified/digits.py:tiny")
 TOKENS, BITS = 16, 16

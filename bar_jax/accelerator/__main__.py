@@ -23,7 +23,7 @@ from typing import NamedTuple
 from bar_jax.accelerator import rows as rows_lib
 from bar_jax.accelerator import table, work
 from bar_jax.accelerator.rows import ROWS, Row
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 # By the names that they are imported by; what is not here only figures and other sources need.
 PACKAGES = (

@@ -18,20 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import models, workdir
 from bar_jax.accelerator.comparison import Setting, both, distance, judged, on
 from bar_jax.config import real_valued
-from bar_jax.config_file import load_config
-from bar_jax.errors import InputError
+from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator, mar_sampler, xar_sampler
 from bar_jax.generators.masked_bit import sample_tokens
 from bar_jax.jobs.encode import tokens as encoded
 from bar_jax.jobs.plan import generator_program
-from bar_jax.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.nn import decode_attention
 from bar_jax.nn.attention import attend
+from bar_jax.runtime import workdir
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.tokenizers import cached_as, make_tokenizer
 from bar_jax.training import checkpoint
+from bar_jax.training import restore as models
 from bar_jax.training.step import init_state
 
 logger = logging.getLogger(__name__)

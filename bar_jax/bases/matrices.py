@@ -7,7 +7,7 @@ Matrices are made on the host in float64, and act on tokens in raster order.
 import numpy as np
 
 from bar_jax.bases.permutation import ORDERS, order
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 FROM_TOKENS = ("compact", "pca")  # made of the tokens' second-moment matrix
 MATRICES = (

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 INVERSES = ("inverse", "transpose")
 

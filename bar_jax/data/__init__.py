@@ -48,7 +48,7 @@ from bar_jax.data.token_writer import (
     plan_cache,
     shard_writer,
 )
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 
 def open_images(config: ConfigDict, validation: bool = False):

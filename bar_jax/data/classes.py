@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bar_jax.errors import InputError
-from bar_jax.files import write_atomically
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.files import write_atomically
 
 logger = logging.getLogger(__name__)
 FILE = "classes.json"

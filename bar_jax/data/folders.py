@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageFile
 
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from bar_jax.data.folders import READABLE, by_number, image_files
 from bar_jax.data.images import DamagedImage, decode
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 IMAGES, LABELS, SETTINGS = "arr_0", "arr_1", "settings"
 NO_LABELS = "the samples have no labels"

@@ -10,7 +10,7 @@ import numpy as np
 from bar_jax.data import stream
 from bar_jax.data.images import DamagedImage, center_crop, center_crop_adm, mirror, random_crop
 from bar_jax.data.token_cache import TokenCache
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from bar_jax.data.images import DamagedImage
 from bar_jax.data.loader import MAX_DAMAGED_IN_A_ROW
 from bar_jax.data.sources import HOLDOUT_EVERY, holdout
 from bar_jax.data.token_cache import DTYPES
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 _PROBES = 16  # files that the fingerprint reads

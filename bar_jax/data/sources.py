@@ -22,7 +22,7 @@ from bar_jax.data.folders import (
     split_root,
 )
 from bar_jax.data.images import decode
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 HOLDOUT_EVERY = 20  # without a validation split, one image in this many validates
 

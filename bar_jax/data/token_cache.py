@@ -20,7 +20,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 FORMAT = "bar_jax.tokens"
 VERSION = 2

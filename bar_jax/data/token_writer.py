@@ -28,8 +28,8 @@ from bar_jax.data.token_cache import (
     refuse_difference,
     shard_path,
 )
-from bar_jax.errors import InputError, SaveError
-from bar_jax.files import write_atomically
+from bar_jax.runtime.errors import InputError, SaveError
+from bar_jax.runtime.files import write_atomically
 
 # One record a group for random access. Bits and latents of a good tokenizer do not compress, and
 # leaving compression out makes reading and writing three times as fast.

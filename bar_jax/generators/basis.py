@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bar_jax.arguments import check_labels, check_numbers, check_scale
 from bar_jax.bases import LEARNED, MATRIX, RANDOM, Basis, objectives, permutation, transform
 from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import from_patches, to_patches
 from bar_jax.losses import Sums
-from bar_jax.mesh import whole
+from bar_jax.runtime.arguments import check_labels, check_numbers, check_scale
+from bar_jax.runtime.mesh import whole
 
 
 class Draws(flax.struct.PyTreeNode):

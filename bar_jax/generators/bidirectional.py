@@ -6,11 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn.attention import attend
 from bar_jax.nn.decoding import layers, unstacked
 from bar_jax.nn.linear import XAVIER, linear
 from bar_jax.nn.mlp import GeluMLP
+from bar_jax.runtime.mesh import constrain_batch
 
 NORM_EPS = 1e-6
 

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from bar_jax.mesh import constrain_batch, gathered
 from bar_jax.nn.attention import attend
 from bar_jax.nn.decode_attention import LayerCache, attend_cached, empty_cache
 from bar_jax.nn.decoding import layers
 from bar_jax.nn.linear import NORMAL_02, linear, lookup, named
 from bar_jax.nn.mlp import SwiGLU
 from bar_jax.nn.rotary import axial_table, rotate
+from bar_jax.runtime.mesh import constrain_batch, gathered
 
 # Published tables have spare rows: places, sequence indices, and three classes in front.
 SPARE_PLACES = 128

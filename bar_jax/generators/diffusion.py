@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.arguments import check_labels, check_numbers, check_scale
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.denoising import predict_tokens
 from bar_jax.generators.prediction import Prediction
@@ -18,6 +17,7 @@ from bar_jax.generators.settings import Settings
 from bar_jax.generators.writing import token_guidance, write_tokens
 from bar_jax.heads import diffusion
 from bar_jax.nn.decoding import Weights, decoding_params
+from bar_jax.runtime.arguments import check_labels, check_numbers, check_scale
 
 
 class CausalDiffusion(nn.Module):

@@ -16,7 +16,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bar_jax.arguments import check_labels, check_numbers
 from bar_jax.bases import permutation
 from bar_jax.generators import mar_sampler, mask_ratio
 from bar_jax.generators.bidirectional import NORM_EPS, Transformer
@@ -24,8 +23,9 @@ from bar_jax.generators.denoising import predict_tokens
 from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
 from bar_jax.heads import diffusion
-from bar_jax.mesh import gathered
 from bar_jax.nn.linear import NORMAL_02, XAVIER, linear, named
+from bar_jax.runtime.arguments import check_labels, check_numbers
+from bar_jax.runtime.mesh import gathered
 
 
 class Draws(flax.struct.PyTreeNode):

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bar_jax.arguments import check_bits, check_labels, check_scale
 from bar_jax.bases import RANDOM, Basis, permutation
-from bar_jax.errors import InputError
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import shuffle, unshuffle
 from bar_jax.generators.writing import token_guidance, write_tokens
 from bar_jax.losses import Sums
 from bar_jax.nn.decoding import Weights, decoding_params
+from bar_jax.runtime.arguments import check_bits, check_labels, check_scale
+from bar_jax.runtime.errors import InputError
 
 
 class Draws(flax.struct.PyTreeNode):

@@ -14,12 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bar_jax.arguments import check_labels, check_numbers
 from bar_jax.bases.permutation import order
 from bar_jax.generators import xar_sampler
 from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
-from bar_jax.mesh import constrain_batch, gathered
 from bar_jax.nn.attention import attend
 from bar_jax.nn.decode_attention import attend_cached
 from bar_jax.nn.decoding import layers
@@ -27,6 +25,8 @@ from bar_jax.nn.linear import NORMAL_02, XAVIER, linear, named
 from bar_jax.nn.mlp import GatedGeluMLP
 from bar_jax.nn.rotary import axial_table, rotate
 from bar_jax.nn.time import TimeEmbedding, time_index
+from bar_jax.runtime.arguments import check_labels, check_numbers
+from bar_jax.runtime.mesh import constrain_batch, gathered
 
 
 class Draws(flax.struct.PyTreeNode):

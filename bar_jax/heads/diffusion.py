@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from bar_jax.heads import gaussian_diffusion as diffusion
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn.decoding import layers
 from bar_jax.nn.linear import XAVIER, linear
 from bar_jax.nn.time import TimeEmbedding
+from bar_jax.runtime.mesh import constrain_batch
 
 # Rows that one product modulates, see `sample`: enough that its weights are read from memory for
 # a reason, few enough that the vectors stay in the cache.

@@ -4,10 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.arguments import check_bits
 from bar_jax.heads.logits import guided, gumbel
 from bar_jax.losses import Sums
 from bar_jax.nn.linear import linear
+from bar_jax.runtime.arguments import check_bits
 
 
 class LinearHead(nn.Module):

@@ -14,14 +14,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bar_jax.arguments import check_bits
-from bar_jax.errors import InputError
 from bar_jax.heads.logits import bit_cross_entropy, guided, gumbel
 from bar_jax.losses import Sums
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn.decoding import layers
 from bar_jax.nn.linear import NORMAL_02, linear, lookup, named
 from bar_jax.nn.mlp import SwiGLU
+from bar_jax.runtime.arguments import check_bits
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import constrain_batch
 
 HIDDEN = 2  # the symbol of a hidden bit, beside 0 and 1
 VISIBLE_WEIGHT = 0.1  # weight of a visible bit's cross-entropy; a hidden one weighs 1

@@ -6,7 +6,7 @@ one nothing can be tried out, so every product is left to cuBLAS.
 
 import jax
 
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 # Of the chip (GH100 with 132 processors), which the two share, then of each board: NVIDIA's name,
 # bytes of memory, bytes per second.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 from jax.profiler import ProfileData
 
-from bar_jax.files import open_folders
+from bar_jax.runtime.files import open_folders
 
 
 class Event(NamedTuple):

@@ -3,9 +3,8 @@
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax import mesh
 from bar_jax.config import real_valued
-from bar_jax.errors import InputError
+from bar_jax.config.validation import SAMPLING_JOBS
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import (
     basis,
@@ -24,7 +23,8 @@ from bar_jax.jobs import (
     train_generator,
     train_tokenizer,
 )
-from bar_jax.validation import SAMPLING_JOBS
+from bar_jax.runtime import mesh
+from bar_jax.runtime.errors import InputError
 
 
 def _basis(config: ConfigDict) -> dict[str, object]:

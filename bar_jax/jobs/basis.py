@@ -25,20 +25,20 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from bar_jax import mesh as mesh_lib
-from bar_jax import models
 from bar_jax.bases import LEARNED, MATRIX, RANDOM, Basis, energy, is_basis, transform
 from bar_jax.bases.projection import projected
 from bar_jax.config import real_valued
-from bar_jax.errors import InputError
-from bar_jax.files import write_atomically
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.generators.shuffle import from_patches, to_patches
 from bar_jax.jobs import encode, sample
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.files import write_atomically
+from bar_jax.runtime.writer import MetricsWriter, update_summary
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.tokenizers.basis_fsq import BasisFSQ
+from bar_jax.training import restore as models
 from bar_jax.training.step import stream_key
-from bar_jax.training.writer import MetricsWriter, update_summary
 from bar_jax.visualize import basis as pictures
 from bar_jax.visualize.grid import save_png
 

@@ -28,22 +28,24 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, feature_networks, models, workdir
-from bar_jax import mesh as mesh_lib
+from bar_jax import data
 from bar_jax.bases import energy, make_basis
 from bar_jax.config import basis_inside
-from bar_jax.errors import InputError
-from bar_jax.files import write_atomically
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import basis, encode, reference, sample
 from bar_jax.jobs.reconstruct import CROP
 from bar_jax.metrics import classifier
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.reconstruction import psnr
+from bar_jax.pretrained import feature_networks
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption, workdir
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.files import write_atomically
+from bar_jax.runtime.writer import MetricsWriter, update_summary
 from bar_jax.tokenizers.fsq import bits_to_codes
-from bar_jax.training import preemption
+from bar_jax.training import restore as models
 from bar_jax.training.step import stream_key
-from bar_jax.training.writer import MetricsWriter, update_summary
 from bar_jax.visualize import basis as pictures
 from bar_jax.visualize.grid import save_png
 

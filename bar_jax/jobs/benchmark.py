@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, feature_networks, frozen, models
+from bar_jax import data
 from bar_jax.bases import LEARNED
 from bar_jax.config import bits_per_token, real_valued
+from bar_jax.config.validation import validate
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.heads import make_head
@@ -33,11 +34,12 @@ from bar_jax.jobs.encode import tokens
 from bar_jax.jobs.plan import generator_program
 from bar_jax.jobs.sample import pixels, schedule
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
-from bar_jax.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.metrics import timing as metric_timing
+from bar_jax.pretrained import feature_networks, frozen
+from bar_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.tokenizers import cached_as
+from bar_jax.training import restore as models
 from bar_jax.training.step import init_state, jit_once
-from bar_jax.validation import validate
 
 logger = logging.getLogger(__name__)
 

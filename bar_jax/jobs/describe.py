@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bar_jax import frozen, models
 from bar_jax.bases import MATRIX
 from bar_jax.config import bits_per_token, real_valued, token_channels
 from bar_jax.generators import make_generator
@@ -29,10 +28,12 @@ from bar_jax.jobs.plan import (
     layout_bytes,
 )
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
-from bar_jax.mesh import make_mesh
+from bar_jax.pretrained import frozen
+from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.tokenizers.basis_fsq import GAINS
+from bar_jax.training import restore as models
 from bar_jax.training.players import Program
 from bar_jax.training.step import TrainState, init_state
 

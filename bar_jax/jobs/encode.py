@@ -19,16 +19,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, models, workdir
-from bar_jax import mesh as mesh_lib
+from bar_jax import data
 from bar_jax.data import classes
 from bar_jax.data.published_tokens import FILES_PER_BATCH
-from bar_jax.errors import InputError
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption, workdir
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.progress import progress
+from bar_jax.runtime.workdir import read_summary
+from bar_jax.runtime.writer import update_summary
 from bar_jax.tokenizers import cached_as, sequence_grid
-from bar_jax.training import preemption
-from bar_jax.training.progress import progress
-from bar_jax.training.writer import update_summary
-from bar_jax.workdir import read_summary
+from bar_jax.training import restore as models
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation")

@@ -19,18 +19,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, feature_networks, models
-from bar_jax import mesh as mesh_lib
+from bar_jax import data
 from bar_jax.data import classes, image_sets
-from bar_jax.errors import InputError
 from bar_jax.jobs import reference as reference_lib
 from bar_jax.jobs import sample
 from bar_jax.metrics import classifier, scores
 from bar_jax.metrics.features import FeatureNetwork, Features, extract, sizes_of
-from bar_jax.pretrained import clip_text
-from bar_jax.training import preemption
-from bar_jax.training.writer import environment, update_summary
-from bar_jax.workdir import read_summary
+from bar_jax.pretrained import clip_text, feature_networks
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.workdir import read_summary
+from bar_jax.runtime.writer import environment, update_summary
+from bar_jax.training import restore as models
 
 logger = logging.getLogger(__name__)
 CLIP_TEXT = "a photo of {}"  # basis paper

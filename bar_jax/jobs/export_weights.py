@@ -12,11 +12,13 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax import mesh as mesh_lib
-from bar_jax import models, published, workdir
-from bar_jax.errors import InputError
+from bar_jax.pretrained import published
 from bar_jax.pretrained.files import READERS, write_safetensors
-from bar_jax.training.writer import update_summary
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import workdir
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.writer import update_summary
+from bar_jax.training import restore as models
 
 logger = logging.getLogger(__name__)
 LOADERS = {"tokenizer": models.load_tokenizer, "generator": models.load_generator}

@@ -25,11 +25,11 @@ from collections.abc import Callable, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax import workdir
-from bar_jax.errors import InputError
-from bar_jax.files import write_atomically
+from bar_jax.runtime import workdir
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.files import write_atomically
+from bar_jax.runtime.writer import update_summary
 from bar_jax.tokenizers import bit_budget, sequence_grid
-from bar_jax.training.writer import update_summary
 from bar_jax.visualize.basis import PREFIX_CURVES, draw_prefixes_of_runs
 from bar_jax.visualize.figures import (
     Point,

@@ -11,11 +11,12 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax import mesh as mesh_lib
-from bar_jax import published, workdir
-from bar_jax.errors import InputError
-from bar_jax.training import checkpoint, preemption
-from bar_jax.training.writer import update_summary
+from bar_jax.pretrained import published
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption, workdir
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.writer import update_summary
+from bar_jax.training import checkpoint
 
 logger = logging.getLogger(__name__)
 

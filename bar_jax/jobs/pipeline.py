@@ -10,11 +10,10 @@ import logging
 
 from ml_collections import ConfigDict
 
-from bar_jax import mesh, workdir
 from bar_jax.config import real_valued
 from bar_jax.jobs import encode, evaluate, sample, train_generator, train_tokenizer
-from bar_jax.training import preemption
-from bar_jax.training.writer import update_summary
+from bar_jax.runtime import mesh, preemption, workdir
+from bar_jax.runtime.writer import update_summary
 
 logger = logging.getLogger(__name__)
 

@@ -25,10 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, feature_networks, frozen, models
-from bar_jax import mesh as mesh_lib
+from bar_jax import data
 from bar_jax.data import image_sets
-from bar_jax.errors import InputError
 from bar_jax.jobs import reference
 from bar_jax.losses.reconstruction import to_8_bits
 from bar_jax.metrics.features import extract, sizes_of
@@ -42,10 +40,14 @@ from bar_jax.metrics.reconstruction import (
 )
 from bar_jax.metrics.scores import NEEDS, notes
 from bar_jax.metrics.scores import omitted as omitted_of_few
+from bar_jax.pretrained import feature_networks, frozen
 from bar_jax.pretrained.lpips import PACKAGE
 from bar_jax.pretrained.networks import init_network, read_network
-from bar_jax.training import preemption
-from bar_jax.training.writer import environment, update_summary
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.writer import environment, update_summary
+from bar_jax.training import restore as models
 from bar_jax.visualize.grid import image_grid, save_png
 
 logger = logging.getLogger(__name__)

@@ -18,17 +18,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, feature_networks
-from bar_jax import mesh as mesh_lib
+from bar_jax import data
 from bar_jax.data import image_sets
-from bar_jax.errors import InputError
-from bar_jax.files import replacing, write_atomically
 from bar_jax.metrics.features import FeatureNetwork, extract, sizes_of
 from bar_jax.metrics.moments import Gaussian, gaussian
 from bar_jax.metrics.scores import NEEDS, Reference, few_for_features
-from bar_jax.training import preemption
-from bar_jax.training.progress import progress
-from bar_jax.training.writer import update_summary
+from bar_jax.pretrained import feature_networks
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.files import replacing, write_atomically
+from bar_jax.runtime.progress import progress
+from bar_jax.runtime.writer import update_summary
 
 logger = logging.getLogger(__name__)
 CROP = "adm"  # of the images that the published reference statistics are of

@@ -27,19 +27,21 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, models, workdir
-from bar_jax import mesh as mesh_lib
+from bar_jax import data
 from bar_jax.bases import make_basis
 from bar_jax.config import token_grid
 from bar_jax.data import stream
-from bar_jax.errors import InputError
-from bar_jax.files import naming, replacing, write_atomically
 from bar_jax.generators.settings import sampling_fields, sampling_settings
 from bar_jax.jobs import encode
-from bar_jax.training import checkpoint, preemption
-from bar_jax.training.progress import progress
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption, workdir
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.files import naming, replacing, write_atomically
+from bar_jax.runtime.progress import progress
+from bar_jax.runtime.writer import update_summary
+from bar_jax.training import checkpoint
+from bar_jax.training import restore as models
 from bar_jax.training.step import stream_key
-from bar_jax.training.writer import update_summary
 from bar_jax.visualize.grid import image_grid, save_png
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, models, workdir
-from bar_jax import mesh as mesh_lib
+from bar_jax import data
 from bar_jax.bases import RANDOM
 from bar_jax.bases.permutation import random_share
 from bar_jax.config import duration
@@ -26,11 +25,14 @@ from bar_jax.generators import make_generator
 from bar_jax.jobs import basis as basis_lib
 from bar_jax.jobs import encode, sample
 from bar_jax.jobs import evaluate as evaluate_lib
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption, workdir
+from bar_jax.runtime.writer import update_summary
 from bar_jax.tokenizers import make_tokenizer, sequence_grid
-from bar_jax.training import loop, preemption
+from bar_jax.training import loop
+from bar_jax.training import restore as models
 from bar_jax.training.players import one_player
 from bar_jax.training.step import LossFn, quotients, stream_key
-from bar_jax.training.writer import update_summary
 from bar_jax.visualize.grid import save_png
 
 logger = logging.getLogger(__name__)

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax import data, frozen, models, workdir
+from bar_jax import data
 from bar_jax.bases import LEARNED, MATRIX, objectives
 from bar_jax.config import basis_inside, duration
 from bar_jax.data import classes
-from bar_jax.errors import InputError
 from bar_jax.jobs import basis as basis_lib
 from bar_jax.jobs import basis_tokens, reconstruct
 from bar_jax.losses import discriminator as disc
@@ -26,16 +25,20 @@ from bar_jax.losses import prefixes, weighted
 from bar_jax.losses.gram import gram
 from bar_jax.losses.perceptual import convnext_distance, lpips, vgg_pair
 from bar_jax.losses.reconstruction import absolute_error, squared_error
-from bar_jax.mesh import batch_share, first_alone, first_says, make_mesh
 from bar_jax.metrics.reconstruction import bit_entropies
+from bar_jax.pretrained import frozen
+from bar_jax.runtime import workdir
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import batch_share, first_alone, first_says, make_mesh
+from bar_jax.runtime.writer import update_summary
 from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.tokenizers.basis_fsq import BasisFSQ, BasisReconstruction
 from bar_jax.training import checkpoint, loop
+from bar_jax.training import restore as models
 from bar_jax.training.optimizer import warn_of_warmup
 from bar_jax.training.players import FrozenLossFn, Opponent, Program, two_players
 from bar_jax.training.step import everything, stream_key
-from bar_jax.training.writer import update_summary
 
 STAGE = "train_tokenizer"
 INIT_STREAM = f"{STAGE}/params"  # of random numbers, that fresh parameters are drawn from

@@ -26,13 +26,13 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bar_jax.data import stream
-from bar_jax.errors import InputError
 from bar_jax.nn.resize import resize
 from bar_jax.pretrained import manifest
 from bar_jax.pretrained.files import read_tensors, write_safetensors
-from bar_jax.training import preemption
+from bar_jax.runtime import preemption
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.progress import progress
 from bar_jax.training.optimizer import adamw, warmup_cosine
-from bar_jax.training.progress import progress
 
 logger = logging.getLogger(__name__)
 

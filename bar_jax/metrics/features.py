@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.metrics.moments import Moments, add, merge, zero_moments
+from bar_jax.runtime import mesh as mesh_lib
 
 Apply = Callable[[dict, jax.Array], dict[str, jax.Array]]
 

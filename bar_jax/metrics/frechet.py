@@ -3,8 +3,8 @@
 import numpy as np
 from scipy import linalg
 
-from bar_jax.errors import InputError
 from bar_jax.metrics.moments import Gaussian
+from bar_jax.runtime.errors import InputError
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

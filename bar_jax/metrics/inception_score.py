@@ -3,8 +3,8 @@
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from bar_jax.errors import InputError
 from bar_jax.metrics.moments import check_finite
+from bar_jax.runtime.errors import InputError
 
 GROUP = 5000  # images
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from bar_jax.errors import InputError
 from bar_jax.metrics.moments import check_finite
+from bar_jax.runtime.errors import InputError
 
 BLOCK = 1000  # images of each set that are compared at a time
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 BLOCK = 4096  # images whose features are in float64 at a time
 

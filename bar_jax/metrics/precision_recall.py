@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bar_jax.errors import InputError
 from bar_jax.metrics.moments import check_finite
+from bar_jax.runtime.errors import InputError
 
 NEIGHBOURS = 3  # k of the published numbers
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bar_jax.errors import InputError
 from bar_jax.metrics.classifier import class_accuracy
 from bar_jax.metrics.features import Features
 from bar_jax.metrics.frechet import frechet_distance
@@ -14,6 +13,7 @@ from bar_jax.metrics.inception_score import GROUP, inception_score
 from bar_jax.metrics.kid import BLOCK, kid
 from bar_jax.metrics.moments import Gaussian, gaussian
 from bar_jax.metrics.precision_recall import NEIGHBOURS, precision_recall
+from bar_jax.runtime.errors import InputError
 
 
 class Need(NamedTuple):

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.inception_score import inception_score
 from bar_jax.metrics.kid import kid
 from bar_jax.metrics.moments import add, gaussian, zero_moments
 from bar_jax.metrics.precision_recall import precision_recall
+from bar_jax.runtime import mesh as mesh_lib
 
 # What the published numbers are made of.
 SAMPLES, REFERENCE, FEATURES, CLASSES = 50_000, 10_000, 2048, 1008

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.mesh import constrain_batch
+from bar_jax.runtime.mesh import constrain_batch
 
 logger = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn.imagenet import normalized
 from bar_jax.nn.linear import NORMAL_02, named
 from bar_jax.nn.resize import resize
 from bar_jax.nn.vit import ViT, patchify
+from bar_jax.runtime.mesh import constrain_batch
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of R, G, B in [0, 1], over CLIP's training set
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn.linear import NORMAL_02, linear, named
 from bar_jax.nn.mlp import GeluMLP
+from bar_jax.runtime.mesh import constrain_batch
 
 NORM_EPS = 1e-6
 

@@ -19,10 +19,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from bar_jax.errors import InputError
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn import attention
 from bar_jax.nn.flash_decoding import TRITON, flash_decoding
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import constrain_batch
 
 KINDS = ("xla", "rows", "cudnn", "pallas")
 ALIGNMENT = 8  # positions of a cache that cuDNN reads are a multiple of this

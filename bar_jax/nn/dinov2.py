@@ -3,11 +3,11 @@
 import flax.linen as nn
 import jax
 
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn.imagenet import normalized
 from bar_jax.nn.linear import linear
 from bar_jax.nn.resize import resize
 from bar_jax.nn.vit import ViT, patchify
+from bar_jax.runtime.mesh import constrain_batch
 
 
 class DINOv2(nn.Module):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 
-from bar_jax.mesh import BATCH_AXES, batch_ways
+from bar_jax.runtime.mesh import BATCH_AXES, batch_ways
 
 # What compiles the kernel. JAX deprecates it from 0.12 on in favour of Mosaic, which is for Hopper
 # and newer alone. Imported where it is used, so that nothing else needs it.

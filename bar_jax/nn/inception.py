@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn.linear import named
 from bar_jax.nn.resize import resize
+from bar_jax.runtime.mesh import constrain_batch
 
 SIZE = 299  # px a side of the images that the network was trained on
 FEATURES = 2048

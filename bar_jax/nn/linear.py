@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.mesh import cut_by_batch, gathered_kernel
 from bar_jax.nn import narrow
 from bar_jax.nn.decoding import OUTPUT_FIRST, SCALE, TILES
+from bar_jax.runtime.mesh import cut_by_batch, gathered_kernel
 
 Init = Callable[..., jax.Array]
 
@@ -19,7 +19,7 @@ XAVIER: Init = nn.initializers.xavier_uniform()  # of what MAR and xAR publish
 
 
 def named(init: Init, *axes: str | None) -> Init:
-    """An initialiser whose array carries logical axis names (see `bar_jax.mesh`)."""
+    """An initialiser whose array carries logical axis names (see `bar_jax.runtime.mesh`)."""
     return nn.with_logical_partitioning(init, axes)
 
 

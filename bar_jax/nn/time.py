@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn.linear import NORMAL_02, Init, linear
+from bar_jax.runtime.mesh import constrain_batch
 
 MAX_PERIOD = 10_000.0
 TIME_STEPS = 1000  # times in [0, 1] are told to a network in thousandths

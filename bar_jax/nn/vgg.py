@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn.linear import named
+from bar_jax.runtime.mesh import constrain_batch
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # of each stage
 

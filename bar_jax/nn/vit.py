@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn.attention import attend
 from bar_jax.nn.linear import NORMAL_02, Init, linear, named
 from bar_jax.nn.mlp import Gelu, GeluMLP
 from bar_jax.nn.remat import rematerialised
+from bar_jax.runtime.mesh import constrain_batch
 
 
 class ViTBlock(nn.Module):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 PACKAGE = "open_clip"
 CONTEXT = 77  # tokens of a text, the start and the end among them

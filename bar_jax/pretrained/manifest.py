@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bar_jax import files
-from bar_jax.errors import InputError
+from bar_jax.runtime import files
+from bar_jax.runtime.errors import InputError
 
 # None stands for any size, or (of a whole shape) for any shape.
 Shape = tuple[int | None, ...] | None

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from bar_jax import files
-from bar_jax.errors import InputError
 from bar_jax.losses.discriminator import DINO
 from bar_jax.losses.perceptual import LinearHeads
 from bar_jax.nn.clip import CLIP
@@ -20,6 +18,8 @@ from bar_jax.nn.inception import Inception
 from bar_jax.nn.vgg import VGG16
 from bar_jax.pretrained import clip, dino, dinov2, inception, lpips, manifest, torchvision
 from bar_jax.pretrained.files import read_tensors
+from bar_jax.runtime import files
+from bar_jax.runtime.errors import InputError
 
 
 class Network(NamedTuple):

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bar_jax.errors import InputError
 from bar_jax.pretrained.layout import Layout, layer_norm, linear, same, to_ours, to_published
+from bar_jax.runtime.errors import InputError
 
 # What the names of a tower start with: in SigLIP2's files (the last where the tower was saved
 # alone), and in published tokenizers.

@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.arguments import check_bits, check_numbers
-from bar_jax.errors import InputError
 from bar_jax.nn.linear import linear, named
 from bar_jax.nn.vit import ViT, patchify, unpatchify
+from bar_jax.runtime.arguments import check_bits, check_numbers
+from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers.fsq import Quantizer, bits_to_codes, codes_to_bits, quantize_centered
 
 # Where a path of parameters begins -> the group that it is trained with; the longest counts.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bar_jax.bases import MATRIX, Basis, transform
-from bar_jax.mesh import whole
+from bar_jax.runtime.mesh import whole
 from bar_jax.tokenizers.bar_fsq import BarFSQ
 from bar_jax.tokenizers.fsq import quantize_centered
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from bar_jax.arguments import check_numbers
-from bar_jax.mesh import constrain_batch
 from bar_jax.nn.attention import attend
 from bar_jax.nn.linear import linear, named
+from bar_jax.runtime.arguments import check_numbers
+from bar_jax.runtime.mesh import constrain_batch
 
 GROUPS, NORM_EPS = 32, 1e-6
 LOG_VARIANCE = (-30.0, 20.0)  # what log-variances are clamped to

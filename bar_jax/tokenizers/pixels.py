@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bar_jax.arguments import check_numbers
 from bar_jax.nn.vit import patchify, unpatchify
+from bar_jax.runtime.arguments import check_numbers
 
 
 class Pixels(nn.Module):

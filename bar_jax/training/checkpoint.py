@@ -23,9 +23,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bar_jax import __version__
-from bar_jax import mesh as mesh_lib
-from bar_jax.errors import InputError, SaveError
-from bar_jax.files import write_atomically
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime.errors import InputError, SaveError
+from bar_jax.runtime.files import write_atomically
 from bar_jax.training import checksum
 from bar_jax.training.step import TrainState
 

@@ -23,16 +23,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.config import duration, profiled_steps
-from bar_jax.errors import InputError, NonFinite
-from bar_jax.training import checkpoint, optimizer, preemption
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption
+from bar_jax.runtime.errors import InputError, NonFinite
+from bar_jax.runtime.progress import AHEAD, Steps, format_seconds, losses, never_silent
+from bar_jax.runtime.writer import MetricsWriter
+from bar_jax.training import checkpoint, optimizer
 from bar_jax.training.players import Program
-from bar_jax.training.progress import AHEAD, Steps, format_seconds, losses, never_silent
 from bar_jax.training.save_clock import SaveClock
 from bar_jax.training.step import TrainState, init_state, stream_key
 from bar_jax.training.watch import Profiler, Watch
-from bar_jax.training.writer import MetricsWriter
 from bar_jax.visualize.report import write_report
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import time
 
-from bar_jax import mesh
+from bar_jax.runtime import mesh
 
 
 class SaveClock:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.losses import Sums
+from bar_jax.runtime import mesh as mesh_lib
 
 Batch = dict[str, jax.Array]
 # (params, piece of a batch, key of each example, dropout key, step) -> sums, among them "loss"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
-from bar_jax import files
+from bar_jax.runtime import files
 
 logger = logging.getLogger(__name__)
 MUCH = 0.2  # share of the time that devices may wait for input without a warning

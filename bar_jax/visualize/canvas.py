@@ -2,7 +2,7 @@
 
 import io
 
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 DOTS_PER_INCH = 200
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from bar_jax.files import write_atomically
+from bar_jax.runtime.files import write_atomically
 
 CELL = 64  # pixels: smaller images are enlarged to at least this, by a whole factor
 GAP = 2  # pixels between cells

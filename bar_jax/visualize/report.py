@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from bar_jax.data import classes
-from bar_jax.files import write_atomically
+from bar_jax.runtime.files import write_atomically
 
 WIDTH, HEIGHT = 280, 130  # of a curve, px
 POINTS = 400  # of a curve, at most

@@ -3,11 +3,11 @@
     python -m bar_jax.main --config=configs/basis/causal_l.py --workdir=runs/causal_l
 
 Next-basis prediction in its plain form, KL-16 latents of ImageNet at 256 px. Nobody has published
-such a model: sizes and training are ours, see bar_jax/config_hosts.py, and there are no numbers.
+such a model: sizes and training are ours, see bar_jax/config/hosts.py, and there are no numbers.
 """
 
-from bar_jax.config_hosts import causal
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import causal
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

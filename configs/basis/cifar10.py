@@ -8,7 +8,7 @@ numbers, written in 4 steps of 16. The README beside has what a few minutes of i
 """
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import classifier_metrics, sized
+from bar_jax.config.presets import classifier_metrics, sized
 
 
 def get_config(size=None):

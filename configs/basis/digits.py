@@ -8,7 +8,7 @@ beside has what it reaches with other bases.
 """
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import classifier_metrics, sized
+from bar_jax.config.presets import classifier_metrics, sized
 
 
 def get_config(size=None):

@@ -7,7 +7,7 @@ As `digits.py`, but 16 tokens one after another, each drawn by a diffusion head.
 """
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import classifier_metrics, sized
+from bar_jax.config.presets import classifier_metrics, sized
 
 
 def get_config(size=None):

@@ -7,8 +7,8 @@ The paper takes FFHQ. The images lie in one sub-folder of the path, which is the
 20th is held out. 256 tokens of 48 numbers, xAR-B. The paper shows the basis and reports no number.
 """
 
-from bar_jax.config_hosts import xar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import xar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

@@ -6,8 +6,8 @@
 recall 0.64; it does not state the guidance of these runs, which is published MAR's here.
 """
 
-from bar_jax.config_hosts import mar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import mar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

@@ -6,8 +6,8 @@ The paper reports FID 1.65, IS 287.7, precision 0.85, recall 0.64 and no layout:
 2 x 2 latents.
 """
 
-from bar_jax.config_hosts import mar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import mar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

@@ -6,8 +6,8 @@ The basis paper reports FID 1.73, IS 279.9, precision 0.84, recall 0.62 and no l
 tokens of 2 x 2 latents.
 """
 
-from bar_jax.config_hosts import published_mar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import published_mar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

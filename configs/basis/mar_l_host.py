@@ -6,8 +6,8 @@
 IS 296.0, precision 0.81, recall 0.60.
 """
 
-from bar_jax.config_hosts import published_mar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import published_mar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

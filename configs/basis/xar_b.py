@@ -7,8 +7,8 @@ FID 1.56, IS 292.4, precision 0.83, recall 0.63. The files that it needs, and wh
 change, are in configs/README.md.
 """
 
-from bar_jax.config_hosts import xar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import xar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

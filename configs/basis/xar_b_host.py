@@ -6,8 +6,8 @@
 IS 280.4, precision 0.82, recall 0.59.
 """
 
-from bar_jax.config_hosts import published_xar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import published_xar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

@@ -7,8 +7,8 @@ FID 1.15, IS 327.1, precision 0.86, recall 0.68 (IS 324.5, precision 0.85 in Tab
 that it needs, and what its ablations change, are in configs/README.md.
 """
 
-from bar_jax.config_hosts import xar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import xar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

@@ -6,8 +6,8 @@
 IS 301.6, precision 0.83, recall 0.64.
 """
 
-from bar_jax.config_hosts import published_xar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import published_xar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

@@ -7,8 +7,8 @@ FID 1.21, IS 301.1, precision 0.84, recall 0.64. The files that it needs, and wh
 change, are in configs/README.md.
 """
 
-from bar_jax.config_hosts import xar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import xar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

@@ -6,8 +6,8 @@ The paper reports FID 1.63, IS 292.0, precision 0.85, recall 0.64 and no layout:
 4 cells of 16 x 16.
 """
 
-from bar_jax.config_hosts import xar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import xar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

@@ -6,8 +6,8 @@ The basis paper reports FID 1.70, IS 281.5, precision 0.84, recall 0.64 and no l
 tokens in 4 cells of 16 x 16.
 """
 
-from bar_jax.config_hosts import published_xar
-from bar_jax.config_presets import sized
+from bar_jax.config.hosts import published_xar
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

@@ -15,7 +15,7 @@ tfds data set prepared as array_record.
 """
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import sized
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

@@ -15,7 +15,7 @@ as a tfds data set prepared as array_record, and the weight files of the frozen 
 """
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import sized
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

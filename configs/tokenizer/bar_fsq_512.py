@@ -10,7 +10,7 @@ data set prepared as array_record, and the weight files of the frozen networks
 """
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import sized
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

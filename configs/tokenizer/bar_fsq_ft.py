@@ -13,7 +13,7 @@ networks (`config.train_tokenizer.weights`).
 """
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import sized
+from bar_jax.config.presets import sized
 
 
 def get_config(size=None):

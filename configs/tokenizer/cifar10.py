@@ -10,7 +10,7 @@ token.
 """
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import classifier_metrics, from_scratch, sized
+from bar_jax.config.presets import classifier_metrics, from_scratch, sized
 
 
 def get_config(size=None):

@@ -10,7 +10,7 @@ of the frozen networks (`config.train_tokenizer.weights`). A trained BAR-FSQ may
 """
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import sized, unified
+from bar_jax.config.presets import sized, unified
 
 
 def get_config(size=None):

@@ -9,7 +9,7 @@ a few minutes of it give.
 """
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import classifier_metrics, from_scratch, sized, unified
+from bar_jax.config.presets import classifier_metrics, from_scratch, sized, unified
 
 
 def get_config(size=None):

@@ -7,8 +7,8 @@ The quickstart's networks, but an image is 16 basis coefficients of 16 bits, coa
 reaches with other bases, and without one.
 """
 
-from bar_jax.config_file import load_config
-from bar_jax.config_presets import unified
+from bar_jax.config.file import load_config
+from bar_jax.config.presets import unified
 
 
 def get_config(size=None):

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from bar_jax import main as bar_jax_main
-from bar_jax import validation
 from bar_jax.accelerator import __main__ as driver
 from bar_jax.accelerator import comparison, right, rows, table, work
 from bar_jax.accelerator.rows import ROWS, Row
-from bar_jax.config import flatten
+from bar_jax.config import flatten, validation
 from tests.launching import ROOT, launch
 
 MACHINE = {

@@ -6,7 +6,7 @@ import scipy.fft
 from numpy.testing import assert_allclose, assert_array_equal
 
 from bar_jax.bases.matrices import MATRICES, matrix, principal_components
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 ORTHONORMAL = [kind for kind in MATRICES if kind not in ("scales", "low_pass")]
 

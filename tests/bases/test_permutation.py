@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bar_jax.bases.permutation import draw_orders, gather, order, random_share, scatter
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 
 def test_gather_takes_tokens_in_the_order_written():

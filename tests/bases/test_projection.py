@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from bar_jax.bases import projection
 from bar_jax.bases.projection import correction, project, projected
-from bar_jax.mesh import make_mesh
+from bar_jax.runtime.mesh import make_mesh
 
 
 def _with_singular_values(values, rows: int, columns: int, seed: int = 0) -> np.ndarray:

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from bar_jax.bases.matrices import MATRICES, matrix
 from bar_jax.bases.transform import check_invertible, forward, inverse, inverse_matrix
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 GRID, TOKENS = (4, 4), 16
 

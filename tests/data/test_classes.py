@@ -8,7 +8,7 @@ import pytest
 from bar_jax import data
 from bar_jax.config import default_config
 from bar_jax.data import classes
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 NAMES = ("2", "10")
 

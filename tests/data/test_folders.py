@@ -6,7 +6,7 @@ import pytest
 
 from bar_jax.data import folder
 from bar_jax.data.folders import class_folders, image_files, image_suffixes
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 
 def make_files(root, *names):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bar_jax.data import image_sets
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
 LABELS = np.array([0, 1, 2, 1, 0])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from bar_jax.data import eval_batches, folder, loader, train_batches
 from bar_jax.data.images import DamagedImage
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 
 class Numbered:

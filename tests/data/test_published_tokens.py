@@ -12,9 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from bar_jax import mesh as mesh_lib
-from bar_jax import models
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
+from bar_jax.config.validation import validate
 from bar_jax.data import (
     DamagedImage,
     TokenFormat,
@@ -24,11 +23,12 @@ from bar_jax.data import (
     published_fingerprint,
 )
 from bar_jax.data.published_tokens import read_tokens
-from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
 from bar_jax.jobs import encode, pipeline, sample, train_generator, train_tokenizer
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.validation import validate
+from bar_jax.training import restore as models
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (16, 16)  # tokens and bits of the tiny configs

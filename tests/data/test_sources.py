@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from bar_jax.data import check_labels, digits, folder, holdout, open_source
 from bar_jax.data.images import DamagedImage
 from bar_jax.data.sources import Subset
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 
 def make_folder(root, **classes):

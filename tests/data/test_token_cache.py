@@ -17,7 +17,7 @@ from bar_jax.data import (
     token_cache,
     token_eval_batches,
 )
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 
 FIELDS = dict(
     fingerprint="bar_fsq-1234",

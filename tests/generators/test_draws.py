@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
 from bar_jax.generators import diffusion, make_generator, mar_sampler, masked_bit
 from bar_jax.generators.settings import sampling_settings
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.generators import mask_ratio
 from bar_jax.generators.bidirectional import Transformer
 from bar_jax.generators.mar import MAR
 from bar_jax.heads.diffusion import DiffusionHead
+from bar_jax.runtime import mesh as mesh_lib
 
 LENGTH, CHANNELS, CLASSES, LEVELS = 10, 3, 4, 2
 

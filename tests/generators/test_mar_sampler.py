@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.generators import mar_sampler
 from bar_jax.generators.settings import Settings
+from bar_jax.runtime import mesh as mesh_lib
 from tests.generators.test_mar import CHANNELS, CLASSES, LENGTH, make, params
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.bases import Basis, permutation
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.masked_bit import MaskedBitGenerator, sample_tokens, token_noise
@@ -18,6 +17,7 @@ from bar_jax.heads.bit import BitHead
 from bar_jax.heads.linear import LinearHead, code_to_bits
 from bar_jax.heads.masked_bit import MaskedBitHead
 from bar_jax.nn import decoding
+from bar_jax.runtime import mesh as mesh_lib
 
 CLASSES = 4
 # patch size -> bits of the tokenizer's tokens, their grid, unmasking schedule

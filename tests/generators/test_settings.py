@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import pytest
 from flax.core import meta
 
-from bar_jax import jobs, models
-from bar_jax.config_file import load_config
-from bar_jax.errors import InputError
+from bar_jax import jobs
+from bar_jax.config.file import load_config
 from bar_jax.generators import causal, make_generator, xar_sampler
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.nn.decode_attention import empty_cache
+from bar_jax.runtime.errors import InputError
+from bar_jax.training import restore as models
 
 
 def _config(name, attention):

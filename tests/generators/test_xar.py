@@ -10,11 +10,11 @@ import pytest
 from flax.core import meta
 from scipy import stats
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.xar import XAR
 from bar_jax.generators.xar_sampler import sample_sequence
 from bar_jax.nn import decoding
+from bar_jax.runtime import mesh as mesh_lib
 
 GRID, CHANNELS, CLASSES = (4, 4), 3, 5
 CELLS, CELL, STEPS = 4, 4, 3

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from bar_jax.config.validation import CHOICES
 from bar_jax.heads.logits import gumbel
 from bar_jax.heads.masked_bit import HIDDEN, MaskedBitHead, Masking, hide, unmask
 from bar_jax.nn.decoding import decoding_params
-from bar_jax.validation import CHOICES
 
 BITS, WIDTH = 8, 12
 

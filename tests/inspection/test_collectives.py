@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from bar_jax.inspection import collectives, hlo
 from bar_jax.inspection.collectives import Collective
-from bar_jax.mesh import make_mesh
+from bar_jax.runtime.mesh import make_mesh
 
 ITERATIONS = 5
 

@@ -6,7 +6,7 @@ import pytest
 
 from bar_jax.inspection import roofline
 from bar_jax.inspection.compiled import compile_and_tell
-from bar_jax.mesh import make_mesh
+from bar_jax.runtime.mesh import make_mesh
 
 TURNS, ROWS, WIDTH = 6, 8, 16
 

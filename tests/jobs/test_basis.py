@@ -19,12 +19,12 @@ import bar_jax
 from bar_jax import main as command
 from bar_jax.bases.energy import pca_energy, prefix_energy
 from bar_jax.bases.matrices import principal_components
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
 from bar_jax.data import open_cache
-from bar_jax.errors import InputError
 from bar_jax.generators import make_generator
 from bar_jax.jobs import basis, describe
-from bar_jax.mesh import make_mesh
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training.step import init_state
 

@@ -8,11 +8,11 @@ import jax
 import pytest
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import tiny
-from bar_jax.errors import InputError
+from bar_jax.config.presets import tiny
+from bar_jax.config.validation import validate
 from bar_jax.inspection import timing
 from bar_jax.jobs import benchmark, check_devices
-from bar_jax.validation import validate
+from bar_jax.runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import pytest
 from jax.interpreters import partial_eval
 
-from bar_jax import models
 from bar_jax.config import default_config
-from bar_jax.config_presets import tiny
+from bar_jax.config.presets import tiny
 from bar_jax.generators import make_generator
 from bar_jax.generators.masked_bit import sample_tokens
 from bar_jax.jobs import describe
 from bar_jax.jobs.train_generator import make_loss_fn
-from bar_jax.mesh import make_mesh
+from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training import restore as models
 from bar_jax.training.optimizer import from_section
 from bar_jax.training.step import fresh_state, init_state
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
 from bar_jax.jobs import encode
 
 

@@ -12,16 +12,18 @@ import pytest
 from PIL import Image
 from scipy import linalg
 
-from bar_jax import data, feature_networks, models
+from bar_jax import data
 from bar_jax.config import default_config
-from bar_jax.config_presets import tiny
+from bar_jax.config.presets import tiny
 from bar_jax.data import image_sets
-from bar_jax.errors import InputError
 from bar_jax.jobs import evaluate, reference, sample
-from bar_jax.mesh import make_mesh
 from bar_jax.metrics.inception_score import inception_score
 from bar_jax.metrics.kid import kid
 from bar_jax.metrics.precision_recall import precision_recall
+from bar_jax.pretrained import feature_networks
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import make_mesh
+from bar_jax.training import restore as models
 from tests import feature_stand_ins as stand_ins
 
 RNG = np.random.default_rng(0)

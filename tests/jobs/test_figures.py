@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bar_jax.errors import InputError
 from bar_jax.jobs.figures import (
     convergence,
     figure_4_points,
@@ -17,6 +16,7 @@ from bar_jax.jobs.figures import (
     psnr_points,
 )
 from bar_jax.main import main
+from bar_jax.runtime.errors import InputError
 from bar_jax.visualize.figures import Point
 
 CONFIG = str(Path(__file__).resolve().parents[2] / "configs/masked_bit/bar_b.py")

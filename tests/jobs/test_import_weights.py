@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 import bar_jax
 from bar_jax import main as command
-from bar_jax import workdir
-from bar_jax.errors import InputError
 from bar_jax.jobs import train_tokenizer
 from bar_jax.pretrained import bar_fsq
+from bar_jax.runtime import workdir
+from bar_jax.runtime.errors import InputError
 from bar_jax.training import checkpoint
 
 

@@ -6,15 +6,15 @@ import math
 import jax
 import pytest
 
-from bar_jax import models
 from bar_jax.config import default_config
-from bar_jax.config_file import load_config
-from bar_jax.config_presets import tiny
-from bar_jax.errors import InputError
+from bar_jax.config.file import load_config
+from bar_jax.config.presets import tiny
 from bar_jax.generators import make_generator
 from bar_jax.jobs import describe, plan
-from bar_jax.mesh import make_mesh
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training import restore as models
 
 LARGE = 1024  # images: activations of one layer are more than all parameters of a tiny model
 
@@ -167,7 +167,7 @@ def test_steps_are_validated():
     config = tiny(default_config())
     config.describe.steps = ("generater",)
     with pytest.raises(InputError, match="^describe.steps: found 'generater'"):
-        from bar_jax.validation import validate
+        from bar_jax.config.validation import validate
 
         validate(config)
 

@@ -14,14 +14,14 @@ from safetensors.numpy import load_file
 
 import bar_jax
 from bar_jax import main as command
-from bar_jax import models
 from bar_jax.config import default_config
-from bar_jax.config_presets import tiny
+from bar_jax.config.presets import tiny
 from bar_jax.data import open_cache
-from bar_jax.errors import InputError
 from bar_jax.jobs import benchmark, describe, pipeline
-from bar_jax.mesh import make_mesh
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training import restore as models
 
 FILE = Path(__file__).parents[1] / "golden/basis_hosts/kl16_tiny.safetensors"
 

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bar_jax import data, feature_networks
+from bar_jax import data
 from bar_jax.config import default_config
-from bar_jax.config_presets import tiny
-from bar_jax.errors import InputError
+from bar_jax.config.presets import tiny
 from bar_jax.jobs import reconstruct
 from bar_jax.losses.perceptual import LinearHeads
-from bar_jax.mesh import make_mesh
 from bar_jax.nn.vgg import VGG16
+from bar_jax.pretrained import feature_networks
 from bar_jax.pretrained.networks import read_network
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import make_mesh
 from tests import feature_stand_ins as stand_ins
 
 CHANNELS = (2, 3, 4, 5, 6)  # of a tiny VGG16

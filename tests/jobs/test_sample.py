@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax import models
 from bar_jax.config import default_config
-from bar_jax.config_presets import tiny
-from bar_jax.errors import InputError
+from bar_jax.config.presets import tiny
+from bar_jax.config.validation import validate
 from bar_jax.jobs import sample
-from bar_jax.training import preemption
-from bar_jax.validation import validate
+from bar_jax.runtime import preemption
+from bar_jax.runtime.errors import InputError
+from bar_jax.training import restore as models
 
 
 @pytest.fixture

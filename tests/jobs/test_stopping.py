@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.config import default_config
 from bar_jax.jobs import basis_tokens, evaluate, reconstruct, train_generator
-from bar_jax.training import preemption
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption
 
 BATCHES = [{"image": np.zeros((8, 2, 2, 3), np.uint8), "mask": np.ones(8, bool), "bits": None}] * 2
 NOTHING = SimpleNamespace(module=None, params=None)

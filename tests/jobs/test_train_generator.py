@@ -8,9 +8,9 @@ import pytest
 
 from bar_jax.bases import Basis
 from bar_jax.config import default_config
-from bar_jax.config_presets import tiny
+from bar_jax.config.presets import tiny
 from bar_jax.jobs import train_generator
-from bar_jax.mesh import make_mesh
+from bar_jax.runtime.mesh import make_mesh
 
 BATCH = {"tokens": np.zeros((1, 2, 3)), "label": np.zeros(1, int), "mask": np.ones(1, bool)}
 KEYS = jax.random.split(jax.random.key(0), 1)

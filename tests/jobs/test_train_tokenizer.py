@@ -13,20 +13,22 @@ import optax
 import pytest
 from flax.core import meta
 
-from bar_jax import data, frozen, models
-from bar_jax import mesh as mesh_lib
+from bar_jax import data
 from bar_jax.config import default_config
-from bar_jax.config_presets import tiny
-from bar_jax.errors import InputError
+from bar_jax.config.presets import tiny
 from bar_jax.jobs import train_tokenizer
 from bar_jax.jobs.train_tokenizer import make_loss_fn, make_program, with_both_players
 from bar_jax.losses.discriminator import DINO, Discriminator
 from bar_jax.losses.perceptual import LinearHeads
 from bar_jax.nn.convnext import ConvNeXt
 from bar_jax.nn.vgg import VGG16
+from bar_jax.pretrained import frozen
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption
+from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.tokenizers.bar_fsq import parameter_group
-from bar_jax.training import preemption
+from bar_jax.training import restore as models
 from bar_jax.training.step import jit_once
 
 CHANNELS = (2, 3, 4, 5, 6)

@@ -5,9 +5,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from bar_jax import data
-from bar_jax.errors import InputError
 from bar_jax.metrics import classifier
 from bar_jax.metrics.classifier import class_accuracy, classify, train_classifier
+from bar_jax.runtime.errors import InputError
 
 CLASSES = 3
 

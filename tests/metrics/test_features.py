@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.moments import gaussian
+from bar_jax.runtime import mesh as mesh_lib
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (37, 4, 4, 3), np.uint8)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.data import eval_batches
 from bar_jax.data.image_sets import ImageArray
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.moments import gaussian
+from bar_jax.runtime import mesh as mesh_lib
 from tests import two_processes
 
 COUNT, SIZE = 37, 8

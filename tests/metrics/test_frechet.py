@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from bar_jax.errors import InputError
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.moments import Gaussian, add, gaussian, zero_moments
+from bar_jax.runtime.errors import InputError
 
 SIZE = 12
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
 from bar_jax.metrics.inception_score import inception_score
+from bar_jax.runtime.errors import InputError
 
 
 def _score(logits):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
 from bar_jax.metrics import moments as moments_lib
 from bar_jax.metrics.moments import add, check_finite, gaussian, merge, zero_moments
+from bar_jax.runtime.errors import InputError
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from bar_jax.errors import InputError
 from bar_jax.metrics.precision_recall import precision_recall
+from bar_jax.runtime.errors import InputError
 
 
 def _naive(reference, samples, k=3):

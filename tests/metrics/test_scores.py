@@ -6,11 +6,11 @@ The numbers themselves are tested in tests/jobs/test_evaluate.py.
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
 from bar_jax.metrics import scores
 from bar_jax.metrics.kid import kid
 from bar_jax.metrics.moments import add, gaussian, zero_moments
 from bar_jax.metrics.precision_recall import precision_recall
+from bar_jax.runtime.errors import InputError
 
 FEATURES = np.random.default_rng(0).normal(size=(5, 2))
 SIZES = {"inception/pool": 2048, "inception/spatial": 2023, "classifier/features": 128}

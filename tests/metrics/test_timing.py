@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
-from bar_jax.mesh import make_mesh
 from bar_jax.metrics import timing
+from bar_jax.runtime.mesh import make_mesh
 from tests import feature_stand_ins as stand_ins
 
 

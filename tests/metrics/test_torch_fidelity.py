@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bar_jax.config import default_config
-from bar_jax.config_presets import tiny
+from bar_jax.config.presets import tiny
 from bar_jax.jobs import evaluate
 from bar_jax.metrics import scores
 from bar_jax.metrics.frechet import frechet_distance

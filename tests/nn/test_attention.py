@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax.mesh import make_mesh
 from bar_jax.nn.attention import attend, padded
+from bar_jax.runtime.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")

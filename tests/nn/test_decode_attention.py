@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
-from bar_jax.mesh import make_mesh
 from bar_jax.nn import attention, decode_attention
 from bar_jax.nn.decode_attention import KINDS, attend_cached, attend_filled, choose, empty_cache
+from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.mesh import make_mesh
 
 BATCH, LENGTH, HEADS, CHANNELS, FIRST = 2, 11, 4, 8, 3
 

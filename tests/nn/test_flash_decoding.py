@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax.mesh import make_mesh
 from bar_jax.nn import flash_decoding as flash
 from bar_jax.nn.flash_decoding import Blocks, flash_decoding
+from bar_jax.runtime.mesh import make_mesh
 
 
 def inputs(batch, heads, length, channels, dtype=jnp.float32):

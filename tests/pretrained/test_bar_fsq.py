@@ -6,15 +6,15 @@ import pytest
 from flax.core import meta
 from safetensors.numpy import load_file
 
-from bar_jax import models
-from bar_jax.errors import InputError
 from bar_jax.pretrained.bar_fsq import (
     NOT_READ,
     PREDICTOR_PREFIX,
     tokenizer_params,
     tokenizer_tensors,
 )
+from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training import restore as models
 
 SIZES = {"encoder_depth": 2, "encoder_heads": 4, "decoder_depth": 4, "decoder_heads": 4}
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
 from bar_jax.pretrained import manifest
 from bar_jax.pretrained.clip import clip_params
+from bar_jax.runtime.errors import InputError
 
 MODEL = next(m for m in manifest.published() if m.model == "clip_vit_l14")
 

@@ -15,9 +15,9 @@ import sys
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
 from bar_jax.pretrained import clip_text
 from bar_jax.pretrained.clip_text import CONTEXT, END, MERGES, START, class_names, tokenize
+from bar_jax.runtime.errors import InputError
 
 NAMED = pytest.mark.skipif(
     importlib.util.find_spec("open_clip") is None, reason="open_clip_torch is not installed"

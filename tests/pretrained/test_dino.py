@@ -9,9 +9,9 @@ import pytest
 from flax.core import meta
 from safetensors.numpy import load_file
 
-from bar_jax.errors import InputError
 from bar_jax.losses.discriminator import DINO, Discriminator
 from bar_jax.pretrained.dino import backbone_params, head_params, head_tensors, vector_tensors
+from bar_jax.runtime.errors import InputError
 
 FILE = Path(__file__).parents[1] / "golden/masked_bit/losses.safetensors"
 NET = Discriminator(16, 12, 2, 64, 16, 224)  # as in that file

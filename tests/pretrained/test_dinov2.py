@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
 from bar_jax.pretrained.dinov2 import dinov2_params, resize_positions
+from bar_jax.runtime.errors import InputError
 
 
 def test_positions_are_resized_as_the_published_model_does():

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bar_jax.errors import InputError
 from bar_jax.pretrained.files import read_tensors, write_safetensors
+from bar_jax.runtime.errors import InputError
 
 SUFFIXES = (".safetensors", ".npz", ".bin", ".pth", ".ckpt")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
 from bar_jax.pretrained.inception import inception_params
+from bar_jax.runtime.errors import InputError
 
 
 @pytest.fixture

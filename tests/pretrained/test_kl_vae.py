@@ -8,10 +8,10 @@ import pytest
 from flax.core import meta
 from safetensors.numpy import load_file
 
-from bar_jax import models
-from bar_jax.errors import InputError
 from bar_jax.pretrained.kl_vae import tokenizer_params, tokenizer_tensors
+from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers.kl_vae import KLVAE
+from bar_jax.training import restore as models
 
 FILE = Path(__file__).parents[1] / "golden/basis_hosts/kl16_tiny.safetensors"
 VAE = KLVAE(image_size=64, width=32, multipliers=(1, 1, 2, 1, 1), blocks=1)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
 from bar_jax.pretrained.layout import layer_norm, linear, same, to_ours, to_published
+from bar_jax.runtime.errors import InputError
 
 LAYOUT = {
     **same("table", "embed.weight"),

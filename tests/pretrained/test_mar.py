@@ -10,13 +10,13 @@ import pytest
 from flax.core import meta
 from safetensors.numpy import load_file
 
-from bar_jax import files
-from bar_jax.errors import InputError
 from bar_jax.generators.bidirectional import Transformer
 from bar_jax.generators.mar import MAR
 from bar_jax.heads.diffusion import DiffusionHead
 from bar_jax.pretrained.manifest import read_manifest
 from bar_jax.pretrained.mar import generator_params, generator_tensors
+from bar_jax.runtime import files
+from bar_jax.runtime.errors import InputError
 
 # 8 x 8 tokens of 16 channels, 20 classes 8 times, encoder 2 x 40, decoder 1 x 40, head 2 x 48.
 WEIGHTS = Path(__file__).parents[1] / "golden/basis_hosts/mar_tiny.safetensors"

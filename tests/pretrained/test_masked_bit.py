@@ -10,11 +10,11 @@ import pytest
 from flax.core import meta
 from safetensors.numpy import load_file
 
-from bar_jax.errors import InputError
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.masked_bit import MaskedBitGenerator
 from bar_jax.heads.masked_bit import MaskedBitHead
 from bar_jax.pretrained.masked_bit import generator_params, generator_tensors, head_params
+from bar_jax.runtime.errors import InputError
 
 # Width 48, 2 layers, 4 heads, 4x4 tokens of 10 bits, 10 classes, head 2 x 64.
 WEIGHTS = Path(__file__).parents[1] / "golden/masked_bit/bar_forward.safetensors"

@@ -8,9 +8,9 @@ import pytest
 from flax.core import meta
 from safetensors.numpy import save_file
 
-from bar_jax.errors import InputError
 from bar_jax.pretrained import manifest, networks
 from bar_jax.pretrained.networks import NETWORKS, init_network, read_network
+from bar_jax.runtime.errors import InputError
 
 MODELS = {
     name: next(m for m in manifest.published() if network.manifest.endswith(f"/{m.model}.json"))

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from bar_jax.errors import InputError
 from bar_jax.pretrained import siglip2
+from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers.bar_fsq import BarFSQ
 
 PATCH, WIDTH, DEPTH, HEADS, MLP = 4, 32, 2, 4, 40

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from bar_jax.errors import InputError
 from bar_jax.nn.convnext import ConvNeXt
 from bar_jax.nn.vgg import VGG16
 from bar_jax.pretrained import manifest
 from bar_jax.pretrained.torchvision import convnext_depths, convnext_params, vgg16_params
+from bar_jax.runtime.errors import InputError
 
 SHAPES = {model.model: model.tensors for model in manifest.published()}
 

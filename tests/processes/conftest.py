@@ -16,8 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from bar_jax.distributed import HEARTBEAT
 from bar_jax.metrics import classifier
+from bar_jax.runtime.distributed import HEARTBEAT
 from bar_jax.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +26,8 @@ TIMEOUT = 900  # seconds until a run counts as hung, on a machine that others ke
 # The command, with another heartbeat. A busy machine may keep a sound process silent for many
 # seconds, so only a test that waits until a lost one is missed takes a short one.
 COMMAND = (
-    "import sys; from bar_jax import distributed, main; distributed.HEARTBEAT = {};"
-    " sys.exit(main.main(sys.argv))"
+    "import sys; from bar_jax import main; from bar_jax.runtime import distributed;"
+    " distributed.HEARTBEAT = {}; sys.exit(main.main(sys.argv))"
 )
 TIMES = ("per_second", "_seconds")  # how measured speeds end
 FIELDS = {

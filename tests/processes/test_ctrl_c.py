@@ -5,8 +5,8 @@ from tests import two_processes
 CODE = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from bar_jax import distributed
-from bar_jax.training import preemption
+from bar_jax.runtime import distributed
+from bar_jax.runtime import preemption
 preemption.install()
 with preemption.hearing_ctrl_c():
     distributed.start(distributed.Cluster("localhost:" + sys.argv[1], 2, int(sys.argv[2])))

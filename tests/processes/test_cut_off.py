@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from bar_jax.distributed import HEARTBEAT
+from bar_jax.runtime.distributed import HEARTBEAT
 
 pytestmark = pytest.mark.slow
 STEPS = 20

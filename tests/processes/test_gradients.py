@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from bar_jax import distributed
-from bar_jax import mesh as mesh_lib
 from bar_jax.config import token_grid
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.jobs import train_tokenizer
 from bar_jax.jobs.describe import generator_program
+from bar_jax.runtime import distributed
+from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.tokenizers import cached_as
 from bar_jax.training.step import init_state, stream_key
 from tests import two_processes

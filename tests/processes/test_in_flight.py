@@ -7,7 +7,7 @@ from tests import two_processes
 PROGRAMS = 200  # XLA lets 32 of them wait for a device
 CODE = f"""
 import sys, jax, numpy as np
-from bar_jax import distributed, mesh
+from bar_jax.runtime import distributed, mesh
 distributed.start(distributed.Cluster("localhost:" + sys.argv[1], 2, int(sys.argv[2])))
 mesh = mesh.make_mesh(data=4, fsdp=2, tensor=1)
 layout = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 LATE = 35  # seconds; Gloo looks for the others for 30
 CODE = f"""
 import sys, time, jax, numpy as np
-from bar_jax import distributed, mesh
+from bar_jax.runtime import distributed, mesh
 distributed.start(distributed.Cluster("localhost:" + sys.argv[1], 2, int(sys.argv[2])))
 mesh = mesh.make_mesh(data=4, fsdp=2, tensor=1)
 time.sleep({LATE} * int(sys.argv[2]))

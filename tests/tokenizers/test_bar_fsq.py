@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from bar_jax import models
 from bar_jax.config import default_config
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.tokenizers.bar_fsq import BarFSQ, parameter_group
 from bar_jax.tokenizers.fsq import BOUNDARY
+from bar_jax.training import restore as models
 
 SIZES = {"width": 8, "depth": 2, "heads": 2, "mlp_width": 16}
 WIDER = SIZES | {"width": 12}

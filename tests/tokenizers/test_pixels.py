@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax import models
 from bar_jax.data import to_float
 from bar_jax.tokenizers.pixels import Pixels
+from bar_jax.training import restore as models
 
 PIXELS = Pixels(image_size=8, patch_size=4)
 

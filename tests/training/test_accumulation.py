@@ -7,13 +7,13 @@ import optax
 import pytest
 from flax.core import meta
 
-from bar_jax import models
 from bar_jax.bases import MATRIX
 from bar_jax.config import token_grid
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training import restore as models
 from bar_jax.training.step import TrainState, make_train_step
 
 BATCH, PIECES = 8, 4

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax import mesh as mesh_lib
+from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.training.checksum import checksums
 
 DTYPES = ("float32", "bfloat16", "int32", "uint8", "bool")

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from bar_jax import mesh as mesh_lib
-from bar_jax.errors import InputError
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime.errors import InputError
 from bar_jax.training import checkpoint
 from bar_jax.training.step import fresh_state, init_state
 

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bar_jax import mesh as mesh_lib
 from bar_jax.config import default_config
-from bar_jax.errors import InputError
-from bar_jax.training import checkpoint, loop, preemption, progress, save_clock
+from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime import preemption, progress
+from bar_jax.runtime.errors import InputError
+from bar_jax.training import checkpoint, loop, save_clock
 from bar_jax.training.players import Opponent, one_player, two_players
 from bar_jax.training.step import TrainState
 

@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from bar_jax import models
 from bar_jax.config import default_config
-from bar_jax.config_file import load_config
+from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator
+from bar_jax.training import restore as models
 from bar_jax.training.optimizer import adamw, decays, warmup_cosine
 
 NO_DECAY = default_config().train_generator.optimizer.no_decay

@@ -1,4 +1,4 @@
-"""Tests of bar_jax/training/step.py; the step on a mesh is tested in tests/test_mesh.py."""
+"""Tests of bar_jax/training/step.py; the step on a mesh is tested in tests/runtime/test_mesh.py."""
 
 import functools
 

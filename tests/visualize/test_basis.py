@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from bar_jax.bases.matrices import matrix, random_orthogonal
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 from bar_jax.visualize import basis
 from bar_jax.visualize.basis import LABEL
 from bar_jax.visualize.grid import CELL, GAP

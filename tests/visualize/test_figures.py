@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bar_jax.errors import InputError
+from bar_jax.runtime.errors import InputError
 from bar_jax.visualize import figures
 from bar_jax.visualize.figures import Point, draw_figure_4, draw_figure_6
 

@@ -1,0 +1,163 @@
+"""Which fields act with the parts that a config chooses, so that one without effect is named.
+
+Parts say what they read beside their code (`FIELDS` of their rooms); here stands what follows from
+other choices: of the data, of the losses, of the metrics, of the job.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from ml_collections import ConfigDict
+
+from bar_jax import bases, generators, heads, tokenizers
+from bar_jax.config import basis_inside, flatten, real_valued
+from bar_jax.generators.settings import sampling_fields
+from bar_jax.metrics.scores import networks_of
+from bar_jax.pretrained import frozen
+
+# Sections that one job alone reads.
+OF_ONE_JOB = {
+    "benchmark.": "benchmark",
+    "describe.": "describe",
+    "figures.": "figures",
+    "published.generator": "import_weights",
+    "published.tokenizer": "import_weights",
+    "published.export": "export_weights",
+}
+
+
+def without_effect(config: ConfigDict, fields: Iterable[str]) -> dict[str, str]:
+    """Those of `fields` that change nothing with what the config chooses.
+
+    Returns:
+      Field -> what it acts with.
+    """
+    rules = list(_rules(config))
+    found = {}
+    for field in fields:
+        for names, needed in rules:
+            if any(field == name or (name[-1] == "." and field.startswith(name)) for name in names):
+                found.setdefault(field, needed)
+    return found
+
+
+def _rules(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Fields that do not act, or beginnings of their names that end with a dot; and with what."""
+    yield from _of_parts(config)
+    yield from _of_data(config)
+    yield from _of_basis(config)
+    yield from _of_tokenizer_training(config)
+    yield from _of_metrics(config)
+    sample, acting = config.sample, sampling_fields(config)
+    for name, needed in (
+        ("unmasking_schedule", "model.head.kind=masked_bit"),
+        ("order", "model.tokenizer.kind=bar_fsq"),
+        ("tokens", "model.tokenizer.kind=basis_fsq"),
+        ("sampler", "model.generator.kind=xar"),
+        ("steps", "model.generator.kind=xar, or model.head.kind=diffusion"),
+        ("iterations", "model.generator.kind=mar"),
+        ("clip", "model.head.kind=diffusion"),
+    ):
+        if name not in acting:
+            yield (f"sample.{name}",), needed
+    if config.model.generator.kind == "mar":
+        yield ("sample.attention",), "model.generator.kind=causal or xar, which have a KV cache"
+    if sample.labels or sample.images:
+        yield ("sample.images_per_class",), "no sample.labels and no sample.images"
+    for section, job in OF_ONE_JOB.items():
+        if config.job != job:
+            yield (section,), f"job={job}"
+    if not config.train_generator.evaluate_metrics:
+        yield ("train_generator.evaluate_samples",), "some train_generator.evaluate_metrics"
+
+
+def _of_parts(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Fields that other kinds of the same part read."""
+    model = config.model
+    bits = not real_valued(config)
+    for part, fields in (
+        ("tokenizer", tokenizers.FIELDS),
+        ("generator", generators.FIELDS),
+        ("head", heads.FIELDS),
+    ):
+        own = fields[model[part].kind]
+        for name in dict.fromkeys(name for read in fields.values() for name in read):
+            if name not in own:
+                kinds = [kind for kind, read in fields.items() if name in read]
+                yield (f"model.{part}.{name}",), f"model.{part}.kind={' or '.join(kinds)}"
+    if bits:
+        yield ("model.generator.shared_time",), "real-valued tokens: model.tokenizer.kind=kl_vae"
+    if model.basis.kind != bases.RANDOM:
+        yield ("model.generator.order.",), f"model.basis.kind={bases.RANDOM}"
+    if not model.tokenizer.decoder.predictor_width:
+        yield ("model.tokenizer.decoder.predictor_layer",), "a predictor_width that is not 0"
+
+
+def _of_data(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
+    source = config.data.source
+    if source != "tfds":
+        yield ("data.name",), "data.source=tfds"
+    if source == "digits":
+        names = ("path", "train_split", "validation_split")
+        yield tuple(f"data.{name}" for name in names), "another data.source than digits"
+    if real_valued(config) or source == "tokens":
+        yield ("data.crop",), "a tokenizer that is trained on images"
+
+
+def _of_basis(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
+    basis, made = config.model.basis, bases.make_basis(config)
+    learned = basis.kind == bases.LEARNED
+    prefix = "model.basis."
+    if not learned:
+        names = ("init", "projection", "delta", "objective", "regularizer", "snr_clip")
+        yield tuple(prefix + name for name in names), "model.basis.kind=learned"
+    if basis_inside(config):
+        names = ("objective", "snr_clip")
+        yield tuple(prefix + name for name in names), "a basis of real-valued tokens"
+    else:
+        yield (f"{prefix}gains",), "model.tokenizer.kind=basis_fsq"
+    if basis.projection != "soft":
+        yield (f"{prefix}delta",), "model.basis.projection=soft"
+    if basis.objective != "residual":
+        yield (f"{prefix}snr_clip",), "model.basis.objective=residual"
+    if made.fixed not in ("cells", "subsample"):
+        yield (f"{prefix}block",), "model.basis.kind=cells or subsample"
+    if made.fixed != "compact":
+        yield (f"{prefix}rows",), "model.basis.kind=compact"
+    if not (made.has_matrix or basis_inside(config)):
+        yield (f"{prefix}inverse",), "a basis that is a matrix"
+
+
+def _of_tokenizer_training(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
+    train, loss = config.train_tokenizer, config.train_tokenizer.loss
+    prefix = "train_tokenizer."
+    if real_valued(config):
+        # A damaged checkpoint is one of imported weights, too.
+        names = [name for name in dict(flatten(train)) if name != "on_damaged_checkpoint"]
+        yield tuple(prefix + name for name in names), "model.tokenizer.kind=bar_fsq or basis_fsq"
+        return
+    if train.stage != "full":
+        names = ("encoder_learning_rate", "basis_learning_rate")
+        yield tuple(prefix + name for name in names), "train_tokenizer.stage=full"
+    if not (basis_inside(config) and config.model.basis.kind == bases.LEARNED):
+        yield (f"{prefix}basis_learning_rate",), "a learned basis in model.tokenizer.kind=basis_fsq"
+    if not loss.gan:
+        yield (f"{prefix}discriminator.",), "train_tokenizer.loss.gan above 0"
+    if not (loss.gan or loss.gram or loss.convnext):
+        yield (f"{prefix}network_size",), "train_tokenizer.loss.convnext, gram or gan above 0"
+    for name in train.weights:
+        if name not in frozen.needed(config):
+            terms = " or ".join(frozen.SOURCES[name].terms)
+            yield (f"{prefix}weights.{name}",), f"train_tokenizer.loss.{terms} above 0"
+
+
+def _of_metrics(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
+    prefix, metrics = "evaluate.", {*config.evaluate.metrics}
+    metrics |= {*config.train_generator.evaluate_metrics}
+    networks = networks_of(metrics)
+    if "dinov2_l14" not in networks:
+        yield (f"{prefix}weights.dinov2_l14",), "fd_dinov2 among evaluate.metrics"
+    if "classifier" not in networks:
+        yield (f"{prefix}weights.classifier",), "a classifier's metric among evaluate.metrics"
+    if "clip_l14" not in networks:
+        names = ("weights.clip_l14", "clip_vocabulary", "class_names")
+        yield tuple(prefix + name for name in names), "clip_score among evaluate.metrics"
