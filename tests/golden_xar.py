@@ -25,7 +25,7 @@ def xar_forward(config, given, weights):
     params = importer(weights)
     dropped = given["label_drop_uniform"] < config["label_drop_prob"]
     labels = np.where(dropped, config["null_label"], given["labels"])
-    order = host.own_order
+    order = host.native_order
     y = _tokens(config, given["latents"])[:, order]
     time = given["time_cluster_major"].T
     noise = rearrange(given["noise_cluster_major"], "cell b n d -> b (cell n) d")
@@ -187,7 +187,7 @@ def _tokens(config, latents):
 def _latents(config, y):
     """A sequence in the host's order -> [B, c, h, w]."""
     host, p = _host(config), config["patch_size"]
-    x = np.asarray(y)[:, np.argsort(host.own_order)]
+    x = np.asarray(y)[:, np.argsort(host.native_order)]
     return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=host.grid[0], p=p, q=p)
 
 

@@ -35,10 +35,10 @@ def residual(x: jax.Array, clean: jax.Array, A: jax.Array) -> jax.Array:
     x, clean, A = (jnp.asarray(array, jnp.float32) for array in (x, clean, A))
     prefixes = rows - jnp.arange(rows, dtype=jnp.float32)  # that hold row l: N' - l + 1
     together = jnp.minimum(prefixes[:, None], prefixes[None, :])
-    weighed_y = jnp.einsum("ln,bnd->bld", prefixes[:, None] * A, x, precision="highest")
+    weighted_y = jnp.einsum("ln,bnd->bld", prefixes[:, None] * A, x, precision="highest")
     mixed = jnp.einsum("lm,rbmd->rbld", together * _gram(A), clean, precision="highest")
     # One pass over yhat for both of its terms.
-    per_row = clean * (mixed - 2 * weighed_y[None])
+    per_row = clean * (mixed - 2 * weighted_y[None])
     total = rows * jnp.sum(x**2, axis=(1, 2))[None] + jnp.sum(per_row, axis=(2, 3))
     return total / (rows * tokens * x.shape[2])
 

@@ -12,7 +12,7 @@ Bits are written by the masked-bit generator. Real-valued tokens are written by 
 `BasisGenerator`; what that knows of a host:
 
     channels, num_classes, length       of its sequence y [B, length, channels]
-    own_order, told_orders              the order it likes, if any; whether it takes `order`
+    native_order, takes_order           the order it likes, if any; whether it takes `order`
     draw(keys), predict(y, labels, draws), initialize(...), sample(...)     as above, of y
 """
 

@@ -73,15 +73,15 @@ class BasisGenerator(nn.Module):
     token_dtype = jnp.float32
 
     @property
-    def own_order(self) -> np.ndarray:
+    def native_order(self) -> np.ndarray:
         """[N] the host's own order of the tokens: raster, if it names no other."""
         places = np.arange(self.grid[0] * self.grid[1], dtype=np.int32)
-        return getattr(self.host, "own_order", places)
+        return getattr(self.host, "native_order", places)
 
     @property
-    def told_orders(self) -> bool:
+    def takes_order(self) -> bool:
         """Whether the host is told where each token belongs."""
-        return getattr(self.host, "told_orders", False)
+        return getattr(self.host, "takes_order", False)
 
     def setup(self):
         if self.basis.has_matrix:
@@ -91,7 +91,7 @@ class BasisGenerator(nn.Module):
     @nn.nowrap
     def start(self, second_moment: np.ndarray | None = None) -> np.ndarray:
         """A as it starts, or as it always is; made of tokens without any, a random one."""
-        return self.basis.matrix(self.grid, self.own_order, second_moment)
+        return self.basis.matrix(self.grid, self.native_order, second_moment)
 
     @nn.nowrap
     def matrix_of(self, params: dict) -> np.ndarray:
@@ -173,12 +173,12 @@ class BasisGenerator(nn.Module):
         if self.basis.kind == RANDOM:
             random = draws.order_choice, draws.order_places
             order = permutation.draw_orders(random_share, *random, order[0])
-        return permutation.gather(x, order), order if self.told_orders else None
+        return permutation.gather(x, order), order if self.takes_order else None
 
     @nn.nowrap
     def _order(self, batch: int) -> jax.Array:
         """[B, N] the fixed order."""
-        order = self.basis.order(self.grid, self.own_order)
+        order = self.basis.order(self.grid, self.native_order)
         return jnp.broadcast_to(jnp.asarray(order), (batch, order.size))
 
     def initialize(self, tokens: jax.Array, labels: jax.Array, keys: jax.Array) -> Sums:
@@ -216,7 +216,7 @@ class BasisGenerator(nn.Module):
         if settings.guided:
             check_scale("guidance_scale", guidance_scale)
         options = {}
-        if self.told_orders and not self.basis.has_matrix:
+        if self.takes_order and not self.basis.has_matrix:
             options["order"] = self._order(labels.shape[0])
         scales = guidance_scale, temperature
         return self.host.sample(params["host"], labels, keys, settings, *scales, **options)

@@ -34,7 +34,7 @@ class CausalDiffusion(nn.Module):
     head: diffusion.DiffusionHead
     shared_time: bool = False
 
-    told_orders = True  # `predict` and `sample` take the places of tokens
+    takes_order = True  # `predict` and `sample` take the places of tokens
 
     @property
     def length(self) -> int:

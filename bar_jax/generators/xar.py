@@ -163,7 +163,7 @@ class XAR(nn.Module):
         return self.length // self.cell
 
     @property
-    def own_order(self) -> np.ndarray:
+    def native_order(self) -> np.ndarray:
         """[N] raster index of the first, second, ... token of the sequence."""
         return order("cells", self.grid, self.cell_size)
 
@@ -230,7 +230,7 @@ class XAR(nn.Module):
     def rotary(self) -> tuple[jax.Array, jax.Array]:
         """cos, sin [1, N, C]: each token turns by its place in the grid, cell after cell."""
         tables = axial_table(self.grid, self.width // self.heads)
-        return tuple(jnp.asarray(table[self.own_order])[None] for table in tables)
+        return tuple(jnp.asarray(table[self.native_order])[None] for table in tables)
 
     @nn.nowrap
     def block_causal(self) -> np.ndarray:

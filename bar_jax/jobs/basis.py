@@ -276,7 +276,7 @@ def measure(
     generator, kind = trained.module, config.model.basis.kind
     bases = {kind: generator.matrix_of(trained.params)}
     for name in OTHERS:
-        bases.setdefault(name, Basis(name).matrix(generator.grid, generator.own_order))
+        bases.setdefault(name, Basis(name).matrix(generator.grid, generator.native_order))
     curves = {name: energy.prefix_energy(A, moments.validation) for name, A in bases.items()}
     curves[PCA] = energy.pca_energy(*moments, len(bases[kind]))
     return numbers(bases[kind], curves[kind], curves[PCA]), curves

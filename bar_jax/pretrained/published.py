@@ -187,7 +187,7 @@ def _generator_params(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> d
         found = f"{module.basis.fixed!r}, which is made of a data set's tokens"
         raise InputError("model.basis.kind", found, "another to import into: the file has no basis")
     else:  # a host that was published without a basis: one to be learned on top
-        matrix = module.basis.matrix(module.grid, module.own_order)
+        matrix = module.basis.matrix(module.grid, module.native_order)
     return {"host": params, MATRIX: np.asarray(matrix, np.float32)}
 
 

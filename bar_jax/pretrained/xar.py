@@ -70,7 +70,7 @@ def buffers(host: XAR, layers: Mapping[str, range] | None = None) -> dict[str, n
     frequencies = BASE ** (-np.arange(0, half, 2, dtype=np.float64) / half)
     # In numpy: names and shapes are asked for while parameters are being traced.
     tables = axial_table(host.grid, host.width // host.heads)
-    cos, sin = (np.asarray(table, np.float32)[host.own_order] for table in tables)
+    cos, sin = (np.asarray(table, np.float32)[host.native_order] for table in tables)
     tables = {"freqs": frequencies.astype(np.float32), "freqs_cos": cos, "freqs_sin": sin}
     mask = np.where(host.block_causal(), np.float32(0), np.float32(-np.inf))
     found = {"mask": mask[None, None]}

@@ -27,7 +27,7 @@ class Host(nn.Module):
     length: int = N
     channels: int = CHANNELS
     num_classes: int = CLASSES
-    told_orders: bool = False
+    takes_order: bool = False
     with_beside: bool = False
 
     def setup(self):
@@ -145,14 +145,14 @@ def test_identity_keeps_the_hosts_own_order():
     moved = BasisGenerator(host, Basis("identity"), GRID)
     np.testing.assert_array_equal(moved.tokens({}, y)[0, :, 0], expected)
     learned = BasisGenerator(host, Basis("learned"), GRID)
-    start = learned.basis.matrix(learned.grid, learned.own_order)
+    start = learned.basis.matrix(learned.grid, learned.native_order)
     np.testing.assert_array_equal(start, np.eye(N)[places])
     found = learned.tokens({"basis": jnp.float32(start)}, y)
     np.testing.assert_allclose(found[0, :, 0], expected, atol=1e-6)
 
 
 def test_identity_of_a_host_without_an_order_is_raster():
-    np.testing.assert_array_equal(make("identity").own_order, np.arange(N))
+    np.testing.assert_array_equal(make("identity").native_order, np.arange(N))
 
 
 def test_a_learned_matrix_starts_in_the_hosts_order(key):
@@ -170,7 +170,7 @@ SQUARE = ("frequency", "random_orthogonal", "low_pass")
 @pytest.mark.parametrize("kind", ["raster", "cells", "subsample", *SQUARE])
 def test_the_host_models_a_times_x_and_the_way_back_is_its_inverse(key, x, kind):
     generator = make(kind)
-    A = generator.basis.matrix(GRID, generator.own_order)
+    A = generator.basis.matrix(GRID, generator.native_order)
     matrix = {"basis": jnp.float32(A)} if generator.basis.has_matrix else {}
     draws = draws_of(generator, key)
     total, weight = loss(generator, {"host": PARAMS} | matrix, x, draws)["loss"]
@@ -230,7 +230,7 @@ def test_patches_are_laid_out_by_channel_row_and_column(key):
 
 def test_random_orders_are_told_to_the_host(key, x):
     """Example 0 has a random order, example 1 raster: tokens and their places move together."""
-    generator = make("random", Host(told_orders=True))
+    generator = make("random", Host(takes_order=True))
     of_place = np.random.default_rng(1).normal(size=N)
     params = {"host": PARAMS | {"of_place": jnp.float32(of_place)}}
     draws = draws_of(generator, key).replace(order_choice=jnp.array([0.2, 0.7]))
@@ -258,7 +258,7 @@ def test_random_orders_are_told_to_the_host(key, x):
 )
 def test_sampled_tokens_land_in_the_places_that_the_host_was_told(key, kind, order):
     """It writes the place, so that in raster order they count up; untold it writes -1."""
-    generator = make(kind, Host(told_orders=True))
+    generator = make(kind, Host(takes_order=True))
     arguments = (
         {"host": PARAMS},
         jnp.array([0, 1]),
@@ -274,7 +274,7 @@ def test_sampled_tokens_land_in_the_places_that_the_host_was_told(key, kind, ord
 
 @pytest.mark.parametrize("kind, told", [("learned", True), ("cells", False)])
 def test_rows_of_a_matrix_have_no_places(key, kind, told):
-    generator = make(kind, Host(told_orders=told))
+    generator = make(kind, Host(takes_order=told))
     arguments = jnp.array([0]), key[None], Settings(False), 1.0, 1.0
     assert np.all(generator.sample_sequence({"host": PARAMS}, *arguments) == -1)
 

@@ -139,10 +139,10 @@ def test_no_class_is_a_class_of_its_own(key):
     assert np.any(before[1] != after[1])
 
 
-def test_own_order_is_cell_after_cell():
+def test_native_order_is_cell_after_cell():
     """A row of two cells of 2 x 2."""
     wide = make().clone(grid=(2, 4))
-    np.testing.assert_array_equal(wide.own_order, [0, 1, 4, 5, 2, 3, 6, 7])
+    np.testing.assert_array_equal(wide.native_order, [0, 1, 4, 5, 2, 3, 6, 7])
 
 
 # --- drawing -------------------------------------------------------------------------------------

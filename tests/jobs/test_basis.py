@@ -122,7 +122,7 @@ def test_numbers_are_those_of_the_kept_matrix(finished):
 
 def test_training_has_moved_the_basis(finished):
     """From the identity in the host's order, by a warm-up step of nothing and one more."""
-    start = np.eye(16)[make_generator(finished.config).own_order]
+    start = np.eye(16)[make_generator(finished.config).native_order]
     moved = np.abs(np.load(finished.folder / "basis/00000002.npy") - start)
     assert 0 < np.max(moved) < 0.1
 
