@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 from bar_jax.config import basis_inside, real_valued, settle, token_channels, token_grid
 from bar_jax.config.file import load_config
 from bar_jax.config.validation import check_labels, check_sampling, check_seed, validate
-from bar_jax.jobs import encode, sample
+from bar_jax.data import codec
 from bar_jax.pretrained import published
 from bar_jax.runtime import files, workdir
 from bar_jax.runtime.arguments import LARGEST, array, described, integer, number, with_range
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
+from bar_jax.sampling.draw import sample_images
 from bar_jax.tokenizers import sequence_grid
 from bar_jax.training import restore as models
 
@@ -159,7 +160,7 @@ class Pipeline:
         # No more than was asked for, at the price of a compilation for each small number.
         section.batch_size = min(section.batch_size, len(labels))
         with jax.set_mesh(self._mesh):
-            return sample.sample_images(
+            return sample_images(
                 config, self._mesh, self._generator, self._tokenizer, np.asarray(labels, np.int32),
                 images, keep,
             )  # fmt: skip
@@ -173,7 +174,7 @@ class Pipeline:
         """
         tokenizer = self._tokenizer
         return np.asarray(
-            encode.latents(tokenizer.module, tokenizer.params, self._check_images(images))
+            codec.latents(tokenizer.module, tokenizer.params, self._check_images(images))
         )
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
@@ -194,7 +195,7 @@ class Pipeline:
         if not (shaped and numeric and fits.all() and least <= tokens.shape[1] <= length):
             raise InputError("tokens", with_range(tokens), expected)
         tokenizer, tokens = self._tokenizer, tokens.astype(np.float32 if real else np.uint8)
-        return np.asarray(sample.pixels(tokenizer.module, tokenizer.params, tokens))
+        return np.asarray(codec.pixels(tokenizer.module, tokenizer.params, tokens))
 
     def _check_images(self, images: np.ndarray, batch: int | None = None) -> np.ndarray:
         size = self.config.data.image_size

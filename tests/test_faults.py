@@ -173,7 +173,7 @@ def write():
     "samples": """
 import numpy as np
 from ml_collections import ConfigDict
-from bar_jax.jobs.sample import Unfinished
+from bar_jax.sampling.unfinished import Unfinished
 kept = Unfinished(ConfigDict({"workdir": str(folder)}), {}, 100)
 def write():
     kept.append(np.ones((100, 64, 64, 3), np.uint8))

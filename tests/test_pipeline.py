@@ -20,10 +20,10 @@ from PIL import Image
 
 import bar_jax
 from bar_jax.config.file import load_config
-from bar_jax.jobs.sample import half_mask, real_images
 from bar_jax.main import main
 from bar_jax.runtime import workdir
 from bar_jax.runtime.errors import InputError
+from bar_jax.sampling.kept import half_mask, real_images
 from bar_jax.visualize.grid import CELL, GAP
 
 # One config of each architecture.

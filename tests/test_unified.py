@@ -16,7 +16,8 @@ from PIL import Image
 
 import bar_jax
 from bar_jax.config.file import load_config
-from bar_jax.jobs import basis_tokens, sample, train_tokenizer
+from bar_jax.generators.settings import sampling_settings
+from bar_jax.jobs import train_tokenizer
 from bar_jax.main import main
 from bar_jax.pretrained import frozen
 from bar_jax.runtime.errors import InputError
@@ -25,6 +26,8 @@ from bar_jax.tokenizers import make_tokenizer
 from bar_jax.tokenizers.basis_fsq import BasisFSQ
 from bar_jax.training import checkpoint
 from bar_jax.training import restore as models
+from bar_jax.training.basis import plain_params
+from bar_jax.training.step import stream_key
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs/unified/digits.py:tiny")
 TOKENS, BITS = 16, 16
@@ -90,11 +93,11 @@ def test_the_first_tokens_of_a_sample_are_those_of_the_whole(pipe, run):
     """`sample.tokens=m` is what the first m tokens of a whole sample decode to."""
     config = pipe.config.copy_and_resolve_references()
     mesh, labels = make_mesh(1, 1, 1), np.array([3, 1, 4], np.int32)
-    settings = sample.sampling_settings(config)
+    settings = sampling_settings(config)
     with jax.set_mesh(mesh):
         generator = models.load_generator(config, mesh)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            sample.stream_key(config.seed, "sample"), np.arange(3)
+            stream_key(config.seed, "sample"), np.arange(3)
         )
         scales = config.sample.guidance_scale, config.sample.temperature
         bits = generator.module.sample(generator.params, labels, keys, settings, *scales)
@@ -247,7 +250,7 @@ def test_pca_is_that_of_the_latents_of_the_starting_encoder(run, tmp_path):
     found = models.load_tokenizer(config, mesh)
     assert isinstance(found.module, BasisFSQ)
 
-    start = basis_tokens.plain_params(config, mesh)
+    start = plain_params(config, mesh)
     images = bar_jax.data.open_images(config)
     batches = bar_jax.data.eval_batches(images, image_size=16, crop="center", batch_size=64)
     z = np.concatenate(

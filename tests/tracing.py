@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bar_jax.config import real_valued
+from bar_jax.data.codec import pixels
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import plan
-from bar_jax.jobs.sample import pixels
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.training import restore as models
 

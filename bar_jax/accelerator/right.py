@@ -21,9 +21,9 @@ from ml_collections import ConfigDict
 from bar_jax.accelerator.comparison import Setting, both, distance, judged, on
 from bar_jax.config import real_valued
 from bar_jax.config.file import load_config
+from bar_jax.data.codec import tokens as encoded
 from bar_jax.generators import make_generator, mar_sampler, xar_sampler
 from bar_jax.generators.masked_bit import sample_tokens
-from bar_jax.jobs.encode import tokens as encoded
 from bar_jax.jobs.plan import generator_program
 from bar_jax.nn import decode_attention
 from bar_jax.nn.attention import attend

@@ -14,7 +14,7 @@ and into `summary.json`, lists over the numbers of tokens `prefix_tokens`
     prefix_sample_class_accuracy   the same of generated images
 
 Tokens of a tokenizer without a basis are taken in raster order: what is missing then is the lower
-part of the image. While a tokenizer is trained, A is kept and drawn at every evaluation.
+part of the image.
 """
 
 import functools
@@ -22,27 +22,27 @@ import logging
 import pathlib
 from collections.abc import Iterator
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data
-from bar_jax.bases import energy, make_basis
 from bar_jax.config import basis_inside
+from bar_jax.data import codec
 from bar_jax.generators.settings import sampling_settings
-from bar_jax.jobs import basis, encode, reference, sample
-from bar_jax.jobs.reconstruct import CROP
-from bar_jax.metrics import classifier
+from bar_jax.inspection.basis import draw_rows
+from bar_jax.metrics import classifier, reference
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.reconstruction import psnr
+from bar_jax.metrics.tokenizer import CROP
 from bar_jax.pretrained import feature_networks
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption, workdir
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import write_atomically
-from bar_jax.runtime.writer import MetricsWriter, update_summary
+from bar_jax.runtime.writer import update_summary
+from bar_jax.sampling.draw import drawn
 from bar_jax.tokenizers.fsq import bits_to_codes
 from bar_jax.training import restore as models
 from bar_jax.training.step import stream_key
@@ -85,7 +85,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             if jax.process_index() == 0:
                 save_png(folder / f"{name}.png", picture)
         if basis_inside(config):
-            _draw_rows(folder, tokenizer)
+            draw_rows(folder, tokenizer)
     if jax.process_index() == 0:
         try:
             write_atomically(folder / "prefixes.png", pictures.draw_prefixes(counts, curves))
@@ -99,7 +99,7 @@ def _real(config, mesh, tokenizer) -> Iterator[dict]:
     source = data.spread(data.open_images(config, validation=True), IMAGES)
     for batch in reference.batches_of(config, mesh, source, CROP, "real images"):
         images = mesh_lib.put_batch(mesh, {"image": batch["image"]})["image"]
-        bits = encode.tokens(tokenizer.module, tokenizer.params, images)
+        bits = codec.tokens(tokenizer.module, tokenizer.params, images)
         yield batch | {"bits": jax.block_until_ready(bits)}
 
 
@@ -114,7 +114,7 @@ def _generated(config, mesh, generator) -> Iterator[dict]:
         index = (begin + own).astype(np.int32)
         batch = {"index": index, "label": index % np.int32(config.data.num_classes)}
         arrays = mesh_lib.put_batch(mesh, batch)
-        bits = sample.drawn(generator.module, settings, generator.params, arrays, *scales, key)
+        bits = drawn(generator.module, settings, generator.params, arrays, *scales, key)
         yield batch | {"bits": jax.block_until_ready(bits), "mask": index < IMAGES}
 
 
@@ -172,85 +172,3 @@ def _picture(tokenizer, batch, counts) -> np.ndarray:
         for count in counts
     ]
     return pictures.progressive_picture(np.stack([image[:SHOWN] for image in images]))
-
-
-# --- in training ---------------------------------------------------------------------------------
-
-
-def starts_from_plain(config: ConfigDict) -> bool:
-    """Whether a tokenizer with a basis starts from one without: `init_from` has such a one."""
-    if not (config.init_from and basis_inside(config)):
-        return False
-    return not basis_inside(workdir.read_config(config.init_from))
-
-
-def plain_params(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict:
-    """Parameters of the tokenizer without a basis in `init_from`; all but the basis's."""
-    plain = config.copy_and_resolve_references()
-    plain.model.tokenizer.kind, plain.workdir = "bar_fsq", config.init_from
-    return models.load_tokenizer(plain, mesh).params
-
-
-def is_made_of_latents(config: ConfigDict) -> bool:
-    """Whether A starts as what latents say: not where it comes from another run."""
-    if not (basis_inside(config) and make_basis(config).needs_tokens):
-        return False
-    return not config.init_from or starts_from_plain(config)
-
-
-def second_moment(
-    config: ConfigDict,
-    mesh: jax.sharding.Mesh,
-    tokenizer: nn.Module,
-    params: dict,
-    source: data.Subset,
-) -> np.ndarray:
-    """Mean of z z^T over training images and channels, [N, N] float64: what PCA is made of.
-
-    The latents of at most `basis.IMAGES` images, evenly spread, as the encoder makes them when
-    training starts.
-    """
-    size = config.train_tokenizer.batch_size
-    batches = data.eval_batches(
-        data.spread(source, basis.IMAGES),
-        image_size=config.data.image_size,
-        crop=CROP,
-        batch_size=size,
-        on_damaged=config.data.on_damaged,
-        rows=mesh_lib.batch_share(mesh).rows(size),
-    )
-    total, images = 0.0, 0
-    for batch in batches:
-        arrays = mesh_lib.put_batch(mesh, {name: batch[name] for name in ("image", "mask")})
-        part, counted = jax.device_get(_moments(tokenizer, params, **arrays))
-        total, images = total + np.asarray(part, np.float64), images + int(counted)
-    return total / (images * tokenizer.bits)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _moments(tokenizer, params, image, mask):
-    z = tokenizer.apply({"params": params}, data.to_float(image), method=tokenizer.project)
-    return energy.second_moment(z * mask[:, None, None])[0], mask.sum()
-
-
-def evaluate(
-    config: ConfigDict, trained: models.Trained, writer: MetricsWriter
-) -> dict[str, float]:
-    """Keeps and draws A as it is now.
-
-    Returns:
-      `basis_orthogonality`, the norm of A A^T - I, and A's extreme singular values.
-    """
-    basis.keep(config, trained)
-    writer.image(trained.step, "basis", _draw_rows(pathlib.Path(config.workdir) / "basis", trained))
-    values, norm = basis.spectrum(trained.module.matrix_of(trained.params))
-    found = (norm, float(values[0]), float(values[-1]))
-    return dict(zip(basis.NUMBERS[2:], found, strict=True))
-
-
-def _draw_rows(folder: pathlib.Path, trained: models.Trained) -> np.ndarray:
-    module = trained.module
-    rows = pictures.rows_picture(module.matrix_of(trained.params), module.grid, labels=True)
-    if jax.process_index() == 0:
-        save_png(folder / "rows.png", rows)
-    return rows

@@ -24,19 +24,19 @@ from bar_jax import data
 from bar_jax.bases import LEARNED
 from bar_jax.config import bits_per_token, real_valued
 from bar_jax.config.validation import validate
+from bar_jax.data.codec import pixels, tokens
 from bar_jax.generators import make_generator
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.heads import make_head
 from bar_jax.inspection import timing
 from bar_jax.inspection.flops import product_flops
 from bar_jax.jobs.describe import count, sampling_flops, training_flops
-from bar_jax.jobs.encode import tokens
 from bar_jax.jobs.plan import generator_program
-from bar_jax.jobs.sample import pixels, schedule
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.metrics import timing as metric_timing
 from bar_jax.pretrained import feature_networks, frozen
 from bar_jax.runtime.mesh import batch_sharding, make_mesh, replicated
+from bar_jax.sampling.provenance import schedule
 from bar_jax.tokenizers import cached_as
 from bar_jax.training import restore as models
 from bar_jax.training.step import init_state, jit_once

@@ -15,45 +15,33 @@ data set's own classifier, if `evaluate.metrics` has `classifier_fid`.
 
 import functools
 import logging
-import pathlib
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.data import image_sets
-from bar_jax.jobs import reference
-from bar_jax.losses.reconstruction import to_8_bits
+from bar_jax.metrics import reference
 from bar_jax.metrics.features import extract, sizes_of
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.moments import gaussian
 from bar_jax.metrics.reconstruction import (
     LPIPS_SMALLEST,
     SSIM_WINDOW,
-    bit_statistics,
-    reconstruction_sums,
 )
 from bar_jax.metrics.scores import NEEDS, notes
 from bar_jax.metrics.scores import omitted as omitted_of_few
+from bar_jax.metrics.tokenizer import CROP, measure, rounded, save_picture
 from bar_jax.pretrained import feature_networks, frozen
 from bar_jax.pretrained.lpips import PACKAGE
 from bar_jax.pretrained.networks import init_network, read_network
 from bar_jax.runtime import mesh as mesh_lib
-from bar_jax.runtime import preemption
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.writer import environment, update_summary
 from bar_jax.training import restore as models
-from bar_jax.visualize.grid import image_grid, save_png
 
 logger = logging.getLogger(__name__)
-CROP = "center"  # with which the published tokenizers are evaluated
-COLUMNS = 8  # examples of a class in the picture
-CLASSES = 10  # at most this many classes in the picture
 LPIPS_NETWORKS = ("vgg16", "lpips")
 
 
@@ -134,80 +122,6 @@ def load_lpips(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
     return params
 
 
-class Measured(NamedTuple):
-    """What was measured of a tokenizer.
-
-    Attributes:
-      numbers: what `reconstruction_sums` sums, meant over images, the number of `images` and, of
-        bits, what `bit_statistics` tells.
-      bit_usages: how often each bit of a token is one, [k]; [] if tokens are not made of bits.
-      originals, decoded: a few images and their reconstructions by class, uint8 [H, W, 3] each.
-    """
-
-    numbers: dict[str, float]
-    bit_usages: list[float]
-    originals: dict[int, list]
-    decoded: dict[int, list]
-
-
-def measure(
-    config: ConfigDict,
-    mesh: jax.sharding.Mesh,
-    tokenizer: nn.Module,
-    params: dict,
-    batch_size: int,
-    limit: int | None = None,
-    networks: dict[str, dict] | None = None,
-) -> Measured:
-    """Reconstruction metrics over the validation images, or `limit` of them, evenly spread.
-
-    `networks` are LPIPS's; None leaves it out.
-    """
-    source = data.spread(data.open_images(config, validation=True), limit)
-    batches = data.eval_batches(
-        source,
-        image_size=config.data.image_size,
-        crop=CROP,
-        batch_size=batch_size,
-        on_damaged=config.data.on_damaged,
-        rows=mesh_lib.batch_share(mesh).rows(batch_size),
-    )
-    totals, originals, decoded = None, {}, {}
-    for batch in batches:
-        preemption.check("reconstructions: nothing is kept")
-        arrays = mesh_lib.put_batch(mesh, {name: batch[name] for name in ("image", "mask")})
-        sums, pictures = _reconstruct(tokenizer, params, networks, arrays["image"], arrays["mask"])
-        totals = sums if totals is None else jax.tree.map(np.add, totals, jax.device_get(sums))
-        pictures = mesh_lib.local_rows(pictures)
-        for i in np.flatnonzero(batch["mask"]):
-            label = int(batch["label"][i])
-            if label < CLASSES and len(originals.setdefault(label, [])) < COLUMNS:
-                originals[label].append(batch["image"][i])
-                decoded.setdefault(label, []).append(pictures[i])
-    means = {name: total / count for name, (total, count) in totals.items()}
-    ones = means.pop("ones", ())
-    numbers = bit_statistics(ones) if len(ones) else {}
-    numbers |= {name: float(mean) for name, mean in means.items()}
-    numbers["images"] = float(totals["psnr"][1])
-    return Measured(numbers, [round(float(p), 4) for p in ones], originals, decoded)
-
-
-def _decoded(tokenizer, params, images):
-    """Reconstructions of images in [-1, 1], and the tokens that they are made of."""
-    codes = tokenizer.apply({"params": params}, images, method=tokenizer.encode)
-    x = tokenizer.latents(codes)
-    return tokenizer.apply({"params": params}, x, method=tokenizer.decode), x
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _reconstruct(tokenizer, params, networks, images, mask):
-    images = data.to_float(images)
-    decoded, x = _decoded(tokenizer, params, images)
-    bits = x if x.dtype == np.uint8 else None  # real numbers are float32
-    sums = reconstruction_sums(images, decoded, bits, mask, networks)
-    return sums, mesh_lib.constrain_batch(data.to_uint8(decoded))
-
-
 def frechet_distances(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
@@ -241,7 +155,7 @@ def frechet_distances(
     def decoded():
         for batch in reference.batches_of(config, mesh, source, CROP, "reconstructions"):
             images = mesh_lib.put_batch(mesh, {"image": batch["image"]})["image"]
-            yield batch | {"image": _rounded(tokenizer.module, tokenizer.params, images)}
+            yield batch | {"image": rounded(tokenizer.module, tokenizer.params, images)}
 
     outputs = [need.moments for need in needs.values()]
     found = extract(mesh, networks, decoded(), moments=outputs).moments
@@ -253,23 +167,3 @@ def frechet_distances(
     settings = {f"features_{n.name}": f"{n.weights}; resized {n.resize}" for n in networks}
     settings |= {"crop": CROP, "originals_digest": digest, **environment()}
     return numbers, settings
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _rounded(tokenizer, params, images):
-    """Reconstructions of images, rounded to 8 bits: uint8 [B, H, W, 3]."""
-    decoded, _ = _decoded(tokenizer, params, data.to_float(images))
-    return jnp.round(to_8_bits(decoded) * 255).astype(jnp.uint8)
-
-
-def save_picture(config: ConfigDict, measured: Measured) -> np.ndarray:
-    """Writes `reconstructions.png`: per class a row of originals above their reconstructions."""
-    blank = np.full((config.data.image_size, config.data.image_size, 3), 255, np.uint8)
-    rows = []
-    for label in sorted(measured.originals):
-        for row in (measured.originals[label], measured.decoded[label]):
-            rows += row + [blank] * (COLUMNS - len(row))
-    picture = image_grid(np.stack(rows), COLUMNS)
-    if jax.process_index() == 0:
-        save_png(pathlib.Path(config.workdir) / "reconstructions.png", picture)
-    return picture

@@ -3,16 +3,13 @@
 The job writes `reference.npz` of `evaluate.reference` (the training images, the validation images,
 or a folder; ADM's centre crop) in the format of the ADM evaluator: `mu`, `sigma`, `mu_s`, `sigma_s`
 of all images and `arr_0`, 10,000 of them. Other jobs name such a file, or compute the same as they
-need it and keep it in `reference/`, by the fingerprint of the images and the digest of the network.
+need it (`metrics/reference.py`).
 """
 
-import hashlib
-import io
 import json
 import logging
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -20,29 +17,16 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.data import image_sets
-from bar_jax.metrics.features import FeatureNetwork, extract, sizes_of
-from bar_jax.metrics.moments import Gaussian, gaussian
-from bar_jax.metrics.scores import NEEDS, Reference, few_for_features
+from bar_jax.metrics.features import sizes_of
+from bar_jax.metrics.reference import CROP, ROWS, STATISTICS, look_at, open_reference, spread_mask
+from bar_jax.metrics.scores import NEEDS, few_for_features
 from bar_jax.pretrained import feature_networks
 from bar_jax.runtime import mesh as mesh_lib
-from bar_jax.runtime import preemption
 from bar_jax.runtime.errors import InputError
-from bar_jax.runtime.files import replacing, write_atomically
-from bar_jax.runtime.progress import progress
+from bar_jax.runtime.files import replacing
 from bar_jax.runtime.writer import update_summary
 
 logger = logging.getLogger(__name__)
-CROP = "adm"  # of the images that the published reference statistics are of
-ROWS = 10_000  # images whose features are kept one by one, as many as ADM's files hold
-SPLITS = ("train", "validation")
-# Under which names an .npz holds mean and covariance of an output; the first two are ADM's.
-STATISTICS = {
-    "inception/pool": ("mu", "sigma"),
-    "inception/spatial": ("mu_s", "sigma_s"),
-    "dinov2_l14/class_token": ("mu_dinov2_l14", "sigma_dinov2_l14"),
-    "classifier/features": ("mu_classifier", "sigma_classifier"),
-}
-KEPT_ROWS = ("inception/pool",)
 
 
 def run(config: ConfigDict) -> dict[str, object]:
@@ -88,225 +72,9 @@ def _write(config, path, source, reference) -> None:
             np.savez(file, **arrays)
 
 
-def open_source(config: ConfigDict) -> tuple[Sequence, str]:
-    """The images of `evaluate.reference`, and what they are called."""
-    spec, section = config.evaluate.reference, config.data
-    if spec in SPLITS:
-        source = data.open_images(config, validation=spec == "validation")
-        name = " ".join(filter(None, (section.source, section.name or section.path, spec)))
-        return source, name
-    return image_sets.open_set(spec, section.num_classes), spec
-
-
-class Opened(NamedTuple):
-    """`evaluate.reference`, before a network has seen it.
-
-    Attributes:
-      name: in words.
-      source: its images; None: it has statistics alone.
-      stored: statistics by output.
-      missing: metric -> what it lacks for that.
-      images: metric -> how many images it is of; of stored statistics that is not known.
-    """
-
-    name: str
-    source: Sequence | None
-    stored: dict[str, Gaussian]
-    missing: dict[str, str]
-    images: dict[str, int]
-
-
-def open_reference(config: ConfigDict, metrics: Collection[str]) -> Opened:
-    """Opens `evaluate.reference` for some metrics.
-
-    Raises:
-      InputError: it cannot be opened, or is an .npz of images of another size, or one by which
-        none of the metrics can be had.
-    """
-    spec, size = config.evaluate.reference, config.data.image_size
-    stored, missing, name = {}, {}, spec
-    if image_sets.is_npz(spec):
-        missing = lacking(pathlib.Path(spec), metrics)
-        stored, source = _read_npz(pathlib.Path(spec))
-        if source is not None and source.size != (size, size):
-            found = f"images of {source.size[1]} x {source.size[0]} px"
-            raise InputError(spec, found, f"{size} x {size} px, as the samples")
-    else:
-        source, name = open_source(config)
-    images = {}
-    for metric in metrics if source is not None else ():
-        need = NEEDS[metric]
-        if need.of_reference and need.moments not in stored:
-            images[metric] = min(len(source), ROWS) if need.rows else len(source)
-    return Opened(name, source, stored, missing, images)
-
-
-def look_at(
-    config: ConfigDict,
-    mesh: jax.sharding.Mesh,
-    networks: Sequence[FeatureNetwork],
-    needed: Collection[str],
-    opened: Opened,
-) -> Reference:
-    """What the reference is in the eyes of networks, computed or read.
-
-    Args:
-      networks: those whose features are compared.
-      needed: metrics; of an .npz with statistics, images are looked at only for those that need
-        more.
-    """
-    spec, (name, source, stored, *_) = config.evaluate.reference, opened
-    is_npz = image_sets.is_npz(spec)
-    if is_npz:
-        digest = feature_networks.digest(spec)
-    else:
-        digest = image_sets.fingerprint(source)
-    settings = {
-        "reference": name,
-        "reference_digest": digest,
-        "reference_images": "as stored" if source is None else len(source),
-        "reference_crop": "none" if is_npz else CROP,
-    }
-    gaussians, rows = {}, {}
-    for network in networks if source is not None else ():
-        described = any(output.startswith(f"{network.name}/") for output in STATISTICS)
-        if described and not _stored_whole(needed, network, stored):
-            own, own_rows = statistics(config, mesh, network, source, digest)
-            gaussians |= own
-            rows |= own_rows
-    if source is not None and stored:
-        settings["reference_images"] = f"as stored; {len(source)} for other statistics"
-    return Reference(name, settings, gaussians | stored, rows)
-
-
-def lacking(path: pathlib.Path, metrics: Collection[str]) -> dict[str, str]:
-    """Metrics that cannot be had of an .npz, as ADM's or pytorch-fid's, with the reason.
-
-    Raises:
-      InputError: the file cannot be read, or none of those that are compared can be had of it.
-    """
-    names = image_sets.npz_names(path)
-    compared = {metric: NEEDS[metric] for metric in metrics if NEEDS[metric].of_reference}
-    reasons = {}
-    for metric, need in compared.items() if image_sets.IMAGES not in names else ():
-        if need.rows:
-            reasons[metric] = f"{path} holds no images ({image_sets.IMAGES})"
-        elif not set(STATISTICS[need.moments]) <= set(names):
-            keys = " and ".join(STATISTICS[need.moments])
-            reasons[metric] = f"{path} holds neither images ({image_sets.IMAGES}) nor {keys}"
-    if compared and len(reasons) == len(compared):
-        expected = (
-            f"{image_sets.IMAGES} (images), or statistics such as ADM's mu, sigma, mu_s, sigma_s"
-        )
-        wanted = f"{expected}: what {' or '.join(compared)} can be had of"
-        raise InputError(path, ", ".join(names) or "nothing", wanted)
-    return reasons
-
-
-def _stored_whole(metrics, network, stored) -> bool:
-    """Whether stored statistics are all that metrics need of a network."""
-    needs = [NEEDS[metric] for metric in metrics if NEEDS[metric].network == network.name]
-    needs = [need for need in needs if need.of_reference]
-    return all(not need.rows and need.moments in stored for need in needs)
-
-
-def _read_npz(path: pathlib.Path):
-    """Statistics of an .npz by output, and its images, None if there are none."""
-    names = image_sets.npz_names(path)
-    stored = {}
-    for output, keys in STATISTICS.items():
-        if set(keys) <= set(names):
-            mean, covariance = (
-                np.array(image_sets.read_array(path, key), np.float64) for key in keys
-            )
-            if mean.ndim != 1 or covariance.shape != (len(mean),) * 2:
-                found = f"{keys[0]} {list(mean.shape)} and {keys[1]} {list(covariance.shape)}"
-                raise InputError(path, found, "[D] and [D, D]")
-            stored[output] = Gaussian(mean, covariance)
-    images = image_sets.open_npz(path, None) if image_sets.IMAGES in names else None
-    return stored, images
-
-
-def statistics(
-    config: ConfigDict,
-    mesh: jax.sharding.Mesh,
-    network: FeatureNetwork,
-    source: Sequence,
-    digest: str,
-    crop: str = CROP,
-) -> tuple[dict[str, Gaussian], dict[str, np.ndarray]]:
-    """Gaussians and rows of a set of images by output, from `reference/` if they are there.
-
-    Args:
-      digest: of the images.
-      crop: `adm` or `center`, to `data.image_size`.
-    """
-    size = config.data.image_size
-    moments = tuple(output for output in STATISTICS if output.startswith(f"{network.name}/"))
-    rows = tuple(output for output in moments if output in KEPT_ROWS)
-    told = f"{digest} {size} {crop} {network.weights} {network.resize}"
-    key = hashlib.sha256(told.encode()).hexdigest()[:16]
-    path = pathlib.Path(config.workdir) / "reference" / f"{network.name}-{key}.npz"
-    if mesh_lib.first_says(path.is_file):
-        arrays = {name: image_sets.read_array(path, name) for name in image_sets.npz_names(path)}
-    else:
-        features = extract(
-            mesh,
-            [network],
-            batches_of(config, mesh, source, crop, f"reference of {network.name}"),
-            moments=moments,
-            rows=rows,
-            keep=_spread(len(source), ROWS),
-        )
-        arrays = {}
-        for output in moments:
-            arrays |= dict(zip(STATISTICS[output], gaussian(features.moments[output]), strict=True))
-        arrays |= {_rows_key(output): features.rows[output] for output in rows}
-        if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            buffer = io.BytesIO()
-            np.savez(buffer, **arrays)
-            write_atomically(path, buffer.getvalue())
-    gaussians = {
-        output: Gaussian(*(arrays[key] for key in STATISTICS[output])) for output in moments
-    }
-    return gaussians, {output: arrays[_rows_key(output)] for output in rows}
-
-
-def _rows_key(output: str) -> str:
-    return f"rows_{output.replace('/', '_')}"
-
-
-def _spread(count: int, limit: int) -> np.ndarray:
-    """bool [count], True for `limit` indices spread over all."""
-    keep = np.zeros(count, bool)
-    keep[np.linspace(0, count - 1, min(limit, count)).astype(int)] = True
-    return keep
-
-
-def batches_of(
-    config: ConfigDict, mesh: jax.sharding.Mesh, source: Sequence, crop: str, what: str
-) -> Iterator[dict]:
-    """This process's share of the batches of a set of images, with a bar."""
-    share = mesh_lib.batch_share(mesh)
-    batches = data.eval_batches(
-        source,
-        image_size=config.data.image_size,
-        crop=crop,
-        batch_size=config.evaluate.batch_size,
-        on_damaged=config.data.on_damaged,
-        rows=share.rows(config.evaluate.batch_size),
-    )
-    with progress(what, len(source), "image") as advance:
-        for batch in batches:
-            preemption.check(f"{what}: nothing is kept")
-            yield batch
-            advance(int((batch["index"] >= 0).sum()) * share.count)
-
-
 def _images(config: ConfigDict, source: Sequence) -> np.ndarray:
     """ROWS images of a set, uint8 [M, H, W, 3]."""
-    chosen = data.Subset(source, np.flatnonzero(_spread(len(source), ROWS)))
+    chosen = data.Subset(source, np.flatnonzero(spread_mask(len(source), ROWS)))
     batches = data.eval_batches(
         chosen, image_size=config.data.image_size, crop=CROP, batch_size=config.evaluate.batch_size,
         on_damaged=config.data.on_damaged,

@@ -2,10 +2,10 @@
 
 Writes `generator/` (checkpoints), `samples_during_training.png`, and into `summary.json` the
 validation loss: of bits in bits per bit, of real-valued tokens as the generator's own. Where the
-basis is a matrix it is also kept and drawn at every evaluation, see `jobs/basis.py`; FID or another
-of `train_generator.evaluate_metrics` is measured on samples then (basis paper, Figure 7). With
-`data.source=tokens` the cache is packed first if it is not there, and without a tokenizer in the
-workdir no pictures are drawn.
+basis is a matrix it is also kept and drawn at every evaluation, see
+`inspection/basis.py`; FID or another of `train_generator.evaluate_metrics` is measured on samples
+then (basis paper, Figure 7). With `data.source=tokens` the cache is packed first if it is not
+there, and without a tokenizer in the workdir no pictures are drawn.
 """
 
 import functools
@@ -21,19 +21,24 @@ from bar_jax import data
 from bar_jax.bases import RANDOM
 from bar_jax.bases.permutation import random_share
 from bar_jax.config import duration
+from bar_jax.data import caches
+from bar_jax.data.packing import packed_fingerprint
 from bar_jax.generators import make_generator
-from bar_jax.jobs import basis as basis_lib
-from bar_jax.jobs import encode, sample
-from bar_jax.jobs import evaluate as evaluate_lib
+from bar_jax.inspection import basis as basis_lib
+from bar_jax.metrics import measuring as measuring_lib
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption, workdir
 from bar_jax.runtime.writer import update_summary
+from bar_jax.sampling.draw import sample_images
+from bar_jax.sampling.evaluation import measure_generator
 from bar_jax.tokenizers import make_tokenizer, sequence_grid
 from bar_jax.training import loop
 from bar_jax.training import restore as models
+from bar_jax.training.basis import Moments, token_moment
+from bar_jax.training.basis import training as basis_training
 from bar_jax.training.players import one_player
 from bar_jax.training.step import LossFn, quotients, stream_key
-from bar_jax.visualize.grid import save_png
+from bar_jax.visualize.grid import GRID_ROWS, class_grid, save_png
 
 logger = logging.getLogger(__name__)
 STAGE = "train_generator"
@@ -51,12 +56,12 @@ FINAL = {
 def run(config: ConfigDict) -> dict[str, object]:
     """Trains to the end, or goes on from the last checkpoint; returns the summary."""
     section, mesh = config.train_generator, mesh_lib.make_mesh(**config.mesh)
-    tokenizer = encode.load_tokenizer(config, mesh)
+    tokenizer = models.find_tokenizer(config, mesh)
     if config.data.source == "tokens":
-        fingerprints = [encode.packed_fingerprint(config)]
+        fingerprints = [packed_fingerprint(config)]
     else:
         fingerprints = models.fingerprints(config, tokenizer.params)
-    cache, validation = (encode.open_split(config, split, fingerprints) for split in encode.SPLITS)
+    cache, validation = (caches.open_split(config, split, fingerprints) for split in caches.SPLITS)
     folder = workdir.begin_training(config, "generator")
     generator = make_generator(config, remat=section.remat)
     sampler = models.make_sampler(config)
@@ -66,14 +71,12 @@ def run(config: ConfigDict) -> dict[str, object]:
 
     @functools.cache  # a run that is finished does not need them
     def moments():
-        return basis_lib.Moments(
-            *(basis_lib.second_moment(config, generator, codec, split) for split in splits)
-        )
+        return Moments(*(token_moment(config, generator, codec, split) for split in splits))
 
     watched = basis_lib.is_watched(config)
-    metrics = evaluate_lib.training_metrics(config) if tokenizer is not None else ()
+    metrics = measuring_lib.training_metrics(config) if tokenizer is not None else ()
     measuring = functools.cache(
-        lambda: evaluate_lib.prepare(config, mesh, metrics, section.evaluate_samples)
+        lambda: measuring_lib.prepare(config, mesh, metrics, section.evaluate_samples)
     )
 
     def batches(start_step):
@@ -101,9 +104,9 @@ def run(config: ConfigDict) -> dict[str, object]:
         )  # fmt: skip
         if metrics and measuring().metrics:
             measured = (config, mesh, measuring(), trained, tokenizer)
-            found |= evaluate_lib.measure_generator(*measured)
+            found |= measure_generator(*measured)
         if watched:
-            found |= basis_lib.evaluate(config, moments(), trained, tokenizer, writer)
+            found |= basis_lib.evaluate_generator(config, moments(), trained, tokenizer, writer)
         return found
 
     def make_program(*durations):
@@ -119,7 +122,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             make_loss_fn(generator, codec, start, end, stream_key(config.seed, f"{STAGE}/batch")),
             section,
             *durations,
-            **basis_lib.training(config, mesh, generator, moments().train if watched else None),
+            **basis_training(config, mesh, generator, moments().train if watched else None),
         )
 
     steps, results = loop.train(
@@ -274,7 +277,7 @@ def _loss(generator, tokenizer, params, batch, key):
 
 def _sample_grid(config, mesh, generator, tokenizer) -> np.ndarray:
     """One batch of samples, a row per class."""
-    classes = min(config.data.num_classes, sample.GRID_ROWS)
+    classes = min(config.data.num_classes, GRID_ROWS)
     labels = np.arange(config.sample.batch_size, dtype=np.int32) % classes
-    images = sample.sample_images(config, mesh, generator, tokenizer, labels)
-    return sample.class_grid(images, labels)
+    images = sample_images(config, mesh, generator, tokenizer, labels)
+    return class_grid(images, labels)

@@ -18,13 +18,13 @@ from bar_jax import data
 from bar_jax.bases import LEARNED, MATRIX, objectives
 from bar_jax.config import basis_inside, duration
 from bar_jax.data import classes
-from bar_jax.jobs import basis as basis_lib
-from bar_jax.jobs import basis_tokens, reconstruct
+from bar_jax.inspection.basis import evaluate_tokenizer
 from bar_jax.losses import discriminator as disc
 from bar_jax.losses import prefixes, weighted
 from bar_jax.losses.gram import gram
 from bar_jax.losses.perceptual import convnext_distance, lpips, vgg_pair
 from bar_jax.losses.reconstruction import absolute_error, squared_error
+from bar_jax.metrics import tokenizer as tokenizer_metrics
 from bar_jax.metrics.reconstruction import bit_entropies
 from bar_jax.pretrained import frozen
 from bar_jax.runtime import workdir
@@ -34,6 +34,7 @@ from bar_jax.runtime.writer import update_summary
 from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.tokenizers.basis_fsq import BasisFSQ, BasisReconstruction
+from bar_jax.training import basis as basis_lib
 from bar_jax.training import checkpoint, loop
 from bar_jax.training import restore as models
 from bar_jax.training.optimizer import warn_of_warmup
@@ -68,10 +69,10 @@ def run(config: ConfigDict) -> dict[str, object]:
 
     def evaluate(state, writer):
         params = state.params if state.ema is None else state.ema
-        measured = reconstruct.measure(
+        measured = tokenizer_metrics.measure(
             config, mesh, tokenizer, params, section.batch_size, section.evaluate_images
         )
-        picture = reconstruct.save_picture(config, measured)
+        picture = tokenizer_metrics.save_picture(config, measured)
         writer.image(int(state.step), "reconstructions", picture)
         usages = measured.bit_usages
         writer.histogram(int(state.step), "bit_usages", usages)
@@ -79,22 +80,22 @@ def run(config: ConfigDict) -> dict[str, object]:
         found = {f"reconstruction_{name}": value for name, value in measured.numbers.items()}
         if basis_inside(config):
             trained = models.Trained(tokenizer, params, int(state.step))
-            found |= basis_tokens.evaluate(config, trained, writer)
+            found |= evaluate_tokenizer(config, trained, writer)
         return found
 
-    plain = basis_tokens.starts_from_plain(config)
+    plain = basis_lib.starts_from_plain(config)
 
     def program(*durations):
         check_discriminator(section, len(source), durations[0])
         networks, given, moments = frozen.load(config, mesh), {}, None
         fresh = not first_says(lambda: workdir.begun(folder))  # else all of it is in a checkpoint
         if fresh and plain:
-            given = basis_tokens.plain_params(config, mesh)
-        if fresh and basis_tokens.is_made_of_latents(config):
+            given = basis_lib.plain_params(config, mesh)
+        if fresh and basis_lib.is_made_of_latents(config):
             init = lambda _: models.init_tokenizer(tokenizer, stream_key(config.seed, INIT_STREAM))
             params = models.fresh_params(init, mesh, config.seed)
             params |= given or pretrained_params(config, networks)
-            moments = basis_tokens.second_moment(config, mesh, tokenizer, params, source)
+            moments = basis_lib.latent_moment(config, mesh, tokenizer, params, source)
         return make_program(
             config, networks, len(source), *durations, mesh=mesh, plain=given, second_moment=moments
         )
@@ -159,7 +160,7 @@ def make_program(
       examples: images of an epoch.
       steps, warmup, constant: of the tokenizer's learning rate.
       modules: of the losses; None for those of the published sizes.
-      mesh, second_moment: of a basis in the tokenizer, see `jobs.basis.training`.
+      mesh, second_moment: of a basis in the tokenizer, see `training.basis.training`.
       plain: parameters of a tokenizer without a basis to start from; {} or None: there is none.
     """
     section = config.train_tokenizer

@@ -15,7 +15,7 @@ samples.npz      generated images and labels; samples.partial-...: of a set that
 evaluations.jsonl  a line per evaluation, with all that its numbers depend on
 classifier-KEY.safetensors  that of the data set, which small samples are measured by
 reference/       what samples are compared with, in the eyes of each network; reference.npz
-basis/           A during training, and pictures of it; see jobs/basis.py, basis_tokens.py
+basis/           A during training, and pictures of it; see inspection/basis.py
 samples.png, samples_during_training.png, reconstructions.png, figure_4.png, figure_6.png, psnr.png
 """
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import pathlib
 import typing
 
 import flax.linen as nn
@@ -19,6 +21,8 @@ from bar_jax.tokenizers import make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import GROUPS
 from bar_jax.training import checkpoint
 from bar_jax.training.step import jit_once
+
+logger = logging.getLogger(__name__)
 
 # Fields of a tokenizer that its tokens do not depend on, or its parameters tell.
 TRAINING_ALONE = (
@@ -75,6 +79,16 @@ def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
     if basis_inside(config):
         check_invertible(mesh_lib.whole(loaded.params[MATRIX]), f"the basis in {folder}")
     return loaded
+
+
+def find_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained | None:
+    """The workdir's tokenizer; None if there is none and the tokens came without it."""
+    folder = pathlib.Path(config.workdir) / "tokenizer"
+    if config.data.source == "tokens" and not workdir.begun(folder):
+        logger.info("no tokenizer in %s, so no images are drawn", folder)
+        return None
+    with jax.set_mesh(mesh):
+        return load_tokenizer(config, mesh)
 
 
 def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:

@@ -13,6 +13,8 @@ CELL = 64  # pixels: smaller images are enlarged to at least this, by a whole fa
 GAP = 2  # pixels between cells
 BACKGROUND = 255
 
+GRID_ROWS, GRID_COLUMNS = 10, 10
+
 
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     """Puts images into rows of `columns`: uint8 [B, H, W, 3] -> [H', W', 3]."""
@@ -33,3 +35,12 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())
+
+
+def class_grid(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A picture with a row for each of the first classes, uint8 [H', W', 3]."""
+    classes = np.unique(labels)[:GRID_ROWS]
+    rows = [images[labels == label][:GRID_COLUMNS] for label in classes]
+    columns = max(map(len, rows))
+    blank = np.full((columns, *images.shape[1:]), 255, np.uint8)
+    return image_grid(np.concatenate([np.concatenate([r, blank[len(r) :]]) for r in rows]), columns)

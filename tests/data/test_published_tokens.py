@@ -22,11 +22,13 @@ from bar_jax.data import (
     published_batches,
     published_fingerprint,
 )
+from bar_jax.data.caches import cache_path
 from bar_jax.data.published_tokens import read_tokens
 from bar_jax.generators import make_generator
-from bar_jax.jobs import encode, pipeline, sample, train_generator, train_tokenizer
+from bar_jax.jobs import encode, pipeline, train_generator, train_tokenizer
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
+from bar_jax.sampling.kept import real_images
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import restore as models
 
@@ -402,7 +404,7 @@ def test_jobs_that_need_images_say_so(root, tmp_path, job):
 def test_kept_halves_need_images(root, tmp_path):
     config = tiny_config(root, tmp_path / "run", job="sample", sample__keep="upper")
     with pytest.raises(InputError, match="data.source: found 'tokens', which holds no images"):
-        sample.real_images(config, np.zeros(1, int))
+        real_images(config, np.zeros(1, int))
 
 
 # --- trained on ----------------------------------------------------------------------------------
@@ -417,7 +419,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         one = jax.local_devices()[:1]  # compiles fastest
         patch.setattr(jax, "devices", lambda: one)
-        patch.setattr(encode.logger, "info", lambda text, *args: lines.append(text % args))
+        patch.setattr(models.logger, "info", lambda text, *args: lines.append(text % args))
         summary = train_generator.run(config)
         yield config, summary, lines
 
@@ -441,7 +443,7 @@ def test_the_validation_loss_is_of_the_held_out_tokens(run):
     config, summary, _ = run
     mesh = mesh_lib.make_mesh(**config.mesh)
     generator = models.load_generator(config, mesh)
-    cache = open_cache(encode.cache_path(config, "validation"))
+    cache = open_cache(cache_path(config, "validation"))
     np.testing.assert_array_equal(cache.read([0, 1])["tokens"], [tokens_of(19), tokens_of(39)])
     with jax.set_mesh(mesh):
         again = train_generator.validation_loss(

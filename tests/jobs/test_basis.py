@@ -22,10 +22,12 @@ from bar_jax.bases.matrices import principal_components
 from bar_jax.config.file import load_config
 from bar_jax.data import open_cache
 from bar_jax.generators import make_generator
-from bar_jax.jobs import basis, describe
+from bar_jax.inspection import basis
+from bar_jax.jobs import describe
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
+from bar_jax.training import basis as basis_training
 from bar_jax.training.step import init_state
 
 ROOT = Path(__file__).parents[2]
@@ -205,7 +207,7 @@ def test_second_moment_of_cached_tokens(xar):
     x = cache.read(np.arange(len(cache)))["tokens"] / 127.5 - 1
     expected = np.einsum("bnd,bmd->nm", x, x) / (len(cache) * x.shape[2])
     generator, codec = make_generator(xar.config), make_tokenizer(xar.config)
-    found = basis.second_moment(xar.config, generator, codec, cache)
+    found = basis_training.token_moment(xar.config, generator, codec, cache)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -306,7 +308,7 @@ def test_pca_is_made_of_the_training_tokens(change):
     config = configured("xar", **{f"model__basis__{change}": "pca"})
     factor = np.random.default_rng(0).normal(size=(16, 16))
     mesh, generator = make_mesh(1, 1, 1), make_generator(config)
-    start = basis.training(config, mesh, generator, factor @ factor.T)
+    start = basis_training.training(config, mesh, generator, factor @ factor.T)
     start = start["fixed" if change == "kind" else "pretrained"]["basis"]
     _, vectors = np.linalg.eigh(factor @ factor.T)
     expected = np.abs(vectors.T[::-1])  # rows are as good with the other sign
@@ -315,4 +317,4 @@ def test_pca_is_made_of_the_training_tokens(change):
 
 def test_orders_need_nothing_of_the_trainer():
     config = configured("xar", model__basis__kind="cells")
-    assert basis.training(config, make_mesh(1, 1, 1), make_generator(config)) == {}
+    assert basis_training.training(config, make_mesh(1, 1, 1), make_generator(config)) == {}

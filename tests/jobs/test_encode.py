@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from bar_jax.config.file import load_config
+from bar_jax.data.caches import open_split
 from bar_jax.jobs import encode
 
 
@@ -25,7 +26,7 @@ def test_the_cache_holds_adm_crops(tmp_path):
     config.data.update(dict(num_classes=1, image_size=32, mirror=False))
     config.encode.batch_size = 8
     encode.run(config)
-    tokens = encode.open_split(config, "train")[0]["tokens"]
+    tokens = open_split(config, "train")[0]["tokens"]
     patch = config.model.tokenizer.patch_size
     side = 32 // patch
     pixels = np.asarray(tokens).reshape(side, side, patch, patch, 3).swapaxes(1, 2)

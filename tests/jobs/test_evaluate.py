@@ -16,13 +16,16 @@ from bar_jax import data
 from bar_jax.config import default_config
 from bar_jax.config.presets import tiny
 from bar_jax.data import image_sets
-from bar_jax.jobs import evaluate, reference, sample
+from bar_jax.jobs import evaluate, reference
+from bar_jax.metrics import measuring as measuring_lib
+from bar_jax.metrics import reference as reference_lib
 from bar_jax.metrics.inception_score import inception_score
 from bar_jax.metrics.kid import kid
 from bar_jax.metrics.precision_recall import precision_recall
 from bar_jax.pretrained import feature_networks
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
+from bar_jax.sampling import evaluation
 from bar_jax.training import restore as models
 from tests import feature_stand_ins as stand_ins
 
@@ -126,7 +129,7 @@ def test_numbers_do_not_depend_on_the_order(config, tmp_path):
 
 def test_clip_score_is_the_mean_cosine_with_the_text_of_the_class(config, monkeypatch):
     texts = np.random.default_rng(1).normal(size=(10, 4))
-    monkeypatch.setattr(evaluate, "_class_tokens", lambda *_: None)
+    monkeypatch.setattr(measuring_lib, "class_tokens", lambda *_: None)
     monkeypatch.setattr(feature_networks, "text_features", lambda *_: texts)
     config.evaluate.metrics = ("clip_score",)
     images = stand_ins.features("clip_l14", "image", DRAWN)
@@ -186,8 +189,10 @@ def test_reference_npz_is_written_as_adm_has_it_and_stands_for_the_images(config
 def test_the_reference_is_computed_once(config, monkeypatch):
     first = numbers(evaluate.run(config))
     extracted = []
-    real = reference.extract
-    monkeypatch.setattr(reference, "extract", lambda *a, **k: extracted.append(a) or real(*a, **k))
+    real = reference_lib.extract
+    monkeypatch.setattr(
+        reference_lib, "extract", lambda *a, **k: extracted.append(a) or real(*a, **k)
+    )
     assert numbers(evaluate.run(config)) == first
     assert not extracted
     store(config.evaluate.reference, REAL[:20])
@@ -216,7 +221,7 @@ def test_stored_statistics_count_more_than_the_images_beside_them(config):
 def test_images_beside_the_statistics_are_not_looked_at_for_fid(config, monkeypatch):
     config.evaluate.metrics = ("fid", "inception_score")
     store(config.evaluate.reference, REAL, **statistics(REAL))
-    monkeypatch.setattr(reference, "extract", None)
+    monkeypatch.setattr(reference_lib, "extract", None)
     real, drawn = (stand_ins.features("inception", "pool", images) for images in (REAL, DRAWN))
     assert evaluate.run(config)["sample_fid"] == pytest.approx(frechet(real, drawn), rel=1e-5)
 
@@ -261,7 +266,7 @@ def test_folders_are_classes_where_they_are_called_like_them(
 ):
     """As many folders in another order would be read as other classes."""
     texts = np.random.default_rng(1).normal(size=(10, 4))
-    monkeypatch.setattr(evaluate, "_class_tokens", lambda *_: None)
+    monkeypatch.setattr(measuring_lib, "class_tokens", lambda *_: None)
     monkeypatch.setattr(feature_networks, "text_features", lambda *_: texts)
     config.evaluate.metrics = ("clip_score",)
     expected = evaluate.run(config)["sample_clip_score"]
@@ -281,7 +286,7 @@ def test_folders_are_classes_where_they_are_called_like_them(
 def test_without_labels_class_metrics_are_left_out_with_the_reason(config, tmp_path, monkeypatch):
     store(tmp_path / "samples.npz", DRAWN)
     config.evaluate.metrics = ("fid", "clip_score")
-    monkeypatch.setattr(evaluate, "_class_tokens", lambda *_: None)
+    monkeypatch.setattr(measuring_lib, "class_tokens", lambda *_: None)
     summary = evaluate.run(config)
     assert summary["sample_clip_score_omitted"] == "the samples have no labels"
     assert "sample_fid" in summary
@@ -317,7 +322,7 @@ def test_one_image_is_not_looked_at(config, tmp_path, monkeypatch):
 
 def test_all_of_it_is_told_before_an_image_is_looked_at(config, tmp_path, monkeypatch, caplog):
     store(tmp_path / "samples.npz", DRAWN[:3])
-    monkeypatch.setattr(reference, "extract", None)
+    monkeypatch.setattr(reference_lib, "extract", None)
     with pytest.raises(TypeError):
         evaluate.run(config)
     assert "evaluate: no precision_recall: 3 samples, and it needs at least 4" in caplog.messages
@@ -337,8 +342,8 @@ def test_a_note_stands_beside_its_number(config, tmp_path):
 
 
 def test_damaged_images_do_not_count(config):
-    measuring = evaluate.prepare(config, make_mesh(), INCEPTION, 26)
-    few = evaluate.counted(measuring, 3)
+    measuring = measuring_lib.prepare(config, make_mesh(), INCEPTION, 26)
+    few = measuring_lib.counted(measuring, 3)
     assert "precision_recall" in measuring.metrics and "precision_recall" not in few.metrics
     assert few.settings["sample_precision_recall_omitted"] == "3 samples, and it needs at least 4"
     assert few.notes["fid"].startswith("3 samples for 6 features")
@@ -407,10 +412,10 @@ def test_samples_of_training_are_of_every_class(config, monkeypatch):
             index = np.where(mask, rows, 0)
             yield {"image": DRAWN[index], "index": index, "label": labels[index], "mask": mask}
 
-    monkeypatch.setattr(sample, "draw", draw)
+    monkeypatch.setattr(evaluation, "draw", draw)
     mesh, trained = make_mesh(), models.Trained(None, {}, 0)
-    measuring = evaluate.prepare(config, mesh, evaluate.training_metrics(config), 26)
-    found = evaluate.measure_generator(config, mesh, measuring, trained, trained)
+    measuring = measuring_lib.prepare(config, mesh, measuring_lib.training_metrics(config), 26)
+    found = evaluation.measure_generator(config, mesh, measuring, trained, trained)
     np.testing.assert_array_equal(drawn[0], [*range(10), *range(10), *range(6)])
     real, own = (stand_ins.features("inception", "pool", images) for images in (REAL, DRAWN))
     assert found == {"fid": pytest.approx(frechet(real, own), rel=1e-5), "evaluated_samples": 26}
@@ -419,16 +424,16 @@ def test_samples_of_training_are_of_every_class(config, monkeypatch):
 def test_training_goes_without_a_metric_whose_file_is_not_named(config, caplog):
     config.train_generator.evaluate_metrics = ("fid", "classifier_fid")
     config.evaluate.weights.inception = ""
-    assert evaluate.training_metrics(config) == ("classifier_fid",)
+    assert measuring_lib.training_metrics(config) == ("classifier_fid",)
     assert "no fid during training: evaluate.weights.inception is not set" in caplog.text
     config.evaluate.weights.inception = "random"
-    assert evaluate.training_metrics(config) == ("fid", "classifier_fid")
+    assert measuring_lib.training_metrics(config) == ("fid", "classifier_fid")
 
 
 def test_training_on_tokens_alone_has_no_images_to_compare_with(config, caplog):
     config.data.source, config.evaluate.reference = "tokens", "train"
     config.train_generator.evaluate_metrics = ("classifier_fid",)
-    assert evaluate.training_metrics(config) == ()
+    assert measuring_lib.training_metrics(config) == ()
     assert "data.source=tokens holds no images" in caplog.text
 
 

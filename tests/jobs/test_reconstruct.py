@@ -141,7 +141,7 @@ def test_rfid_is_between_images_and_what_became_of_them(config, monkeypatch):
     assert summary["reconstruction_features_inception"].startswith("stand-in of inception")
     assert summary["reconstruction_fid_note"].startswith("2 samples and 2 reference images for 6 f")
     black = lambda tokenizer, params, images: jnp.zeros(images.shape, jnp.uint8)
-    monkeypatch.setattr(reconstruct, "_rounded", black)
+    monkeypatch.setattr(reconstruct, "rounded", black)
     source = data.open_images(config, validation=True)
     images = np.stack([np.asarray(source[i]["image"]) for i in range(2)])
     real = stand_ins.features("inception", "pool", images)

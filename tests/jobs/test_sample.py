@@ -15,6 +15,7 @@ from bar_jax.config.validation import validate
 from bar_jax.jobs import sample
 from bar_jax.runtime import preemption
 from bar_jax.runtime.errors import InputError
+from bar_jax.sampling import draw
 from bar_jax.training import restore as models
 
 
@@ -36,7 +37,7 @@ def config(tmp_path, monkeypatch):
             batch["index"][:, None, None, None].astype(jnp.uint8), (len(batch["index"]), 4, 4, 3)
         )
 
-    monkeypatch.setattr(sample, "_sample", paint)
+    monkeypatch.setattr(draw, "_sample", paint)
     return config
 
 
@@ -81,13 +82,13 @@ def test_the_rest_alone_is_drawn(config, monkeypatch, tmp_path):
     with pytest.raises(preemption.Preempted):
         sample.run(config)
     monkeypatch.setattr(preemption, "check", lambda where: None)
-    painted, paint = [], sample._sample
+    painted, paint = [], draw._sample
 
     def count(*arguments):
         painted.extend(np.asarray(arguments[5]["index"]).tolist())
         return paint(*arguments)
 
-    monkeypatch.setattr(sample, "_sample", count)
+    monkeypatch.setattr(draw, "_sample", count)
     config.sample.batch_size = 16
     sample.run(config)
     assert painted == list(range(8, 24))  # the last four fill up the batch
@@ -121,11 +122,11 @@ def test_what_is_kept_and_damaged_is_drawn_anew(config, monkeypatch, tmp_path, c
 
 def test_classes_drawn_at_random_are_a_function_of_the_seed_and_said_so(config):
     config.sample.images = 200
-    labels = sample.sample_labels(config)
+    labels = draw.sample_labels(config)
     config.sample.images = 100
-    np.testing.assert_array_equal(sample.sample_labels(config), labels[:100])
+    np.testing.assert_array_equal(draw.sample_labels(config), labels[:100])
     config.seed = 1
-    assert np.mean(sample.sample_labels(config) == labels[:100]) < 0.3
+    assert np.mean(draw.sample_labels(config) == labels[:100]) < 0.3
     counts = np.bincount(labels, minlength=10)
     assert (counts.min(), len(counts)) > (5, 9)
     assert sample.run(config)["sample_classes"] == "drawn at random"

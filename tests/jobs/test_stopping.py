@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from bar_jax.config import default_config
-from bar_jax.jobs import basis_tokens, evaluate, reconstruct, train_generator
+from bar_jax.jobs import basis_tokens, train_generator
+from bar_jax.metrics import tokenizer as tokenizer_metrics
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption
+from bar_jax.sampling import evaluation
 
 BATCHES = [{"image": np.zeros((8, 2, 2, 3), np.uint8), "mask": np.ones(8, bool), "bits": None}] * 2
 NOTHING = SimpleNamespace(module=None, params=None)
@@ -22,14 +24,14 @@ def validation_loss(mesh, patch):
 
 def reconstructions(mesh, patch):
     for name, value in dict(open_images=None, spread=None, eval_batches=BATCHES).items():
-        patch.setattr(reconstruct.data, name, lambda *_, value=value, **__: value)
-    reconstruct.measure(default_config(), mesh, None, None, 8)
+        patch.setattr(tokenizer_metrics.data, name, lambda *_, value=value, **__: value)
+    tokenizer_metrics.measure(default_config(), mesh, None, None, 8)
 
 
 def samples(mesh, patch):
-    patch.setattr(evaluate.sample, "draw", lambda *_: BATCHES)
+    patch.setattr(evaluation, "draw", lambda *_: BATCHES)
     measuring = SimpleNamespace(networks=[], metrics=())
-    evaluate.measure_generator(default_config(), mesh, measuring, NOTHING, NOTHING)
+    evaluation.measure_generator(default_config(), mesh, measuring, NOTHING, NOTHING)
 
 
 def psnr_of_prefixes(mesh, patch):

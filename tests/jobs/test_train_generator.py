@@ -107,8 +107,9 @@ def test_annealing_that_never_comes_to_its_end_is_told(monkeypatch, caplog, kind
     config = tiny(default_config())
     config.data.source, config.model.basis.kind = "tokens", kind
     config.model.generator.order.update(dict(anneal_start_steps=100, anneal_end_steps=end))
-    for name, value in dict(load_tokenizer=None, packed_fingerprint="", open_split=[0]).items():
-        monkeypatch.setattr(train_generator.encode, name, lambda *_, value=value: value)
+    monkeypatch.setattr(train_generator.models, "find_tokenizer", lambda *_: None)
+    monkeypatch.setattr(train_generator, "packed_fingerprint", lambda *_: "")
+    monkeypatch.setattr(train_generator.caches, "open_split", lambda *_: [0])
     monkeypatch.setattr(train_generator.workdir, "begin_training", lambda *_: "folder")
     monkeypatch.setattr(train_generator, "one_player", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(
