@@ -177,8 +177,7 @@ def _value(name: str, text: str, default: object) -> object:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if kind is tuple:
-            texts = name in config_lib.TEXTS or any(type(value) is str for value in default)
-            return _values(text, texts)
+            return _values(text, config_lib.FIELDS[name].of is str)
         return kind(text)
     except (KeyError, ValueError, SyntaxError) as error:
         raise InputError(f"config.{name}", repr(text), names[kind]) from error

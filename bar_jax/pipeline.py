@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax.config import basis_inside, real_valued, settle, token_channels, token_grid
+from bar_jax.config import FIELDS, basis_inside, real_valued, settle, token_channels, token_grid
 from bar_jax.config.file import load_config
-from bar_jax.config.validation import check_labels, check_sampling, check_seed, validate
+from bar_jax.config.validation import check_labels, check_sampling, validate
 from bar_jax.data import codec
 from bar_jax.pretrained import published
 from bar_jax.runtime import files, workdir
@@ -145,7 +145,7 @@ class Pipeline:
         if not labels:
             raise InputError("labels", "none", "at least one class")
         check_labels(labels, config.data.num_classes)
-        check_seed(seed)
+        FIELDS["seed"].check("seed", seed)
         check_sampling(config)
         if steps is not None or tokens is not None:
             validate(config)

@@ -101,8 +101,8 @@ def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dic
     """What the compiler says of one training step on a mesh.
 
     Args:
-      step: of `config.STEPS`; the tokenizer's is one that the discriminator takes part in, if there
-        is one.
+      step: of `describe.steps`; the tokenizer's is one that the discriminator takes part in, if
+        there is one.
 
     Returns:
       `state_bytes_per_device`: of what training changes, by part. `memory_bytes_per_device`: of the

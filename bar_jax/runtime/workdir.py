@@ -29,37 +29,21 @@ import jax
 from ml_collections import ConfigDict
 
 from bar_jax.bases import RANDOM
-from bar_jax.config import basis_inside, default_config, flatten, real_valued, settle
+from bar_jax.config import FIELDS, basis_inside, default_config, flatten, real_valued, settle
+from bar_jax.config.declaration import Affects
 from bar_jax.config.presets import from_scratch
 from bar_jax.runtime import workdir_lock
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import write_atomically
 from bar_jax.runtime.mesh import all_or_none, first_alone
 
-# Fields of a training stage that may change when it goes on: they alter what is seen of the run,
-# or where it runs, but not what it computes.
-FREE = (
-    "basis.inverse", "data.path", "data.on_damaged", "data.num_workers",
-    "accumulate", "remat", "log_every", "save_every", "save_minutes", "evaluate_every",
-    "evaluate_images", "evaluate_metrics", "evaluate_samples", "keep_checkpoints",
-    "on_damaged_checkpoint",
-)  # fmt: skip
-TOKENIZER_FIELDS = ("model.tokenizer.", "data.image_size")
-GENERATOR_FIELDS = (
-    *("model.tokenizer.kind", "model.tokenizer.kl.scale"),  # what its real-valued tokens are
-    *("model.basis.", "model.generator.", "model.head."),
-    *("data.image_size", "data.num_classes"),
-)
-# Fields that say how a model was trained, not what it is.
-HOW_TRAINED = (
-    *("dropout", "basis.objective", "basis.projection", "basis.delta", "basis.regularizer"),
-    *("basis.snr_clip", "basis.inverse", "shared_time", "generator.time", "mask_ratio_min"),
-    *("timesteps_per_token", "tokenizer.encoder.kind"),
-)
 FINISHED = "finished.json"  # in a part's folder: the step at which its training ended
-TRAINING_FIELDS = {
-    "tokenizer": ("seed", "dtype", "data.", "train_tokenizer.", *TOKENIZER_FIELDS),
-    "generator": ("seed", "dtype", "data.", "train_generator.", *GENERATOR_FIELDS),
+# What changes a part, and how it is trained. A basis belongs to the generator, or to a tokenizer
+# that has it inside.
+MODEL = {"tokenizer": Affects.TOKENIZER, "generator": Affects.GENERATOR | Affects.BASIS}
+TRAINING = {
+    "tokenizer": Affects.TOKENIZER_TRAINING,
+    "generator": Affects.GENERATOR_TRAINING | Affects.BASIS_TRAINING,
 }
 
 
@@ -251,7 +235,7 @@ def trained_otherwise(config: ConfigDict) -> dict[str, object]:
     path = folder / "config.json"
     if is_imported(folder):
         return {"published.tokenizer": read_json(path)["published"]["tokenizer"]}
-    differing = _differing(path, config, _training_fields(config, "tokenizer"), FREE)
+    differing = _differing(path, config, pinned_by_training(config, "tokenizer"))
     return {name: stored for name, _, stored in differing}
 
 
@@ -279,44 +263,53 @@ def _compare_training(path: pathlib.Path, config: ConfigDict, part: str) -> None
     if is_imported(path.parent):  # without an optimiser's state
         expected = f"another --workdir with --config.init_from={config.workdir} to train from them"
         raise InputError(path.parent, "imported weights", expected)
-    _compare(path, config, _training_fields(config, part), FREE)
+    _compare(path, config, pinned_by_training(config, part))
 
 
 def _compare_model(path: pathlib.Path, config: ConfigDict, part: str) -> None:
-    fields = TOKENIZER_FIELDS if part == "tokenizer" else GENERATOR_FIELDS
-    _compare(path, config, (*fields, *_basis_fields(config, part)), free=HOW_TRAINED)
+    _compare(path, config, pinned_by_model(config, part))
 
 
-def _training_fields(config: ConfigDict, part: str) -> tuple[str, ...]:
-    return (*TRAINING_FIELDS[part], *_basis_fields(config, part))
+def pinned_by_model(config: ConfigDict, part: str) -> list[str]:
+    """Fields that say what a part is: they cannot change once it has a checkpoint."""
+    inside = part == "tokenizer" and basis_inside(config)
+    pinned = MODEL[part] | (Affects.BASIS if inside else Affects.NOTHING)
+    return [name for name, field in FIELDS.items() if field.affects & pinned]
 
 
-def _basis_fields(config: ConfigDict, part: str) -> tuple[str, ...]:
-    """Those of the basis, where the tokenizer has it."""
-    return ("model.basis.",) if part == "tokenizer" and basis_inside(config) else ()
+def pinned_by_training(config: ConfigDict, part: str) -> list[str]:
+    """Fields that cannot change when a part's training goes on: those of the model among them."""
+    inside = part == "tokenizer" and basis_inside(config)
+    pinned = TRAINING[part] | (Affects.BASIS_TRAINING if inside else Affects.NOTHING)
+    model = set(pinned_by_model(config, part))
+    free = () if config.model.basis.kind == RANDOM else ("model.generator.order.",)  # not drawn
+    return [
+        name
+        for name, field in FIELDS.items()
+        if name in model or (field.affects & pinned and not name.startswith(free))
+    ]
 
 
-def _compare(
-    path: pathlib.Path, config: ConfigDict, fields: tuple[str, ...], free: tuple[str, ...]
-) -> None:
-    for name, value, stored in _differing(path, config, fields, free):
+def _compare(path: pathlib.Path, config: ConfigDict, fields: list[str]) -> None:
+    for name, value, stored in _differing(path, config, fields):
         begun = f"{stored}, with which {path.parent} was begun; or another workdir"
         raise InputError(name, str(value), begun)
 
 
 def _differing(
-    path: pathlib.Path, config: ConfigDict, fields: tuple[str, ...], free: tuple[str, ...]
+    path: pathlib.Path, config: ConfigDict, fields: list[str]
 ) -> Iterator[tuple[str, object, object]]:
-    """Fields that a stored config has otherwise: (name, value, stored value)."""
+    """Those of `fields` that a stored config has otherwise: (name, value, stored value)."""
     stored = dict(flatten(ConfigDict(read_json(path))))
-    if config.model.basis.kind != RANDOM:  # orders are not drawn
-        free += tuple(f"order.{name}" for name, _ in flatten(config.model.generator.order))
-    for name, value in flatten(ConfigDict(to_json(config))):
-        fixed = name.startswith(fields) and not name.endswith(free)
-        if name.startswith("train_tokenizer.weights."):  # a file may have been moved
-            fixed &= pathlib.Path(str(value)).name != pathlib.Path(str(stored.get(name))).name
-        if fixed and name in stored and stored[name] != value:
-            yield name, value, stored[name]
+    given = dict(flatten(ConfigDict(to_json(config))))
+    for name in fields:
+        if name not in stored or stored[name] == given[name]:
+            continue
+        moved = (
+            FIELDS[name].path and pathlib.Path(stored[name]).name == pathlib.Path(given[name]).name
+        )
+        if not moved:  # a file may lie elsewhere
+            yield name, given[name], stored[name]
 
 
 def read_json(path: pathlib.Path) -> dict:

@@ -1,4 +1,4 @@
-"""Tests of bar_jax/config/__init__.py."""
+"""Tests of bar_jax/config/derived.py: what follows from fields, and presets."""
 
 import math
 
