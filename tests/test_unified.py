@@ -19,7 +19,7 @@ from bar_jax.config.file import load_config
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.jobs import train_tokenizer
 from bar_jax.main import main
-from bar_jax.pretrained import frozen
+from bar_jax.pretrained import siglip2
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
@@ -225,11 +225,11 @@ def test_features_of_siglip2_are_aligned_with():
     config.model.tokenizer.encoder.kind = "siglip2"
     config.model.tokenizer.decoder.predictor_width = 8
     own = meta.unbox(models.init_tokenizer(make_tokenizer(config), jax.random.key(2)))
-    siglip2 = {part: own[part] for part in frozen.ENCODER}
-    state, metrics = trained(config, steps=1, networks={"siglip2": siglip2})
+    encoder = {part: own[part] for part in siglip2.ENCODER}
+    state, metrics = trained(config, steps=1, networks={"siglip2": encoder})
     assert metrics["alignment"] > 0
     fixed = state.params["patch_embedding"]["kernel"]
-    np.testing.assert_array_equal(fixed, siglip2["patch_embedding"]["kernel"])
+    np.testing.assert_array_equal(fixed, encoder["patch_embedding"]["kernel"])
 
 
 # --- how it starts -------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def _of_tokenizer_training(config: ConfigDict) -> Iterator[tuple[tuple[str, ...]
         yield (f"{prefix}network_size",), "train_tokenizer.loss.convnext, gram or gan above 0"
     for name in train.weights:
         if name not in frozen.needed(config):
-            terms = " or ".join(frozen.SOURCES[name].terms)
+            terms = " or ".join(frozen.TERMS[name])
             yield (f"{prefix}weights.{name}",), f"train_tokenizer.loss.{terms} above 0"
 
 

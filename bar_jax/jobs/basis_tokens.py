@@ -32,11 +32,10 @@ from bar_jax.config import basis_inside
 from bar_jax.data import codec
 from bar_jax.generators.settings import sampling_settings
 from bar_jax.inspection.basis import draw_rows
-from bar_jax.metrics import classifier, reference
+from bar_jax.metrics import classifier, feature_networks, reference
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.reconstruction import psnr
 from bar_jax.metrics.tokenizer import CROP
-from bar_jax.pretrained import feature_networks
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption, workdir
 from bar_jax.runtime.errors import InputError

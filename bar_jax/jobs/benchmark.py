@@ -33,8 +33,10 @@ from bar_jax.inspection.flops import product_flops
 from bar_jax.jobs.describe import count, sampling_flops, training_flops
 from bar_jax.jobs.plan import generator_program
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
+from bar_jax.metrics import feature_networks
 from bar_jax.metrics import timing as metric_timing
-from bar_jax.pretrained import feature_networks, frozen
+from bar_jax.pretrained import frozen
+from bar_jax.pretrained.networks import RANDOM
 from bar_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.sampling.provenance import schedule
 from bar_jax.tokenizers import cached_as
@@ -118,7 +120,7 @@ def _metrics(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[s
 def _features(config: ConfigDict, mesh: jax.sharding.Mesh, _: float) -> dict[str, object]:
     """Inception's features of images that lie in memory."""
     config = config.copy_and_resolve_references()
-    config.evaluate.weights.inception = feature_networks.RANDOM
+    config.evaluate.weights.inception = RANDOM
     sizes = {"batch_size": config.evaluate.batch_size, "size": config.data.image_size}
     with jax.set_mesh(mesh):
         network = feature_networks.load(config, mesh, "inception")
@@ -259,7 +261,7 @@ def _tokenizer_training(
     """
     config = with_both_players(config)
     section = config.train_tokenizer
-    section.weights.update(dict.fromkeys(section.weights, frozen.RANDOM))
+    section.weights.update(dict.fromkeys(section.weights, RANDOM))
     program = make_program(config, frozen.load(config, mesh), examples=1, steps=4, warmup=1)
     size = config.data.image_size
     images = np.random.default_rng(config.seed).integers(

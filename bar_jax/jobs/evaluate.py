@@ -18,11 +18,10 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.data import classes, image_sets
-from bar_jax.metrics import classifier, scores
+from bar_jax.metrics import classifier, feature_networks, scores
 from bar_jax.metrics import measuring as measuring_lib
 from bar_jax.metrics import reference as reference_lib
 from bar_jax.metrics.features import extract
-from bar_jax.pretrained import feature_networks
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.workdir import read_summary

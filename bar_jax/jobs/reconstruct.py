@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.data import image_sets
-from bar_jax.metrics import reference
+from bar_jax.metrics import feature_networks, reference
 from bar_jax.metrics.features import extract, sizes_of
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.moments import gaussian
@@ -33,11 +33,8 @@ from bar_jax.metrics.reconstruction import (
 from bar_jax.metrics.scores import NEEDS, notes
 from bar_jax.metrics.scores import omitted as omitted_of_few
 from bar_jax.metrics.tokenizer import CROP, measure, rounded, save_picture
-from bar_jax.pretrained import feature_networks, frozen
-from bar_jax.pretrained.lpips import PACKAGE
-from bar_jax.pretrained.networks import init_network, read_network
+from bar_jax.pretrained.networks import check_file, init_network, read_network
 from bar_jax.runtime import mesh as mesh_lib
-from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.writer import environment, update_summary
 from bar_jax.training import restore as models
 
@@ -108,13 +105,8 @@ def load_lpips(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
     paths = config.evaluate.weights
     for name in LPIPS_NETWORKS:
         if not paths[name]:
-            source = frozen.SOURCES[name]
-            raise InputError(
-                f"evaluate.weights.{name}",
-                "no file",
-                f"{source.file} ({source.origin}); or {PACKAGE}, the package of that name; or "
-                "neither of both networks, to leave out LPIPS",
-            )
+            otherwise = "neither of both networks, to leave out LPIPS"
+            check_file(name, "", f"evaluate.weights.{name}", otherwise)
     params = {}
     for name in LPIPS_NETWORKS:
         layout = models.param_shapes(functools.partial(init_network, name), mesh)

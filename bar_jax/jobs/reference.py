@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.data import image_sets
+from bar_jax.metrics import feature_networks
 from bar_jax.metrics.features import sizes_of
 from bar_jax.metrics.reference import CROP, ROWS, STATISTICS, look_at, open_reference, spread_mask
 from bar_jax.metrics.scores import NEEDS, few_for_features
-from bar_jax.pretrained import feature_networks
+from bar_jax.pretrained.networks import is_there
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import replacing
@@ -35,7 +36,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     if image_sets.is_npz(spec):
         expected = "train | validation | a folder, to make a file like that of"
         raise InputError("evaluate.reference", repr(spec), expected)
-    names = [n for n in feature_networks.SOURCES if feature_networks.is_there(weights[n])]
+    names = [n for n in feature_networks.OUTSIDE if is_there(n, weights[n])]
     names = [n for n in names if any(output.startswith(f"{n}/") for output in STATISTICS)]
     feature_networks.check(weights, {"inception", *names}, "evaluate.weights")
     path = pathlib.Path(config.workdir) / "reference.npz"

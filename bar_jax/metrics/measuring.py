@@ -10,10 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data
+from bar_jax.metrics import feature_networks, scores
 from bar_jax.metrics import reference as reference_lib
-from bar_jax.metrics import scores
 from bar_jax.metrics.features import FeatureNetwork, Features, sizes_of
-from bar_jax.pretrained import clip_text, feature_networks
+from bar_jax.pretrained import clip_text
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.writer import environment
 
@@ -129,7 +129,7 @@ def training_metrics(config: ConfigDict) -> tuple[str, ...]:
     for metric in config.train_generator.evaluate_metrics:
         name = scores.NEEDS[metric].network
         reason = ""
-        if name in feature_networks.SOURCES and not config.evaluate.weights[name]:
+        if name in feature_networks.OUTSIDE and not config.evaluate.weights[name]:
             reason = f"evaluate.weights.{name} is not set"
         elif config.data.source == "tokens" and spec in reference_lib.SPLITS:
             reason = f"data.source=tokens holds no images for evaluate.reference={spec}"

@@ -19,11 +19,9 @@ from bar_jax.data import image_sets
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.moments import Gaussian, gaussian
 from bar_jax.metrics.scores import NEEDS, Reference
-from bar_jax.pretrained import feature_networks
+from bar_jax.runtime import files, preemption
 from bar_jax.runtime import mesh as mesh_lib
-from bar_jax.runtime import preemption
 from bar_jax.runtime.errors import InputError
-from bar_jax.runtime.files import write_atomically
 from bar_jax.runtime.progress import progress
 
 CROP = "adm"  # of the images that the published reference statistics are of
@@ -109,7 +107,7 @@ def look_at(
     spec, (name, source, stored, *_) = config.evaluate.reference, opened
     is_npz = image_sets.is_npz(spec)
     if is_npz:
-        digest = feature_networks.digest(spec)
+        digest = files.digest(spec)
     else:
         digest = image_sets.fingerprint(source)
     settings = {
@@ -217,7 +215,7 @@ def statistics(
             path.parent.mkdir(parents=True, exist_ok=True)
             buffer = io.BytesIO()
             np.savez(buffer, **arrays)
-            write_atomically(path, buffer.getvalue())
+            files.write_atomically(path, buffer.getvalue())
     gaussians = {
         output: Gaussian(*(arrays[key] for key in STATISTICS[output])) for output in moments
     }

@@ -82,6 +82,10 @@ class CLIP(nn.Module):
             grid = (self.image_size // self.patch_size,) * 2
             return self.image_projection(self.vision(self.patch_embedding(patches), grid)[:, 0])
 
+    def image_outputs(self, images: jax.Array) -> dict[str, jax.Array]:
+        """`image_features` by their name, as networks that measure return them."""
+        return {"image": self.image_features(images)}
+
     def text_features(self, tokens: jax.Array) -> jax.Array:
         """Token ids [B, context] -> [B, features] float32, not normalised.
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
+from bar_jax.nn.clip import CLIP
 from bar_jax.pretrained.layout import Layout, count, layer_norm, linear, same, to_ours
+from bar_jax.pretrained.outside import IMAGES, Network, array
 
 
 def _tower(ours: str, theirs: str) -> Layout:
@@ -63,3 +66,15 @@ def clip_params(
         depth = count(tensors, rf"{tower}_model\.encoder\.layers\.(\d+)\.")
         params |= to_ours(tensors, layout, {"layer": range(depth), "qkv": "qkv"}, heads=h)
     return params
+
+
+NETWORK = Network(
+    file="model.safetensors",
+    origin="huggingface.co/openai/clip-vit-large-patch14, see third_party/clip",
+    module=CLIP(),
+    importer=clip_params,
+    manifest="clip/clip_vit_l14.json",
+    inputs=(IMAGES, array(1, CLIP.context, dtype=jnp.int32)),
+    outputs="image_outputs",
+    resize="to 224 px: bicubic, antialiased, rounded to 8 bits",
+)

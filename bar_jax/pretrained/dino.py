@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bar_jax.losses.discriminator import DINO
 from bar_jax.pretrained.layout import Layout, count, layer_norm, linear, same, to_ours, to_published
+from bar_jax.pretrained.outside import Network
 
 _BLOCK = "blocks.{layer}"
 BACKBONE: Layout = {
@@ -60,6 +62,15 @@ def backbone_params(tensors: Mapping[str, np.ndarray], heads: int = 6) -> dict:
     bias[:, 1] = 0
     params["vit"]["blocks"]["qkv"]["bias"] = bias
     return params
+
+
+NETWORK = Network(
+    file="dino_vit_small_patch8_224.pth",
+    origin="discs/ of huggingface.co/nyu-visionx/RAE-collections",
+    module=DINO(),
+    importer=backbone_params,
+    manifest="dino/dino_s8.json",
+)
 
 
 def head_params(tensors: Mapping[str, np.ndarray]) -> tuple[dict, dict]:

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bar_jax.nn.dinov2 import DINOv2
 from bar_jax.nn.resize import bicubic_weights
 from bar_jax.pretrained.layout import Layout, count, layer_norm, linear, same, to_ours
+from bar_jax.pretrained.outside import Network
 
 # The published model adds it to the rows and columns that its positions are resized to, so that
 # its places are not quite those of a resizing to the same grid.
@@ -63,3 +65,13 @@ def resize_positions(table: np.ndarray, grid: int) -> np.ndarray:
     resized = np.einsum("ih,hwd,jw->ijd", weights, square, weights, optimize=True)
     resized = resized.reshape(grid * grid, -1).astype(table.dtype)
     return np.concatenate([table[:1], resized])
+
+
+NETWORK = Network(
+    file="dinov2_vitl14_pretrain.pth",
+    origin="torch.hub facebookresearch/dinov2, see third_party/dinov2",
+    module=DINOv2(),
+    importer=dinov2_params,
+    manifest="dinov2/dinov2_vitl14.json",
+    resize="to 224 px: bicubic, antialiased, rounded to 8 bits",
+)

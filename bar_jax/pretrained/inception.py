@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bar_jax.nn.inception import Inception
+from bar_jax.pretrained.outside import Network
 from bar_jax.runtime.errors import InputError
 
 BATCH_NORM_EPS = 1e-3
@@ -38,6 +40,16 @@ def inception_params(tensors: Mapping[str, np.ndarray]) -> dict:
             "bias": (beta - mean * factor).astype(np.float32),
         }
     return params
+
+
+NETWORK = Network(
+    file="pt_inception-2015-12-05-6726825d.pth",
+    origin="the releases of github.com/mseitzer/pytorch-fid, see third_party/inception",
+    module=Inception(),
+    importer=inception_params,
+    manifest="inception/inception_2015.json",
+    resize="to 299 px as TensorFlow 1: bilinear, no half-pixel centres, no antialiasing",
+)
 
 
 def _tensor(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:

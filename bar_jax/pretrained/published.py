@@ -20,7 +20,7 @@ from bar_jax.config import real_valued
 from bar_jax.generators import make_generator
 from bar_jax.generators.basis import MATRIX, BasisGenerator
 from bar_jax.generators.xar import XAR
-from bar_jax.pretrained import bar_fsq, kl_vae, manifest, mar, masked_bit, siglip2, xar
+from bar_jax.pretrained import bar_fsq, kl_vae, manifest, mar, masked_bit, xar
 from bar_jax.pretrained.files import read_tensors
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
@@ -191,45 +191,6 @@ def _generator_params(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> d
     return {"host": params, MATRIX: np.asarray(matrix, np.float32)}
 
 
-def encoder_shapes(
-    config: ConfigDict, prefix: str = siglip2.PREFIXES[0]
-) -> dict[str, manifest.Shape]:
-    """Names and shapes of SigLIP2's vision tower as the configured tokenizer's encoder needs it."""
-    params = _params(config, "tokenizer")
-    needed = jax.eval_shape(lambda p: siglip2.encoder_tensors(p, prefix), params)
-    return {name: tensor.shape for name, tensor in needed.items()}
-
-
-def read_encoder(config: ConfigDict, path: str | os.PathLike) -> dict:
-    """SigLIP2's vision tower from a file, for the configured tokenizer's encoder.
-
-    Args:
-      path: SigLIP2 (NaFlex) as Hugging Face has it, with its text tower or without; or a published
-        tokenizer, whose frozen copy is read.
-
-    Returns:
-      Parameters {patch_embedding, encoder_vit}, numpy arrays: what the tokenizer's encoder starts
-      from, and, kept as they are, what gives the features to align with (`BarFSQ.features`).
-
-    Raises:
-      InputError: a file that cannot be read, another variant, or every tensor that does not fit.
-    """
-    found = read_tensors(path)
-    prefix = siglip2.find_prefix(path, found)
-    needed = encoder_shapes(config, prefix)
-    has = siglip2.sizes(found, prefix)
-    template = {name: np.broadcast_to(np.float32(0), shape) for name, shape in needed.items()}
-    wants = siglip2.sizes(template, prefix)
-    if has != wants:
-        expected = f"{_told(wants)}, as model.tokenizer.encoder says"
-        raise InputError(path, f"a SigLIP2 of {_told(has)}", expected)
-    found = {name: tensor for name, tensor in found.items() if name.startswith(prefix)}
-    optional = {name: None for name in found if name.startswith(f"{prefix}{siglip2.NOT_READ}")}
-    manifest.check(path, found, needed, optional, "the configured tokenizer's encoder")
-    sizes = config.model.tokenizer.encoder
-    return siglip2.encoder_params(found, depth=sizes.depth, heads=sizes.heads, prefix=prefix)
-
-
 def _init(config, part):
     """key -> fresh parameters, with logical axis names."""
     if part == "tokenizer":
@@ -260,10 +221,6 @@ def _tokenizer_params(config, module, tensors):
         fresh = module.init(jax.random.key(config.seed), inner, method=module.predict_features)
         params |= jax.tree.map(np.asarray, nn.unbox(fresh)["params"])
     return params
-
-
-def _told(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def _sequence(config):

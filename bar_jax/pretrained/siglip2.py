@@ -4,13 +4,27 @@ The names are Hugging Face's. They stand in SigLIP2's own files, and a published
 them for its frozen copy. Of a tower the pooling head is not read, nor is the text tower.
 """
 
+import os
 import re
 from collections.abc import Mapping
 
+import flax.linen as nn
+import jax
 import numpy as np
 
+from bar_jax.pretrained import manifest
+from bar_jax.pretrained.files import read_tensors
 from bar_jax.pretrained.layout import Layout, layer_norm, linear, same, to_ours, to_published
+from bar_jax.pretrained.outside import Network
 from bar_jax.runtime.errors import InputError
+from bar_jax.tokenizers.bar_fsq import BarFSQ
+from bar_jax.training.restore import init_tokenizer
+
+NETWORK = Network(
+    file="model.safetensors",
+    origin="huggingface.co/google/siglip2-so400m-patch16-naflex (or a published bar_fsq file)",
+)
+ENCODER = ("patch_embedding", "encoder_vit")  # the parts of a tokenizer that are SigLIP2
 
 # What the names of a tower start with: in SigLIP2's files (the last where the tower was saved
 # alone), and in published tokenizers.
@@ -71,6 +85,50 @@ def encoder_tensors(params: Mapping, prefix: str = PREFIXES[0]) -> dict:
     """The inverse of `encoder_params`; `params` may hold more than the encoder."""
     depth = params["encoder_vit"]["blocks"]["qkv"]["bias"].shape[0]
     return to_published(params, _tower(prefix), fields(depth))
+
+
+def init_encoder(tokenizer: BarFSQ, key: jax.Array) -> dict:
+    """Fresh parameters of a tokenizer's encoder, with logical axis names."""
+    params = init_tokenizer(tokenizer, key)
+    return {part: params[part] for part in ENCODER}
+
+
+def encoder_shapes(tokenizer: BarFSQ, prefix: str = PREFIXES[0]) -> dict[str, manifest.Shape]:
+    """Names and shapes of the vision tower that a tokenizer's encoder needs."""
+    make = lambda key: encoder_tensors(nn.unbox(init_encoder(tokenizer, key)), prefix)
+    needed = jax.eval_shape(make, jax.random.key(0))
+    return {name: tensor.shape for name, tensor in needed.items()}
+
+
+def read_encoder(tokenizer: BarFSQ, path: str | os.PathLike) -> dict:
+    """SigLIP2's vision tower from a file, for a tokenizer's encoder.
+
+    Args:
+      path: SigLIP2 (NaFlex) as Hugging Face has it, with its text tower or without; or a published
+        tokenizer, whose frozen copy is read.
+
+    Returns:
+      Parameters {patch_embedding, encoder_vit}, numpy arrays: what the tokenizer's encoder starts
+      from, and, kept as they are, what gives the features to align with (`BarFSQ.features`).
+
+    Raises:
+      InputError: a file that cannot be read, another variant, or every tensor that does not fit.
+    """
+    found = read_tensors(path)
+    prefix = find_prefix(path, found)
+    needed = encoder_shapes(tokenizer, prefix)
+    has = sizes(found, prefix)
+    template = {name: np.broadcast_to(np.float32(0), shape) for name, shape in needed.items()}
+    wants = sizes(template, prefix)
+    if has != wants:
+        in_words = lambda sizes: ", ".join(f"{name} {size}" for name, size in sizes.items())
+        expected = f"{in_words(wants)}, as model.tokenizer.encoder says"
+        raise InputError(path, f"a SigLIP2 of {in_words(has)}", expected)
+    found = {name: tensor for name, tensor in found.items() if name.startswith(prefix)}
+    optional = {name: None for name in found if name.startswith(f"{prefix}{NOT_READ}")}
+    manifest.check(path, found, needed, optional, "the configured tokenizer's encoder")
+    depth, heads = tokenizer.encoder["depth"], tokenizer.encoder["heads"]
+    return encoder_params(found, depth=depth, heads=heads, prefix=prefix)
 
 
 def find_prefix(path: object, tensors: Mapping[str, np.ndarray]) -> str:

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bar_jax.nn.vgg import CONVOLUTIONS, conv_name
+from bar_jax.nn.convnext import ConvNeXt
+from bar_jax.nn.vgg import CONVOLUTIONS, VGG16, conv_name
 from bar_jax.pretrained.layout import Layout, conv, layer_norm, linear, same, to_ours
+from bar_jax.pretrained.outside import Network
 
 
 def vgg16_params(tensors: Mapping[str, np.ndarray], prefix: str = "features.") -> dict:
@@ -65,3 +67,20 @@ def convnext_depths(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     blocks = [(int(match[1]) // 2, int(match[2])) for match in found if match]
     stages = 1 + max((stage for stage, _ in blocks), default=-1)
     return tuple(sum(stage == s for stage, _ in blocks) for s in range(stages))
+
+
+VGG16_NETWORK = Network(
+    file="vgg16-397923af.pth",
+    origin="torchvision, VGG16_Weights.IMAGENET1K_V1",
+    module=VGG16(),
+    importer=vgg16_params,
+    manifest="torchvision/vgg16.json",
+    in_package=True,
+)
+CONVNEXT_NETWORK = Network(
+    file="convnext_small-0c510722.pth",
+    origin="torchvision, ConvNeXt_Small_Weights.IMAGENET1K_V1",
+    module=ConvNeXt(),
+    importer=convnext_params,
+    manifest="torchvision/convnext_s.json",
+)

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -56,6 +57,12 @@ def find(path: str | os.PathLike[str]) -> Path:
 def shipped(path: str) -> Path:
     """What comes with bar_jax under this name, whatever lies in the working directory."""
     return _HOME / path
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _close_configs(path: str) -> list[str]:

@@ -17,12 +17,13 @@ from bar_jax.config import default_config
 from bar_jax.config.presets import tiny
 from bar_jax.data import image_sets
 from bar_jax.jobs import evaluate, reference
+from bar_jax.metrics import feature_networks
 from bar_jax.metrics import measuring as measuring_lib
 from bar_jax.metrics import reference as reference_lib
 from bar_jax.metrics.inception_score import inception_score
 from bar_jax.metrics.kid import kid
 from bar_jax.metrics.precision_recall import precision_recall
-from bar_jax.pretrained import feature_networks
+from bar_jax.runtime import files
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.sampling import evaluation
@@ -372,7 +373,7 @@ def test_settings_stand_beside_the_numbers(config, tmp_path, caplog):
         "evaluated_seed": 4,
         "evaluated_classes": "drawn at random",
         "reference": config.evaluate.reference,
-        "reference_digest": feature_networks.digest(config.evaluate.reference),
+        "reference_digest": files.digest(config.evaluate.reference),
         "reference_images": 30,
         "features_inception": "stand-in of inception; resized to 4 px: mean",
     }

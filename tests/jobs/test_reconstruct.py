@@ -14,8 +14,8 @@ from bar_jax.config import default_config
 from bar_jax.config.presets import tiny
 from bar_jax.jobs import reconstruct
 from bar_jax.losses.perceptual import LinearHeads
+from bar_jax.metrics import feature_networks
 from bar_jax.nn.vgg import VGG16
-from bar_jax.pretrained import feature_networks
 from bar_jax.pretrained.networks import read_network
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh

@@ -22,7 +22,7 @@ from bar_jax.losses.discriminator import DINO, Discriminator
 from bar_jax.losses.perceptual import LinearHeads
 from bar_jax.nn.convnext import ConvNeXt
 from bar_jax.nn.vgg import VGG16
-from bar_jax.pretrained import frozen
+from bar_jax.pretrained import frozen, siglip2
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption
 from bar_jax.runtime.errors import InputError
@@ -80,7 +80,7 @@ def networks():
     # With scales that make the features differ from place to place.
     params["siglip2"] = jax.tree.map(
         lambda x: x + 0.3 * np.random.default_rng(0).normal(size=x.shape).astype(np.float32),
-        jax.device_get({part: own[part] for part in frozen.ENCODER}),
+        jax.device_get({part: own[part] for part in siglip2.ENCODER}),
     )
     return params
 

@@ -7,7 +7,8 @@ from safetensors.numpy import save_file
 
 from bar_jax.config import default_config
 from bar_jax.config.presets import from_scratch, tiny
-from bar_jax.pretrained import frozen, manifest
+from bar_jax.pretrained import frozen, manifest, siglip2
+from bar_jax.pretrained.networks import NETWORKS
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 
@@ -58,11 +59,11 @@ def test_a_missing_file_is_named_with_its_origin_and_what_does_without_it(name, 
     for given, found in (("", "no file"), (path, f"no file {path}")):
         with pytest.raises(InputError) as error:
             frozen.check(config(**weights | {f"train_tokenizer__weights__{name}": given}))
-        source = frozen.SOURCES[name]
+        network = NETWORKS[name]
         message = str(error.value)
         assert message.startswith(f"train_tokenizer.weights.{name}: found {found}, expected ")
-        assert source.file in message and source.origin in message
-        assert all(f"train_tokenizer.loss.{term}=0" in message for term in source.terms)
+        assert network.file in message and network.origin in message
+        assert all(f"train_tokenizer.loss.{term}=0" in message for term in frozen.TERMS[name])
 
 
 def test_files_that_are_there_pass(tmp_path):
@@ -93,7 +94,7 @@ def test_a_file_and_random_weights_are_laid_out_on_the_mesh(tmp_path):
     shapes = frozen.shapes(small, mesh)
     params = frozen.load(small, mesh)
     assert list(params) == ["siglip2", "vgg16", "lpips"]
-    assert set(params["siglip2"]) == set(frozen.ENCODER)
+    assert set(params["siglip2"]) == set(siglip2.ENCODER)
     np.testing.assert_array_equal(params["lpips"]["lin0"], np.full(64, 2))
     told = lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding)  # noqa: E731
     assert jax.tree.map(told, params) == jax.tree.map(told, shapes)

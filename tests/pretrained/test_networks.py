@@ -15,6 +15,7 @@ from bar_jax.runtime.errors import InputError
 MODELS = {
     name: next(m for m in manifest.published() if network.manifest.endswith(f"/{m.model}.json"))
     for name, network in NETWORKS.items()
+    if name != "siglip2"  # its sizes are the configured tokenizer's
 }
 
 
@@ -36,7 +37,7 @@ def refused(read, name, shapes):
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_published_file_fills_every_parameter(read, name):
     """With what it may hold besides, and without."""
     fresh = jax.eval_shape(lambda key: init_network(name, key), jax.random.key(0))

@@ -16,6 +16,7 @@ from bar_jax.config.presets import tiny
 from bar_jax.pretrained import bar_fsq, manifest, published, siglip2
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
+from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import restore as models
 
 HOST_SIZES = list(itertools.product(("xar", "mar"), ("base", "large", "huge")))
@@ -57,7 +58,7 @@ def test_a_published_config_has_exactly_the_published_tensors(known):
         assert sum(sizes) == 66_456_019  # "66.46M"
         return
     if part == "encoder":
-        assert published.encoder_shapes(config) == known.tensors
+        assert siglip2.encoder_shapes(make_tokenizer(config)) == known.tensors
         return
     needed, lacking = published.shapes(config, part)
     assert needed == known.tensors
@@ -211,12 +212,12 @@ def siglip2_file(published_files, tmp_path):
 def test_reads_the_encoder(published_config, published_files, siglip2_file):
     """From either file the same: the frozen copy, not the trained one."""
     own, copy = (
-        published.read_encoder(published_config, path)
+        siglip2.read_encoder(make_tokenizer(published_config), path)
         for path in (siglip2_file, published_files["tokenizer"])
     )
     jax.tree.map(np.testing.assert_array_equal, own, copy)
     params = published._params(published_config, "tokenizer")
-    params = {name: params[name] for name in ("patch_embedding", "encoder_vit")}
+    params = {name: params[name] for name in siglip2.ENCODER}
     kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
     assert kinds(own) == kinds(params)
     frozen = tensors_of(published_files["tokenizer"])["encoder.frozen_post_layernorm.weight"]
@@ -226,7 +227,7 @@ def test_reads_the_encoder(published_config, published_files, siglip2_file):
 def test_another_variant_of_siglip2(published_config, siglip2_file):
     published_config.model.tokenizer.encoder.update(dict(width=96, position_grid=16))
     with pytest.raises(InputError) as error:
-        published.read_encoder(published_config, siglip2_file)
+        siglip2.read_encoder(make_tokenizer(published_config), siglip2_file)
     assert str(error.value) == (
         f"{siglip2_file}: found a SigLIP2 of width 48, depth 2, positions 49, "
         "values of a patch 768, expected width 96, depth 2, positions 256, "
@@ -238,12 +239,12 @@ def test_a_damaged_encoder(published_config, siglip2_file):
     without(siglip2_file, "vision_model.encoder.layers.1.layer_norm1.bias")
     missing = "1 missing:\n    vision_model.encoder.layers.1.layer_norm1.bias$"
     with pytest.raises(InputError, match=missing):
-        published.read_encoder(published_config, siglip2_file)
+        siglip2.read_encoder(make_tokenizer(published_config), siglip2_file)
 
 
 def test_no_encoder(published_config, published_files):
     with pytest.raises(InputError, match=f"no tensor {siglip2.PREFIXES[0]}"):
-        published.read_encoder(published_config, published_files["generator"])
+        siglip2.read_encoder(make_tokenizer(published_config), published_files["generator"])
 
 
 @pytest.mark.parametrize("part, other", [PARTS, PARTS[::-1]])
