@@ -5,12 +5,11 @@
 The same command on every process of a cluster works on it together. TPU pods, SLURM, Open MPI and
 GKE are found; elsewhere --coordinator=HOST:PORT --num_processes=N --process_id=I say so.
 
-All fields, among them `job` and what it may be, are in bar_jax/config/ and bar_jax/jobs/.
+All fields, among them `job` and what it may be, are in bar_jax/config/ and bar_jax/jobs/;
+--config.job=describe --config.describe.fields=true prints them.
 """
 
-import ast
 import contextlib
-import difflib
 import json
 import logging
 import os
@@ -18,34 +17,37 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 
+from absl import flags
 from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bar_jax import config as config_lib
-from bar_jax.config import validation
-from bar_jax.config.file import load_config, set_by_hand
+from bar_jax.config import command_line, settle, validation
 from bar_jax.runtime import distributed, files, preemption
 from bar_jax.runtime.errors import InputError, NonFinite, SaveError
 
 logger = logging.getLogger("bar_jax")
-FLAGS = ("config", "workdir", *distributed.Cluster._fields)
+HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
 WITHOUT_WORKDIR = ("describe", "benchmark")  # these jobs print and write nothing
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the configured job; returns the exit status."""
+def main(argv: Sequence[str], flag_values: flags.FlagValues | None = None) -> int:
+    """Runs the configured job; returns the exit status.
+
+    Args:
+      argv: the program's name and its arguments.
+      flag_values: absl's `FLAGS`, for a program around this one; see `command_line.parse`.
+    """
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant
-    if {"--help", "-h"} & set(argv[1:]):
-        print(__doc__)
+    if HELP & set(argv[1:]):
+        print(__doc__, command_line.help_text(), sep="\n")
         return 0
     try:
-        config = parse(argv)
-        with files.telling_full_disk(config.workdir):
-            flags = _split(argv[1:])
-            fields = [flag.removeprefix("config.") for flag in flags if flag.startswith("config.")]
-            return run(config, distributed.from_flags(flags), set_by_hand(flags["config"], fields))
+        command = command_line.parse(argv, flag_values)
+        _check_workdir(command.config)
+        with files.telling_full_disk(command.config.workdir):
+            return run(*command)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return distributed.leave(2)
@@ -73,7 +75,7 @@ def run(
       cluster: that flags describe; None looks for one.
       by_hand: fields that the user has set; those that change nothing are named.
     """
-    config_lib.settle(config)
+    settle(config)
     if config.job in WITHOUT_WORKDIR:  # nothing to save: a signal ends them as any program
         return _run(config, cluster, by_hand)
     preemption.install()
@@ -118,85 +120,21 @@ def _run(config: ConfigDict, cluster: distributed.Cluster | None, by_hand: Itera
 
 
 def parse(argv: Sequence[str]) -> ConfigDict:
-    """The config that a command line describes; `--flag=value` and `--flag value` are the same.
+    """The config that a command line describes.
 
     Raises:
       InputError: an unknown flag, file or field, or a value of the wrong type.
     """
-    given = _split(argv[1:])
-    if not given.get("config"):
-        raise InputError("--config", "nothing", "a file, such as configs/quickstart.py")
-    config = load_config(given.pop("config"))
-    workdir = given.pop("workdir", "")
-    fields = dict(config_lib.flatten(config))
-    for flag, text in given.items():
-        if flag in distributed.Cluster._fields:
-            continue
-        name = flag.removeprefix("config.")
-        if name not in fields:
-            raise config_lib.unknown_field(name)
-        config.update_from_flattened_dict({name: _value(name, text, fields[name])})
-    config.workdir = workdir or config.workdir
-    if not config.workdir and config.job not in WITHOUT_WORKDIR:
-        raise InputError("--workdir", "nothing", "a folder for all that the job writes")
+    config = command_line.parse(argv).config
+    _check_workdir(config)
     return config
 
 
-def _split(arguments: Sequence[str]) -> dict[str, str]:
-    """Flags and their values; of a flag that is given twice, the last value."""
-    given, rest = {}, list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        flag, equals, value = argument.partition("=")
-        name = flag.lstrip("-")
-        if name == flag:
-            raise InputError("command line", repr(argument), "--config.FIELD=VALUE")
-        if name not in FLAGS and not name.startswith("config."):
-            close = difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.5)
-            hint = f"; did you mean --{close[0]}?" if close else ""
-            raise InputError(flag, "no such flag", f"--config, --workdir, --config.FIELD{hint}")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise InputError(flag, "no value", f"{flag}=VALUE")
-            value = rest.pop(0)
-        given[name] = value
-    return given
-
-
-def _value(name: str, text: str, default: object) -> object:
-    """A field's value as the command line has it.
-
-    Raises:
-      InputError: if it is not of the field's type.
-    """
-    kind = type(default)
-    if kind is str:
-        return text
-    names = {int: "an integer", float: "a number", bool: "true or false", tuple: "(VALUE, ...)"}
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if kind is tuple:
-            return _values(text, config_lib.FIELDS[name].of is str)
-        return kind(text)
-    except (KeyError, ValueError, SyntaxError) as error:
-        raise InputError(f"config.{name}", repr(text), names[kind]) from error
-
-
-def _values(text: str, texts: bool) -> tuple:
-    """The values of `(3, 7)`, `[3, 7]`, `3,7` and `3`; texts need no quotes.
-
-    Raises:
-      ValueError, SyntaxError: brackets or numbers that are none.
-    """
-    if texts and text[:1] in ("(", "[") and not set("'\"") & set(text):
-        text = text[1:-1].rstrip(",") if text[-1] in ")]" else text
-    if text[:1] in ("(", "[") or (not texts and text[:1] in tuple("-0123456789")):
-        value = ast.literal_eval(text)
-        return tuple(value) if isinstance(value, tuple | list) else (value,)
-    return tuple(part.strip() for part in text.split(",")) if text or not texts else ()
+def _check_workdir(config: ConfigDict) -> None:
+    if not config.workdir and config.job not in WITHOUT_WORKDIR:
+        raise InputError("--workdir", "nothing", "a folder for all that the job writes")
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # threads make JAX's CPU SVD 20x slower
-    sys.exit(main(sys.argv))
+    sys.exit(main(sys.argv, flags.FLAGS))

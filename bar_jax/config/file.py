@@ -1,11 +1,12 @@
 """Config files: what `--config` names."""
 
+import inspect
 import runpy
-from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from bar_jax import config as config_lib
+from bar_jax.config.derived import flatten, unknown_field
+from bar_jax.config.fields import FIELDS
 from bar_jax.runtime import files
 from bar_jax.runtime.errors import InputError
 
@@ -16,10 +17,24 @@ def load_config(argument: str) -> ConfigDict:
     Raises:
       InputError: no such file, no config in it, or a field that does not exist.
     """
+    return read(argument)[0]
+
+
+def read(argument: str) -> tuple[ConfigDict, list[str]]:
+    """The config of a file, which is executed once, and the fields that the file itself sets.
+
+    What its `:SIZE` changes the file does not set, nor what it makes empty.
+
+    Raises:
+      InputError: as `load_config`.
+    """
     path, size = _split(argument)
     file = files.find(path)
     try:
-        config = runpy.run_path(str(file))["get_config"](size or None)
+        get_config = runpy.run_path(str(file))["get_config"]
+        takes_size = bool(inspect.signature(get_config).parameters)
+        config = get_config(size or None) if takes_size or size else get_config()
+        own = get_config(None) if size else config
     except InputError:
         raise
     except Exception as error:  # whatever a user's Python may raise
@@ -28,25 +43,11 @@ def load_config(argument: str) -> ConfigDict:
         raise InputError(file, found, expected) from error
     if not isinstance(config, ConfigDict):
         raise InputError(file, f"get_config() -> {type(config).__name__}", "a ConfigDict")
-    fields = {name for name, _ in config_lib.flatten(config_lib.default_config())}
-    for name, _ in config_lib.flatten(config):
-        if name not in fields:
-            raise config_lib.unknown_field(name)
-    return config
-
-
-def set_by_hand(argument: str, flags: Iterable[str]) -> list[str]:
-    """The fields that a user has set: on the command line, or other than the default in the file.
-
-    Args:
-      argument: as for `load_config`. What its `:SIZE` changes is not by hand, nor is what the file
-        makes empty.
-      flags: fields of the command line.
-    """
-    default = dict(config_lib.flatten(config_lib.default_config()))
-    own = config_lib.flatten(load_config(_split(argument)[0]))
-    changed = [name for name, value in own if value not in (default[name], "")]
-    return list(dict.fromkeys([*flags, *changed]))
+    for name, _ in flatten(config):
+        if name not in FIELDS:
+            raise unknown_field(name)
+    changed = [n for n, value in flatten(own) if value not in (FIELDS[n].default, "")]
+    return config, changed
 
 
 def _split(argument: str) -> tuple[str, str]:

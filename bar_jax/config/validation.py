@@ -25,7 +25,11 @@ KINDS = {
     "model.generator.kind": ("causal", "xar", "mar"),
     "model.head.kind": ("masked_bit", "bit", "linear", "diffusion", "flow"),
 }
-CHOICES = {name: tuple(field.choices) for name, field in FIELDS.items() if field.choices} | KINDS
+CHOICES = KINDS | {  # of fields with one value
+    name: tuple(field.choices)
+    for name, field in FIELDS.items()
+    if field.choices and field.type is str
+}
 # Jobs that draw images.
 SAMPLING_JOBS = ("pipeline", "train_generator", "sample", "basis", "benchmark")
 NORM_GROUPS = 32  # of kl_vae

@@ -36,36 +36,31 @@ class Cluster(NamedTuple):
     process_id: int
 
 
-def from_flags(given: Mapping[str, str]) -> Cluster | None:
-    """The cluster that flags describe; None if there are none of them.
-
-    Args:
-      given: flag -> what stands behind it; other flags are not looked at.
+def from_flags(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> Cluster | None:
+    """The cluster that flags describe; None if none of them is given.
 
     Raises:
       InputError: some of the flags alone, or a value that cannot be.
     """
-    found = {name: given[name] for name in Cluster._fields if name in given}
+    given = Cluster(coordinator, num_processes, process_id)
+    found = [f"--{name}" for name, value in given._asdict().items() if value is not None]
     if not found:
         return None
-    for name in Cluster._fields:
-        if name not in found:
-            told = " and ".join(f"--{other}" for other in found)
-            raise InputError(f"--{name}", f"nothing, beside {told}", "all three, or none of them")
-    host, _, port = found["coordinator"].rpartition(":")
+    for name, value in given._asdict().items():
+        if value is None:
+            beside = f"nothing, beside {' and '.join(found)}"
+            raise InputError(f"--{name}", beside, "all three, or none of them")
+    host, _, port = coordinator.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise InputError("--coordinator", repr(found["coordinator"]), "HOST:PORT of process 0")
-    numbers = {}
-    for name in ("num_processes", "process_id"):
-        if not found[name].isdecimal():
-            raise InputError(f"--{name}", repr(found[name]), "a whole number")
-        numbers[name] = int(found[name])
-    if numbers["num_processes"] < 1:
-        raise InputError("--num_processes", "0", "at least 1")
-    if numbers["process_id"] >= numbers["num_processes"]:
-        expected = f"0 to {numbers['num_processes'] - 1}, below --num_processes"
-        raise InputError("--process_id", found["process_id"], expected)
-    return Cluster(found["coordinator"], **numbers)
+        raise InputError("--coordinator", repr(coordinator), "HOST:PORT of process 0")
+    if num_processes < 1:
+        raise InputError("--num_processes", str(num_processes), "at least 1")
+    if not 0 <= process_id < num_processes:
+        expected = f"0 to {num_processes - 1}, below --num_processes"
+        raise InputError("--process_id", str(process_id), expected)
+    return given
 
 
 def start(cluster: Cluster | None) -> None:
