@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from bar_jax.pretrained.kl_vae import tokenizer_params
+from bar_jax.pretrained.kl_vae import params_of
 from bar_jax.tokenizers.kl_vae import KLVAE, kl_divergence, posterior, sample_posterior
 
 
@@ -44,5 +44,5 @@ def kl16_vae(config, given, weights):
             "recon": rearrange(apply(latents, "decode"), "b h w c -> b c h w"),
         }
 
-    params = jax.tree.map(jnp.asarray, tokenizer_params(weights, vae))
+    params = jax.tree.map(jnp.asarray, params_of(weights, vae))
     return run(params, given["image"], given["noise"])

@@ -6,12 +6,19 @@ file (NOT_READ) is no part of a tokenizer here: the frozen copy, stored twice, w
 `pretrained.siglip2` reads, and its pooling head, which nothing uses.
 """
 
+import logging
 from collections.abc import Mapping
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bar_jax.pretrained import siglip2
 from bar_jax.pretrained.layout import Layout, layer_norm, linear, same, to_ours, to_published
+from bar_jax.tokenizers.bar_fsq import BarFSQ
+
+logger = logging.getLogger(__name__)
 
 NOT_READ = (
     "encoder.siglip.encoder.",
@@ -21,6 +28,7 @@ NOT_READ = (
     "encoder.frozen_post_layernorm.",
 )
 PREDICTOR_PREFIX = "decoder.clip_projector."
+OPTIONAL = r"decoder\.clip_projector\..*"  # which training alone uses
 DECODER_POSITIONS = "decoder.positional_embedding"
 
 ENCODER = siglip2.encoder_layout(
@@ -54,6 +62,28 @@ PREDICTOR: Layout = {
     **linear("feature_predictor/second", f"{PREDICTOR_PREFIX}2"),
     **linear("feature_predictor/third", f"{PREDICTOR_PREFIX}4"),
 }
+
+
+def params_of(tensors: Mapping[str, np.ndarray], tokenizer: BarFSQ, seed: int) -> dict:
+    """Parameters of `tokenizer` as numpy arrays.
+
+    The feature predictor, which a file may lack, is then drawn from `seed`.
+    """
+    params = tokenizer_params(
+        tensors,
+        encoder_depth=tokenizer.encoder["depth"],
+        encoder_heads=tokenizer.encoder["heads"],
+        decoder_depth=tokenizer.decoder["depth"],
+        decoder_heads=tokenizer.decoder["heads"],
+    )
+    if not tokenizer.predictor_width:
+        params.pop("feature_predictor", None)
+    elif "feature_predictor" not in params:
+        logger.info("tokenizer: no feature predictor in the file; a new one, for training alone")
+        inner = jnp.zeros((1, 1, tokenizer.decoder["width"]))
+        fresh = tokenizer.init(jax.random.key(seed), inner, method=tokenizer.predict_features)
+        params |= jax.tree.map(np.asarray, nn.unbox(fresh)["params"])
+    return params
 
 
 def tokenizer_params(
@@ -95,8 +125,8 @@ def decoder_params(tensors: Mapping[str, np.ndarray], *, depth: int, heads: int)
     return params
 
 
-def tokenizer_tensors(params: Mapping) -> dict:
-    """The inverse of `tokenizer_params`: all that a tokenizer here has, under published names.
+def tensors_of(params: Mapping, _: BarFSQ | None = None) -> dict[str, np.ndarray]:
+    """The inverse of `params_of`: all that a tokenizer here has, under published names.
 
     The published code loads it with `strict=False`, as it loads its own files.
     """

@@ -7,12 +7,16 @@ import numpy as np
 from bar_jax.pretrained.layout import Layout, conv, layer_norm, same, to_ours, to_published
 from bar_jax.tokenizers.kl_vae import KLVAE
 
+OPTIONAL = ""  # tensors that a file may lack
+NOT_READ = ()
 
-def tokenizer_params(tensors: Mapping[str, np.ndarray], vae: KLVAE) -> dict:
+
+def params_of(tensors: Mapping[str, np.ndarray], vae: KLVAE, seed: int = 0) -> dict:
     """Parameters of `vae` from a published state dict.
 
     Args:
       tensors: published names -> arrays.
+      seed: not used; nothing is drawn.
 
     Raises:
       InputError: naming a tensor that is missing.
@@ -20,8 +24,8 @@ def tokenizer_params(tensors: Mapping[str, np.ndarray], vae: KLVAE) -> dict:
     return to_ours(tensors, layout(vae), {})
 
 
-def tokenizer_tensors(params: Mapping, vae: KLVAE) -> dict:
-    """The inverse of `tokenizer_params`: a whole published state dict."""
+def tensors_of(params: Mapping, vae: KLVAE) -> dict[str, np.ndarray]:
+    """The inverse of `params_of`: a whole published state dict."""
     return to_published(params, layout(vae), {})
 
 

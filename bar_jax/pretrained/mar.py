@@ -4,7 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bar_jax.generators.mar import MAR
 from bar_jax.pretrained.layout import Layout, layer_norm, linear, same, to_ours, to_published
+
+HEAD = "diffusion"  # of the published models
+OPTIONAL = ""  # tensors that a file may lack
 
 # A published table has one more axis in front.
 _TABLE = "1 place d -> place d"
@@ -62,6 +66,13 @@ def head_params(tensors: Mapping[str, np.ndarray], depth: int, prefix: str = "")
     return to_ours(tensors, head_layout(prefix), {"layer": range(depth)}, two=2, three=3)
 
 
+def params_of(tensors: Mapping[str, np.ndarray], mar: MAR) -> dict:
+    """Parameters of `mar`, see `generator_params`."""
+    parts = mar.encoder, mar.decoder
+    depths, heads = (tuple(getattr(part, size) for part in parts) for size in ("depth", "heads"))
+    return generator_params(tensors, depths=depths, heads=heads, head_depth=mar.head.depth)
+
+
 def generator_params(
     tensors: Mapping[str, np.ndarray],
     *,
@@ -89,8 +100,8 @@ def generator_params(
     return to_ours(tensors, TOP, {}) | parts | {"head": head}
 
 
-def generator_tensors(params: dict) -> dict[str, np.ndarray]:
-    """The inverse of `generator_params`: a whole published state dict."""
+def tensors_of(params: dict, _: MAR | None = None) -> dict[str, np.ndarray]:
+    """The inverse of `params_of`: a whole published state dict."""
     tensors = to_published(params, TOP, {})
     for part in ("encoder", "decoder"):
         depth = len(params[part]["blocks"]["out"]["bias"])

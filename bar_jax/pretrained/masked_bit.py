@@ -4,8 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bar_jax.generators.masked_bit import MaskedBitGenerator
 from bar_jax.nn.rotary import axial_table
 from bar_jax.pretrained.layout import Layout, linear, same, to_ours, to_published
+
+HEAD = "masked_bit"  # of the published models
+OPTIONAL = r"blocks\.\d+\.attn\.rope\.freqs_(cos|sin)"  # tensors that a file may lack: ROTARY
 
 # A published table has one more axis in front.
 _TABLE = "1 place d -> place d"
@@ -31,7 +35,7 @@ TRUNK: Layout = {
     **linear("blocks/mlp/down", f"{_BLOCK}.mlp.w3"),
     **linear("blocks/adaln", f"{_BLOCK}.adaLN_modulation.1", outputs="six o"),
 }
-# Buffers of each layer, the same in all: a file may lack them.
+# Buffers of each layer, the same in all.
 ROTARY = (f"{_BLOCK}.attn.rope.freqs_cos", f"{_BLOCK}.attn.rope.freqs_sin")
 
 
@@ -62,6 +66,17 @@ def head_params(tensors: Mapping[str, np.ndarray], depth: int, prefix: str = "")
       InputError: naming a tensor that is missing.
     """
     return to_ours(tensors, head_layout(prefix), {"layer": range(depth)}, two=2, three=3)
+
+
+def params_of(tensors: Mapping[str, np.ndarray], generator: MaskedBitGenerator) -> dict:
+    """Parameters of `generator`, see `generator_params`."""
+    trunk, head_depth = generator.trunk, generator.head.depth
+    return generator_params(tensors, depth=trunk.depth, heads=trunk.heads, head_depth=head_depth)
+
+
+def tensors_of(params: dict, generator: MaskedBitGenerator) -> dict[str, np.ndarray]:
+    """See `generator_tensors`."""
+    return generator_tensors(params, grid=generator.trunk.grid, prefix=generator.trunk.prefix)
 
 
 def generator_params(

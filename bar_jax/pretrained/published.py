@@ -4,22 +4,20 @@ Names and shapes follow from the configured model, of any size; where it is a pu
 manifest in `third_party/` agrees and says what else its file holds.
 """
 
-import logging
 import math
 import os
+import re
 from collections.abc import Mapping
+from types import ModuleType
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax.bases.transform import check_invertible
-from bar_jax.config import real_valued
 from bar_jax.generators import make_generator
 from bar_jax.generators.basis import MATRIX, BasisGenerator
-from bar_jax.generators.xar import XAR
 from bar_jax.pretrained import bar_fsq, kl_vae, manifest, mar, masked_bit, xar
 from bar_jax.pretrained.files import read_tensors
 from bar_jax.runtime import mesh as mesh_lib
@@ -27,12 +25,10 @@ from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import restore as models
 
-logger = logging.getLogger(__name__)
-
-# The kinds of which there are published weights.
-TOKENIZERS = ("bar_fsq", "kl_vae")
+# The kinds of which there are published weights, and what reads and writes them.
+TOKENIZERS = {"bar_fsq": bar_fsq, "kl_vae": kl_vae}
+GENERATORS = {"causal": masked_bit, "xar": xar, "mar": mar}
 MATRIX_TENSOR = "basis"  # A of y = A x in an exported file
-HEADS = {"causal": "masked_bit", "xar": "flow", "mar": "diffusion"}  # of each generator
 
 
 def check_kind(config: ConfigDict, part: str) -> None:
@@ -46,7 +42,7 @@ def check_kind(config: ConfigDict, part: str) -> None:
     """
     section, kinds = "tokenizer", TOKENIZERS
     if part == "generator":
-        section, kinds = "head", (HEADS[config.model.generator.kind],)
+        section, kinds = "head", (_importer(config, part).HEAD,)
     found = config.model[section].kind
     if found not in kinds:
         expected = f"{' | '.join(map(repr, kinds))}: no others were published"
@@ -62,15 +58,8 @@ def shapes(config: ConfigDict, part: str) -> tuple[dict[str, manifest.Shape], ..
     params = _params(config, part)
     needed = jax.eval_shape(lambda p: state_dict(config, part, p), params)
     needed = {name: tensor.shape for name, tensor in needed.items()}
-    if part == "tokenizer":
-        lacking = [name for name in needed if name.startswith(bar_fsq.PREDICTOR_PREFIX)]
-    elif not real_valued(config):
-        lacking = masked_bit.rotary_tensors(params, **_sequence(config))
-    else:
-        lacking = [MATRIX_TENSOR] if MATRIX_TENSOR in needed else []
-        if config.model.generator.kind == "xar":
-            lacking += xar.buffers(make_generator(config).host)
-    return needed, {name: needed.pop(name) for name in lacking}
+    optional = rf"{MATRIX_TENSOR}|{_importer(config, part).OPTIONAL}"
+    return needed, {name: needed.pop(name) for name in [*needed] if re.fullmatch(optional, name)}
 
 
 def read(config: ConfigDict, part: str, path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -87,8 +76,9 @@ def read(config: ConfigDict, part: str, path: str | os.PathLike) -> dict[str, np
     if part == "generator":
         manifest.check(path, found, needed, optional, what)
         return found
+    not_read, unused = _importer(config, part).NOT_READ, _importer(config, part).OPTIONAL
     for name in found:
-        if name.startswith((*bar_fsq.NOT_READ, bar_fsq.PREDICTOR_PREFIX)):
+        if name.startswith(not_read) or re.fullmatch(unused, name):
             optional.setdefault(name, None)
     try:
         manifest.check(path, found, needed, optional, what)
@@ -120,15 +110,13 @@ def load(
 
     A tokenizer's feature predictor, which a file may lack, is drawn from `config.seed`.
     """
+    importer = _importer(config, part)
     if part == "tokenizer":
         module = models.make_codec(config)
-        if config.model.tokenizer.kind == "kl_vae":
-            params = kl_vae.tokenizer_params(tensors, module)
-        else:
-            params = _tokenizer_params(config, module, tensors)
+        params = importer.params_of(tensors, module, config.seed)
     else:
         module = models.make_sampler(config)
-        params = _generator_params(module, tensors)
+        params = _generator_params(importer, module, tensors)
     del tensors  # where they are not mapped but read: no more than two copies are held
     layout = models.param_shapes(_init(config, part), mesh)
     return models.Trained(module, mesh_lib.place(params, layout), step=0)
@@ -147,37 +135,29 @@ def state_dict(config: ConfigDict, part: str, params: dict) -> dict[str, np.ndar
       params: of the configured part, whole numpy arrays.
     """
     check_kind(config, part)
-    if config.model.tokenizer.kind == "kl_vae" and part == "tokenizer":
-        return kl_vae.tokenizer_tensors(params, make_tokenizer(config))
+    importer = _importer(config, part)
     if part == "tokenizer":
-        return bar_fsq.tokenizer_tensors(params)
-    if not real_valued(config):
-        return masked_bit.generator_tensors(params, **_sequence(config))
+        return importer.tensors_of(params, make_tokenizer(config))
+    generator = make_generator(config)
+    if not isinstance(generator, BasisGenerator):
+        return importer.tensors_of(params, generator)
     basis = {MATRIX_TENSOR: params[MATRIX]} if MATRIX in params else {}
-    if config.model.generator.kind == "mar":
-        return mar.generator_tensors(params["host"]) | basis
-    return xar.xar_tensors(make_generator(config).host, params["host"]) | basis
+    return importer.tensors_of(params["host"], generator.host) | basis
 
 
-def _generator_params(module: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict:
+def _importer(config: ConfigDict, part: str) -> ModuleType:
+    """What reads and writes the weights of the configured kind."""
+    kinds = TOKENIZERS if part == "tokenizer" else GENERATORS
+    return kinds[config.model[part].kind]
+
+
+def _generator_params(
+    importer: ModuleType, module: nn.Module, tensors: Mapping[str, np.ndarray]
+) -> dict:
     """Parameters of a generator as numpy arrays; a matrix basis is as it starts."""
     if not isinstance(module, BasisGenerator):
-        trunk = module.trunk
-        return masked_bit.generator_params(
-            tensors, depth=trunk.depth, heads=trunk.heads, head_depth=module.head.depth
-        )
-    host = module.host
-    if isinstance(host, XAR):
-        depth, decoder_depth = host.depth, host.decoder_depth or host.depth
-        params = xar.xar_params(tensors, depth=depth, decoder_depth=decoder_depth, heads=host.heads)
-    else:
-        parts = (host.encoder, host.decoder)
-        params = mar.generator_params(
-            tensors,
-            depths=tuple(part.depth for part in parts),
-            heads=tuple(part.heads for part in parts),
-            head_depth=host.head.depth,
-        )
+        return importer.params_of(tensors, module)
+    params = importer.params_of(tensors, module.host)
     if not module.basis.has_matrix:
         return {"host": params}
     matrix = tensors.get(MATRIX_TENSOR)
@@ -201,29 +181,3 @@ def _init(config, part):
 def _params(config, part):
     """Shapes of the parameters."""
     return nn.unbox(jax.eval_shape(_init(config, part), jax.random.key(0)))
-
-
-def _tokenizer_params(config, module, tensors):
-    """Parameters of BAR-FSQ as numpy arrays; a feature predictor that lacks is drawn anew."""
-    sizes = config.model.tokenizer
-    params = bar_fsq.tokenizer_params(
-        tensors,
-        encoder_depth=sizes.encoder.depth,
-        encoder_heads=sizes.encoder.heads,
-        decoder_depth=sizes.decoder.depth,
-        decoder_heads=sizes.decoder.heads,
-    )
-    if not module.predictor_width:
-        params.pop("feature_predictor", None)
-    elif "feature_predictor" not in params:
-        logger.info("tokenizer: no feature predictor in the file; a new one, for training alone")
-        inner = jnp.zeros((1, 1, sizes.decoder.width))
-        fresh = module.init(jax.random.key(config.seed), inner, method=module.predict_features)
-        params |= jax.tree.map(np.asarray, nn.unbox(fresh)["params"])
-    return params
-
-
-def _sequence(config):
-    """What the rotary tables depend on."""
-    trunk = make_generator(config).trunk
-    return {"grid": trunk.grid, "prefix": trunk.prefix}

@@ -8,6 +8,9 @@ from bar_jax.generators.xar import XAR
 from bar_jax.nn.rotary import BASE, axial_table
 from bar_jax.pretrained.layout import Layout, linear, same, to_ours, to_published
 
+HEAD = "flow"  # of the published models
+OPTIONAL = r"mask|.*\.attn\.rope\.\w+"  # tensors that a file may lack: the buffers
+
 
 def _block(part: str) -> Layout:
     """The layers of `encoder` or `decoder`."""
@@ -39,6 +42,12 @@ LAYOUT: Layout = {
 }
 
 
+def params_of(tensors: Mapping[str, np.ndarray], host: XAR) -> dict:
+    """Parameters of `host`, see `xar_params`."""
+    decoder_depth = host.decoder_depth or host.depth
+    return xar_params(tensors, depth=host.depth, decoder_depth=decoder_depth, heads=host.heads)
+
+
 def xar_params(
     tensors: Mapping[str, np.ndarray], *, depth: int, decoder_depth: int, heads: int
 ) -> dict:
@@ -51,8 +60,8 @@ def xar_params(
     return to_ours(tensors, LAYOUT, layers, heads=heads, three=3, six=6)
 
 
-def xar_tensors(host: XAR, params: Mapping) -> dict[str, np.ndarray]:
-    """The inverse of `xar_params`: a whole published state dict, with its buffers."""
+def tensors_of(params: Mapping, host: XAR) -> dict[str, np.ndarray]:
+    """The inverse of `params_of`: a whole published state dict, with its buffers."""
     layers = {
         f"{part}_layer": range(params[f"{part}_blocks"]["out"]["bias"].shape[0])
         for part in ("encoder", "decoder")

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 from bar_jax.pretrained.bar_fsq import (
     NOT_READ,
     PREDICTOR_PREFIX,
+    tensors_of,
     tokenizer_params,
-    tokenizer_tensors,
 )
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import make_tokenizer
@@ -54,7 +54,7 @@ def test_a_feature_predictor_is_whole(tensors):
 
 def test_comes_back_bit_by_bit(tensors):
     """All tensors of the file but those that are not read, and the positions in their own size."""
-    found = tokenizer_tensors(tokenizer_params(tensors, **SIZES))
+    found = tensors_of(tokenizer_params(tensors, **SIZES))
     expected = {name: x for name, x in tensors.items() if not name.startswith(NOT_READ)}
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

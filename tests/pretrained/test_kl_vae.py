@@ -8,7 +8,7 @@ import pytest
 from flax.core import meta
 from safetensors.numpy import load_file
 
-from bar_jax.pretrained.kl_vae import tokenizer_params, tokenizer_tensors
+from bar_jax.pretrained.kl_vae import params_of, tensors_of
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers.kl_vae import KLVAE
 from bar_jax.training import restore as models
@@ -22,12 +22,12 @@ def test_fills_every_parameter():
     kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
     init = lambda key: models.init_tokenizer(VAE, key)  # noqa: E731
     fresh = meta.unbox(jax.eval_shape(init, jax.random.key(0)))
-    assert kinds(tokenizer_params(load_file(FILE), VAE)) == kinds(fresh)
+    assert kinds(params_of(load_file(FILE), VAE)) == kinds(fresh)
 
 
 def test_comes_back_bit_by_bit():
     tensors = load_file(FILE)
-    found = tokenizer_tensors(tokenizer_params(tensors, VAE), VAE)
+    found = tensors_of(params_of(tensors, VAE), VAE)
     assert found.keys() == tensors.keys()
     assert [n for n, tensor in tensors.items() if not np.array_equal(found[n], tensor)] == []
 
@@ -36,4 +36,4 @@ def test_a_missing_tensor_is_named():
     tensors = load_file(FILE)
     del tensors["encoder.down.4.attn.0.k.bias"]
     with pytest.raises(InputError, match="no tensor encoder.down.4.attn.0.k.bias"):
-        tokenizer_params(tensors, VAE)
+        params_of(tensors, VAE)

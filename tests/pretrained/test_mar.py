@@ -14,7 +14,7 @@ from bar_jax.generators.bidirectional import Transformer
 from bar_jax.generators.mar import MAR
 from bar_jax.heads.diffusion import DiffusionHead
 from bar_jax.pretrained.manifest import read_manifest
-from bar_jax.pretrained.mar import generator_params, generator_tensors
+from bar_jax.pretrained.mar import generator_params, tensors_of
 from bar_jax.runtime import files
 from bar_jax.runtime.errors import InputError
 
@@ -46,7 +46,7 @@ def test_fills_every_parameter(tensors):
 
 
 def test_export_is_the_inverse(tensors):
-    found = generator_tensors(generator_params(tensors, **SIZES))
+    found = tensors_of(generator_params(tensors, **SIZES))
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor, err_msg=name, strict=True)
@@ -74,6 +74,6 @@ def test_published_models(model, width, depth, heads, head, parameters):
     part = Transformer(width, depth, heads)
     params = fresh(MAR(256, 1000, part, part.clone(), DiffusionHead(16, *head)))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
-    found = jax.eval_shape(generator_tensors, params)
+    found = jax.eval_shape(tensors_of, params)
     manifest = read_manifest(files.shipped("third_party") / "mar" / f"{model}.json")
     assert {name: tensor.shape for name, tensor in found.items()} == manifest.tensors
