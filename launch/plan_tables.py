@@ -82,12 +82,12 @@ def memory_table(results: Path) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for model in PLANNED:
         for batch, pieces, remat, fsdp in TOKENIZER if model == "bar_fsq" else LAYOUTS:
-            told = described(results, model, SLICE, (-1, fsdp), batch, pieces, remat)
+            plan = described(results, model, SLICE, (-1, fsdp), batch, pieces, remat)
             line = f"| {model} | {batch} | {pieces} | {'yes' if remat else 'no'} | {fsdp} |"
-            if "does_not_fit" in told:
-                print(line, f"| | {told['does_not_fit']} |")
+            if "does_not_fit" in plan:
+                print(line, f"| | {plan['does_not_fit']} |")
                 continue
-            memory = told["memory_bytes_per_device"]
+            memory = plan["memory_bytes_per_device"]
             sizes = (memory[part] / GB for part in ("arguments", "temporaries", "total"))
             print(line, " | ".join(f"{size:.1f}" for size in sizes), "|")
 
@@ -100,15 +100,15 @@ def run_table(results: Path) -> None:
     )
     print(" | largest | sent | TPU v5e | H100 |\n|" + "---|" * (9 + len(kinds)))
     for model, data, fsdp in RUNS:
-        told = described(results, model, WIDER[model], (data, fsdp), 0, 1, True)
-        state = told["state_bytes_per_device"]
+        plan = described(results, model, WIDER[model], (data, fsdp), 0, 1, True)
+        state = plan["state_bytes_per_device"]
         cells = [f"{data} x {fsdp}", f"{state['parameters'] / GB:.2f}"]
         cells.append(f"{(state['optimizer'] + state['ema']) / GB:.2f}")
-        if "does_not_fit" in told:
-            print(f"| {model} | {' | '.join(cells)} | {told['does_not_fit']} |" + " |" * 8)
+        if "does_not_fit" in plan:
+            print(f"| {model} | {' | '.join(cells)} | {plan['does_not_fit']} |" + " |" * 8)
             continue
-        found, seconds = told["collectives"], told["communication_seconds"]
-        cells.append(f"{told['memory_bytes_per_device']['total'] / GB:.2f}")
+        found, seconds = plan["collectives"], plan["communication_seconds"]
+        cells.append(f"{plan['memory_bytes_per_device']['total'] / GB:.2f}")
         for kind in kinds:
             own = found.get(kind, {"times": 0, "sent_bytes": 0})
             cells.append(f"{own['times']}: {own['sent_bytes'] / GB:.2f}")
@@ -128,24 +128,24 @@ def predicted_table(results: Path, chips: list[str]) -> None:
         for model, batch in SAMPLERS:
             step = {"describe.steps": "sampler", "sample.batch_size": batch}
             step |= {"sample.dtype": "bfloat16", "encode.dtype": "bfloat16"}
-            told = run(results, model, {"job": "describe", "describe.devices": CHIPS[chip]} | step)
+            plan = run(results, model, {"job": "describe", "describe.devices": CHIPS[chip]} | step)
             for part in ("tokens", "pixels"):
-                print_prediction(chip, f"{model}, {part}", batch, told[part])
+                print_prediction(chip, f"{model}, {part}", batch, plan[part])
         for model, batch in TRAININGS:
             step = {"describe.steps": "generator", "train_generator.batch_size": batch}
             step |= {"train_generator.remat": True, "dtype": "bfloat16"}
-            told = run(results, model, {"job": "describe", "describe.devices": CHIPS[chip]} | step)
-            print_prediction(chip, f"{model}, training step", batch, told)
+            plan = run(results, model, {"job": "describe", "describe.devices": CHIPS[chip]} | step)
+            print_prediction(chip, f"{model}, training step", batch, plan)
 
 
-def print_prediction(chip: str, program: str, batch: int, told: dict) -> None:
+def print_prediction(chip: str, program: str, batch: int, plan: dict) -> None:
     """A line of the table of predictions."""
     line = f"| {chip} | {program} | {batch} |"
-    if "does_not_fit" in told:
-        print(line, f"{told['does_not_fit']} |" + " |" * 11, flush=True)
+    if "does_not_fit" in plan:
+        print(line, f"{plan['does_not_fit']} |" + " |" * 11, flush=True)
         return
-    work, seconds = told["work"], told["work"]["seconds"]
-    cells = [f"{told['memory_bytes_per_device']['total'] / GB:.1f}"]
+    work, seconds = plan["work"], plan["work"]["seconds"]
+    cells = [f"{plan['memory_bytes_per_device']['total'] / GB:.1f}"]
     cells += [f"{work['flops_per_image'] / GB:.0f}", f"{work['bytes_per_image'] / GB:.2f}"]
     loop = work.get("loop")
     cells += [""] * 3 if not loop else [
@@ -154,7 +154,7 @@ def print_prediction(chip: str, program: str, batch: int, told: dict) -> None:
     for part in ("arithmetic", "traffic", "one_after_another"):
         cells.append(f"{1000 * seconds[part]:.3g}")
     cells += [work["bound_by"], f"{batch / seconds['one_after_another']:.3g}"]
-    print(line, " | ".join([*cells, f"{told['compile_seconds']:.0f}"]), "|", flush=True)
+    print(line, " | ".join([*cells, f"{plan['compile_seconds']:.0f}"]), "|", flush=True)
 
 
 if __name__ == "__main__":

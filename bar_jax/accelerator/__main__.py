@@ -122,7 +122,7 @@ def measure(row: Row, machine: dict, out: Path, end: float, tiny: bool) -> dict[
     """
     arguments = rows_lib.arguments(row, str(out), tiny, machine["devices"])
     command = ["python", "-m", "bar_jax.main", *arguments]
-    told = {
+    line = {
         "row": row.name,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **{name: machine[name] for name in ("platform", "device", "devices", "versions")},
@@ -135,29 +135,29 @@ def measure(row: Row, machine: dict, out: Path, end: float, tiny: bool) -> dict[
     needed = TINY_SECONDS if tiny else row.seconds
     if row.platform and machine["platform"] != row.platform:
         reason = f"is for {row.platform}, and this is {machine['platform']}"
-        return told | {"status": "skipped", "reason": reason}
+        return line | {"status": "skipped", "reason": reason}
     if memory and memory < row.memory and not tiny:
         reason = f"needs {row.memory:g} GB or more of a device, JAX may use {memory:.1f}"
-        return told | {"status": "skipped", "reason": reason}
+        return line | {"status": "skipped", "reason": reason}
     if left < needed:
         reason = f"takes about {needed} s, {max(0, round(left))} s are left"
-        return told | {"status": "skipped", "reason": reason}
+        return line | {"status": "skipped", "reason": reason}
     limit = left if tiny else min(left, 60 + 3 * row.seconds)
     ended = run_process(
         work.row, out / f"logs/{row.name}", limit, row, arguments, out / "images", tiny
     )
-    told |= {
+    line |= {
         "seconds": round(ended.seconds, 1),
         "result": ended.printed if ended.printed is not None else ended.logged,
     }
     if ended.status == 0:
-        return told | {"status": "ok", "reason": ""}
+        return line | {"status": "ok", "reason": ""}
     if ended.status is None:
-        return told | {"status": "timed out", "reason": f"after {round(limit)} s"}
-    memory = any(re.search("RESOURCE_EXHAUSTED|OutOfMemory", line) for line in ended.error)
+        return line | {"status": "timed out", "reason": f"after {round(limit)} s"}
+    memory = any(re.search("RESOURCE_EXHAUSTED|OutOfMemory", text) for text in ended.error)
     how = f"status {ended.status}" if ended.status > 0 else f"signal {-ended.status}"
     reason = "out of memory" if memory else how
-    return told | {"status": "failed", "reason": reason, "error": ended.error}
+    return line | {"status": "failed", "reason": reason, "error": ended.error}
 
 
 def run_process(function: Callable[..., int], log: Path, limit: float, *args) -> Ended:
@@ -207,9 +207,9 @@ def _printed(text: str) -> dict | None:
 def _logged(text: str) -> dict[str, object]:
     """What `job=benchmark` and the checks logged of each part, the last of several."""
     found = {}
-    for name, told in re.findall(r"benchmark: (\w+): (\{.*\})$", text, re.MULTILINE):
+    for name, numbers in re.findall(r"benchmark: (\w+): (\{.*\})$", text, re.MULTILINE):
         with contextlib.suppress(json.JSONDecodeError):
-            found[name] = json.loads(told)
+            found[name] = json.loads(numbers)
     return found
 
 

@@ -183,5 +183,5 @@ def arguments(row: Row, out: str, tiny: bool, devices: int = 1) -> list[str]:
     if "input" in row.parts:
         fields |= {"data.source": "folder", "data.path": f"{out}/images", "data.num_classes": 2}
     size = ":tiny" if tiny else ""
-    told = [f"--config.{name}={value}" for name, value in fields.items()]
-    return [f"--config={row.config}{size}", *told]
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    return [f"--config={row.config}{size}", *flags]

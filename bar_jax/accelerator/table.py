@@ -9,11 +9,11 @@ def read(file: Path) -> list[dict]:
     found = {}
     for line in file.read_text().splitlines() if file.exists() else ():
         try:
-            told = json.loads(line)
+            result = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found.pop(told["row"], None)
-        found[told["row"]] = told
+        found.pop(result["row"], None)
+        found[result["row"]] = result
     return list(found.values())
 
 
@@ -44,61 +44,62 @@ def markdown(machine: dict, results: list[dict]) -> str:
 
 def in_short(found: dict) -> str:
     """A row's result in a line."""
-    told = "; ".join(_parts(found.get("result") or {}))
+    parts = "; ".join(_parts(found.get("result") or {}))
     if found["status"] == "ok":
-        return told
+        return parts
     reason = f"{found['status']}: {found['reason']}"
     last = found.get("error", [])[-1:]
-    return "; ".join([reason, *last, *([told] if told else [])])
+    return "; ".join([reason, *last, *([parts] if parts else [])])
 
 
 def _parts(result: dict) -> list[str]:
     """Each part of `job=benchmark` in words, at every batch; checks by their outcome."""
-    told = []
+    texts = []
     checks = {name: part["ok"] for name, part in _checked(result).items()}
     if checks:
         words = {True: "right", False: "NOT right", None: "does not apply"}
         for ok in (False, True, None):
             names = [name for name, each in checks.items() if each is ok]
-            told += [f"{words[ok]}: {', '.join(names)}"] if names else []
+            texts += [f"{words[ok]}: {', '.join(names)}"] if names else []
     for name, part in result.items():
         if name in checks or not isinstance(part, dict):
             continue
         for each in part.get("batches", [part]):
-            told.append(_part(name, each))
-    return [text for text in told if text]
+            texts.append(_part(name, each))
+    return [text for text in texts if text]
 
 
-def _part(name: str, told: dict) -> str:
-    if "out_of_memory" in told:
-        return f"batch {told['batch_size']}: out of memory"
+def _part(name: str, result: dict) -> str:
+    if "out_of_memory" in result:
+        return f"batch {result['batch_size']}: out of memory"
     if name == "basis":
         kinds = ("bar", "residual")
-        each = [f"{k} {told[k]['time_ratio']}, {told[k]['memory_ratio']}" for k in kinds]
-        return f"batch {told['batch_size']}: time, memory of the host's: {'; '.join(each)}"
+        each = [f"{k} {result[k]['time_ratio']}, {result[k]['memory_ratio']}" for k in kinds]
+        return f"batch {result['batch_size']}: time, memory of the host's: {'; '.join(each)}"
     if name in ("tokenizer", "tokenizer_training"):
-        inside = [(key, value) for key, value in told.items() if isinstance(value, dict)]
+        inside = [(key, value) for key, value in result.items() if isinstance(value, dict)]
         each = [f"{key} {_rate(value)}" for key, value in inside]
-        return f"batch {told.get('batch_size', inside[0][1].get('batch_size'))}: {'; '.join(each)}"
-    return f"batch {told.get('batch_size', '?')}: {_rate(told)}" if "batch_size" in told else ""
+        size = result.get("batch_size", inside[0][1].get("batch_size"))
+        return f"batch {size}: {'; '.join(each)}"
+    return f"batch {result['batch_size']}: {_rate(result)}" if "batch_size" in result else ""
 
 
-def _rate(told: dict) -> str:
+def _rate(result: dict) -> str:
     """Images a second, and what is known beside."""
-    rate = told.get("images_per_second_decoded", told.get("images_per_second"))
+    rate = result.get("images_per_second_decoded", result.get("images_per_second"))
     words = [f"{rate:.4g} images/s"] if rate is not None else []
-    if rate is not None and "images_per_second_decoded" in told:
+    if rate is not None and "images_per_second_decoded" in result:
         words[0] += f" with pixels ({1 / rate:.3g} s an image)"
-    if "first_seconds" in told:
-        compiled = told["compile_seconds"] + told["decode_compile_seconds"]
-        words.append(f"first pictures {told['first_seconds']:.3g} s after {compiled:.3g} s")
-    elif "compile_seconds" in told:
-        words.append(f"compiled in {told['compile_seconds']:.3g} s")
+    if "first_seconds" in result:
+        compiled = result["compile_seconds"] + result["decode_compile_seconds"]
+        words.append(f"first pictures {result['first_seconds']:.3g} s after {compiled:.3g} s")
+    elif "compile_seconds" in result:
+        words.append(f"compiled in {result['compile_seconds']:.3g} s")
     for field in ("fraction_of_peak", "model_flops_utilisation"):
-        if field in told:
-            words.append(f"{100 * told[field]:.3g} % of peak")
-    if "memory_bytes_per_device" in told:
-        words.append(f"{told['memory_bytes_per_device'] / 1e9:.3g} GB")
+        if field in result:
+            words.append(f"{100 * result[field]:.3g} % of peak")
+    if "memory_bytes_per_device" in result:
+        words.append(f"{result['memory_bytes_per_device'] / 1e9:.3g} GB")
     return ", ".join(words)
 
 

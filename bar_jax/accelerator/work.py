@@ -53,7 +53,7 @@ def probe() -> int:
     from bar_jax.inspection import timing
 
     devices, names = jax.devices(), ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    told = {
+    results = {
         "platform": devices[0].platform,
         "device": devices[0].device_kind,
         "devices": len(devices),
@@ -63,7 +63,7 @@ def probe() -> int:
         "versions": {name: metadata.version(name) for name in names}
         | {"python": sys.version.split()[0]},
     }
-    print(json.dumps(told, indent=2))
+    print(json.dumps(results, indent=2))
     return 0
 
 
@@ -88,9 +88,9 @@ def _right(row: rows.Row, tiny: bool) -> int:
     from bar_jax.accelerator import right
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    told = right.run(row.parts, tiny)
-    print(json.dumps(told, indent=2))
-    wrong = [name for name in row.parts if told[name]["ok"] is False]
+    results = right.run(row.parts, tiny)
+    print(json.dumps(results, indent=2))
+    wrong = [name for name in row.parts if results[name]["ok"] is False]
     if wrong:
         print(f"not right: {', '.join(wrong)}", file=sys.stderr)
     return int(bool(wrong))

@@ -44,11 +44,11 @@ def keep(config: ConfigDict, names: Sequence[str]) -> None:
       InputError: as `check`.
     """
     check(config, names)
-    told = [f"{label} {name}" for label, name in enumerate(names)]
-    if len(told) > LOGGED:
-        told = [*told[: LOGGED - 1], f"... {told[-1]}"]
+    entries = [f"{label} {name}" for label, name in enumerate(names)]
+    if len(entries) > LOGGED:
+        entries = [*entries[: LOGGED - 1], f"... {entries[-1]}"]
     path = Path(config.workdir) / FILE
-    logger.info("labels: %s (%s)", ", ".join(told), path)
+    logger.info("labels: %s (%s)", ", ".join(entries), path)
     if read(config.workdir) != tuple(names):
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dict(enumerate(names)), indent=2, ensure_ascii=False)

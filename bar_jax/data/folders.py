@@ -55,7 +55,7 @@ def image_files(root: str) -> list[str]:
     Other files are told in a warning, and so are links to folders that are read anyway.
     """
     files = list_files(root)
-    _tell_ignored(root, files)
+    _warn_of_ignored(root, files)
     return sorted(filter(_is_image, files))
 
 
@@ -101,7 +101,7 @@ def images_of_classes(root: str, class_names: Sequence[str]) -> list[list[str]]:
         if not own:
             found = f"no images of class {name!r}{_but(files[name])}"
             raise InputError(os.path.join(root, name), found, READABLE)
-    _tell_ignored(root, others)
+    _warn_of_ignored(root, others)
     return images
 
 
@@ -189,20 +189,20 @@ def _tell_link(path: str) -> None:
 
 def _but(files: Sequence[str]) -> str:
     """What is there in place of images."""
-    return f", but {_told_suffixes(files)}" if files else ""
+    return f", but {_suffixes_in_words(files)}" if files else ""
 
 
-def _told_suffixes(files: Iterable[str]) -> str:
+def _suffixes_in_words(files: Iterable[str]) -> str:
     """Those of files that are no images, counted: `3 .heic, 1 without a suffix`."""
     counts = collections.Counter(_suffix(name) for name in files if not _is_image(name))
-    told = [f"{n} {suffix or 'without a suffix'}" for suffix, n in counts.most_common(NAMED)]
-    return ", ".join(told + ["..."] * (len(counts) > NAMED))
+    words = [f"{n} {suffix or 'without a suffix'}" for suffix, n in counts.most_common(NAMED)]
+    return ", ".join(words + ["..."] * (len(counts) > NAMED))
 
 
-def _tell_ignored(root: str, files: Iterable[str]) -> None:
-    told = _told_suffixes(files)
-    if told:
-        logger.warning("%s: ignored, as no images: %s", root, told)
+def _warn_of_ignored(root: str, files: Iterable[str]) -> None:
+    words = _suffixes_in_words(files)
+    if words:
+        logger.warning("%s: ignored, as no images: %s", root, words)
 
 
 def _is_image(name: str) -> bool:

@@ -104,17 +104,17 @@ def by_kind(found: list[Collective]) -> dict[str, dict[str, int]]:
       For each kind that there is: `times` it runs, `bytes` of the whole arrays, `sent_bytes` of
       each device, `largest_bytes` of one array.
     """
-    told = {}
+    sums = {}
     for kind in KINDS:
         own = [c for c in found if c.kind == kind]
         if own:
-            told[kind] = {
+            sums[kind] = {
                 "times": sum(c.times for c in own),
                 "bytes": sum(c.times * c.bytes for c in own),
                 "sent_bytes": round(sum(c.times * c.sent for c in own)),
                 "largest_bytes": max(c.bytes for c in own),
             }
-    return told
+    return sums
 
 
 # Bytes per second that a device sends, from the makers' data sheets.

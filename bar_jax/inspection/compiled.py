@@ -70,7 +70,7 @@ def work(program: hlo.Program, mesh: jax.sharding.Mesh, images: int) -> dict[str
     """
     found = roofline.operations(program)
     flops, size = roofline.flops(found), roofline.moved(found)
-    told = {
+    report = {
         "flops": flops,
         "bytes": size,
         "flops_per_image": flops * mesh.size // images,
@@ -80,19 +80,19 @@ def work(program: hlo.Program, mesh: jax.sharding.Mesh, images: int) -> dict[str
     loop = roofline.main_loop(found)
     if loop:
         turns = max(1, loop[0].loops[0].iterations)
-        told["loop"] = {
+        report["loop"] = {
             "iterations": turns,
             "flops": roofline.flops(loop) // turns,
             "bytes": roofline.moved(loop) // turns,
         }
     chip = roofline.chip(mesh.devices.flat[0].device_kind)
     if chip is None:
-        return told
+        return report
     wide = roofline.flops(operation for operation in found if operation.float32)
     arithmetic = wide / chip.float32 + (flops - wide) / chip.bfloat16
     traffic = size / chip.bandwidth
     by_time = roofline.costliest(found, lambda operation: operation.seconds(chip), NAMED)
-    return told | {
+    return report | {
         "seconds": {
             "arithmetic": _rounded(arithmetic),
             "traffic": _rounded(traffic),

@@ -46,12 +46,12 @@ def float32_products(found: list[Operation]) -> list[Operation]:
 def float32_arrays(found: list[Operation], elements: int) -> list[Operation]:
     """Operations that write float32 arrays of at least so many elements; their bytes are these."""
     large = lambda array: array.dtype == "f32" and array.elements >= elements
-    told = []
+    kept = []
     for operation in found:
         size = sum(a.stored_bytes for a in hlo.written(operation.instruction) if large(a))
         if size:  # of an update in place no more than that
-            told.append(operation._replace(bytes=min(size, operation.bytes)))
-    return told
+            kept.append(operation._replace(bytes=min(size, operation.bytes)))
+    return kept
 
 
 def host_transfers(program: hlo.Program) -> list[hlo.Instruction]:

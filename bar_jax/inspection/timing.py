@@ -115,12 +115,12 @@ def sweep(
         except (jax.errors.JaxRuntimeError, OutOfMemory) as error:
             if not is_out_of_memory(error) or (size == sizes[-1] and not fits):
                 raise
-            told = str(error).strip().splitlines()[0][:200]
-            found.append({"batch_size": size, "out_of_memory": told})
+            message = str(error).strip().splitlines()[0][:200]
+            found.append({"batch_size": size, "out_of_memory": message})
         if fits and first_that_fits:
             break
-    rate = lambda told: told.get(
-        "images_per_second_decoded", told.get("images_per_second", told["batch_size"])
+    rate = lambda result: result.get(
+        "images_per_second_decoded", result.get("images_per_second", result["batch_size"])
     )
     return max(fits, key=rate) | {"batches": found}
 

@@ -86,8 +86,8 @@ def _load_classifier(config, mesh) -> FeatureNetwork:
     path = config.evaluate.weights.classifier
     if not path:
         source = data.open_images(config)
-        told = f"{image_sets.fingerprint(source)} {config.data.image_size} {classifier.RECIPE}"
-        key = hashlib.sha256(told.encode()).hexdigest()[:16]
+        identity = f"{image_sets.fingerprint(source)} {config.data.image_size} {classifier.RECIPE}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         path = Path(config.workdir) / f"classifier-{key}.safetensors"
         if not mesh_lib.first_says(path.is_file):
             with mesh_lib.all_or_none():

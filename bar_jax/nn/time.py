@@ -9,11 +9,11 @@ from bar_jax.nn.linear import NORMAL_02, Init, linear
 from bar_jax.runtime.mesh import constrain_batch
 
 MAX_PERIOD = 10_000.0
-TIME_STEPS = 1000  # times in [0, 1] are told to a network in thousandths
+TIME_STEPS = 1000  # a network gets times in [0, 1] in thousandths
 
 
 def time_index(time: jax.Array) -> jax.Array:
-    """Times in [0, 1] as the network is told them: float32, in thousandths, cut off."""
+    """Times in [0, 1] as the network gets them: float32, in thousandths, cut off."""
     return jnp.trunc(jnp.asarray(time, jnp.float32) * jnp.float32(TIME_STEPS)).astype(jnp.int32)
 
 

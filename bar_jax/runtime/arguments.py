@@ -122,11 +122,11 @@ def described(x: jax.Array | np.ndarray) -> str:
 
 def with_range(x: np.ndarray) -> str:
     """Type, shape and values: `int64[4] from -1 to 7`, `float32[2] with 1 that is not finite`."""
-    told = described(x)
+    text = described(x)
     if not x.size or x.dtype.kind not in "biuf":
-        return told
+        return text
     bad = np.count_nonzero(~np.isfinite(x))
-    return f"{told}, {bad} of it not finite" if bad else f"{told} from {x.min():g} to {x.max():g}"
+    return f"{text}, {bad} of it not finite" if bad else f"{text} from {x.min():g} to {x.max():g}"
 
 
 def _written(shape) -> str:

@@ -109,7 +109,7 @@ def start(cluster: Cluster | None) -> None:
 
 
 def detected(environment: Mapping[str, str], platforms: str) -> dict[str, object] | None:
-    """What `jax.distributed.initialize` needs to be told here; None where a process is alone.
+    """What `jax.distributed.initialize` needs to be given here; None where a process is alone.
 
     Args:
       environment: variables of the process.
@@ -161,9 +161,9 @@ def _make_threads(environment: MutableMapping[str, str], devices: int) -> None:
       devices: that the CPU stands for, as JAX's config says; below 1 it does not.
     """
     flag = r"--xla_force_host_platform_device_count=(\d+)"
-    told = re.findall(flag, environment.get("XLA_FLAGS", ""))
+    counts = re.findall(flag, environment.get("XLA_FLAGS", ""))
     if devices < 1:
-        devices = int(told[-1]) if told else 1
+        devices = int(counts[-1]) if counts else 1
     if 2 * devices > (os.cpu_count() or 1):
         environment.setdefault("NPROC", str(2 * devices))
 

@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """A wrong field, file or argument, told in one line (a file's wrong tensors in one line each).
+    """A wrong field, file or argument, named in one line (a file's wrong tensors in one line each).
 
     `main` prints it and exits with status 2; nothing was compiled or written before.
 

@@ -102,7 +102,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 class Share(NamedTuple):
-    """What a process holds of every batch: rows that it reads, computes and tells of.
+    """What a process holds of every batch: rows that it reads, computes and reports.
 
     Where `tensor` is larger than a process, several processes hold the same rows.
 
@@ -233,8 +233,8 @@ def first_says(function: Callable[[], T]) -> T:
     if jax.process_count() == 1:
         return function()
     with all_or_none():
-        told = json.dumps(function() if jax.process_index() == 0 else None)
-    return json.loads(from_all(np.frombuffer(told.encode(), np.uint8))[0].tobytes())
+        encoded = json.dumps(function() if jax.process_index() == 0 else None)
+    return json.loads(from_all(np.frombuffer(encoded.encode(), np.uint8))[0].tobytes())
 
 
 def first_alone(function: Callable[[], T]) -> T:

@@ -152,5 +152,5 @@ def environment() -> dict[str, str]:
     """What numbers were computed with, for `summary.json`: versions, and the kind of device."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions = {"bar_jax": bar_jax.__version__, "python": platform.python_version(), **versions}
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return {"with": told, "on": jax.devices()[0].device_kind}
+    words = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return {"with": words, "on": jax.devices()[0].device_kind}

@@ -86,12 +86,12 @@ def curve(name: str, points: Sequence[tuple[int, float]], note: str = "") -> str
     x, y = places[-1]
     scale = ", logarithmic" if logarithmic else ""
     box = f'width="{WIDTH}" height="{HEIGHT}" viewBox="-3 -3 {WIDTH + 6} {HEIGHT + 6}"'
-    told_note = f"<br>{html.escape(note)}" if note else ""
-    told = f"{html.escape(name)} {points[-1][1]:.4g} ({low:.4g} to {high:.4g}{scale})"
+    note = f"<br>{html.escape(note)}" if note else ""
+    caption = f"{html.escape(name)} {points[-1][1]:.4g} ({low:.4g} to {high:.4g}{scale})"
     return (
         f'<figure class="curve"><svg {box}>'
         f'<polyline points="{line}"/><circle cx="{x}" cy="{y}" r="3"/></svg>'
-        f"<figcaption>{told}<br>steps {first} to {last}{told_note}</figcaption></figure>"
+        f"<figcaption>{caption}<br>steps {first} to {last}{note}</figcaption></figure>"
     )
 
 
