@@ -1,9 +1,7 @@
 """Every field of a run (fields.py), and what follows from a config's fields."""
 
 from bar_jax.config.derived import (
-    CLASSIFIER_METRICS,
     DURATION_UNITS,
-    METRICS,
     basis_inside,
     bits_per_token,
     computed_in,
@@ -19,10 +17,8 @@ from bar_jax.config.derived import (
 from bar_jax.config.fields import FIELDS, default_config
 
 __all__ = [
-    "CLASSIFIER_METRICS",
     "DURATION_UNITS",
     "FIELDS",
-    "METRICS",
     "basis_inside",
     "bits_per_token",
     "computed_in",

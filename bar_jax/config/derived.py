@@ -13,11 +13,6 @@ from bar_jax.runtime import files
 from bar_jax.runtime.errors import InputError
 
 BIT_TOKENIZERS = ("bar_fsq", "basis_fsq")
-CLASSIFIER_METRICS = ("class_accuracy", "classifier_fid")  # of one trained on the data set
-METRICS = (
-    *("fid", "sfid", "inception_score", "precision_recall", "kid", "fd_dinov2", "clip_score"),
-    *CLASSIFIER_METRICS,
-)
 DURATION_UNITS = ("steps", "epochs", "images")
 
 

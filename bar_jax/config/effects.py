@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from bar_jax import bases, generators, heads, tokenizers
 from bar_jax.config import basis_inside, flatten, real_valued
 from bar_jax.generators.settings import sampling_fields
-from bar_jax.metrics.scores import networks_of
+from bar_jax.metrics import KINDS
 from bar_jax.pretrained import frozen
 
 # Sections that one job alone reads.
@@ -151,13 +151,11 @@ def _of_tokenizer_training(config: ConfigDict) -> Iterator[tuple[tuple[str, ...]
 
 
 def _of_metrics(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
-    prefix, metrics = "evaluate.", {*config.evaluate.metrics}
-    metrics |= {*config.train_generator.evaluate_metrics}
-    networks = networks_of(metrics)
-    if "dinov2_l14" not in networks:
-        yield (f"{prefix}weights.dinov2_l14",), "fd_dinov2 among evaluate.metrics"
-    if "classifier" not in networks:
-        yield (f"{prefix}weights.classifier",), "a classifier's metric among evaluate.metrics"
-    if "clip_l14" not in networks:
-        names = ("weights.clip_l14", "clip_vocabulary", "class_names")
-        yield tuple(prefix + name for name in names), "clip_score among evaluate.metrics"
+    metrics = {*config.evaluate.metrics, *config.train_generator.evaluate_metrics}
+    readers = {}
+    for metric, kind in KINDS.items():
+        for name in kind.fields:
+            readers.setdefault(name, []).append(metric)
+    for name, able in readers.items():
+        if not metrics & {*able}:
+            yield (f"evaluate.{name}",), f"{' or '.join(able)} among evaluate.metrics"

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from bar_jax.config import CLASSIFIER_METRICS, DURATION_UNITS, default_config
+from bar_jax.config import DURATION_UNITS, default_config
 from bar_jax.runtime.errors import InputError
 
 
@@ -26,7 +26,7 @@ def from_scratch(config: ConfigDict) -> None:
 
 def classifier_metrics(config: ConfigDict) -> None:
     """Measures samples by a classifier of the data set's own: small images need no Inception."""
-    config.evaluate.metrics = CLASSIFIER_METRICS
+    config.evaluate.metrics = ("class_accuracy", "classifier_fid")
     config.train_generator.evaluate_metrics = ("classifier_fid",)
 
 

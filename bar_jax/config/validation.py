@@ -5,9 +5,7 @@ import math
 from ml_collections import ConfigDict
 
 from bar_jax.config import (
-    CLASSIFIER_METRICS,
     FIELDS,
-    METRICS,
     basis_inside,
     bits_per_token,
     duration,
@@ -211,6 +209,8 @@ def _validate_real_tokenizer(config: ConfigDict) -> None:
 
 
 def _validate_sampling(config: ConfigDict) -> None:
+    from bar_jax import metrics  # imports JAX
+
     if config.job in SAMPLING_JOBS:
         check_sampling(config)
     check_labels(config.sample.labels, config.data.num_classes)
@@ -223,14 +223,14 @@ def _validate_sampling(config: ConfigDict) -> None:
     if config.sample.images and config.sample.labels:
         found = f"{config.sample.images} with sample.labels={tuple(config.sample.labels)}"
         raise InputError("sample.images", found, "0, or no sample.labels")
-    for name, chosen, choices in (
-        ("evaluate.metrics", config.evaluate.metrics, METRICS),
-        ("train_generator.evaluate_metrics", config.train_generator.evaluate_metrics, METRICS),
+    for name, chosen in (
+        ("evaluate.metrics", config.evaluate.metrics),
+        ("train_generator.evaluate_metrics", config.train_generator.evaluate_metrics),
     ):
         for choice in chosen:
-            if choice not in choices:
-                raise InputError(name, repr(choice), " | ".join(choices))
-            if choice in CLASSIFIER_METRICS and config.data.num_classes < 2:
+            if choice not in metrics.KINDS:
+                raise InputError(name, repr(choice), " | ".join(metrics.KINDS))
+            if config.data.num_classes < metrics.KINDS[choice].classes:
                 raise InputError(name, f"{choice} of one class", "() or more classes")
     if not config.evaluate.reference:
         expected = "train | validation | an .npz or a folder of images"

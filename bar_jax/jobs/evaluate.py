@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.data import classes, image_sets
-from bar_jax.metrics import classifier, feature_networks, scores
+from bar_jax.metrics import KINDS, feature_networks, scores
 from bar_jax.metrics import measuring as measuring_lib
 from bar_jax.metrics import reference as reference_lib
 from bar_jax.metrics.features import extract
@@ -58,8 +58,8 @@ def run(config: ConfigDict) -> dict[str, object]:
             found = scores.flat(
                 measuring_lib.measure(measuring, features), "sample", measuring.notes
             )
-        if "class_accuracy" in measuring.metrics:
-            found |= _real(config, mesh, measuring)
+        if real := [metric for metric in measuring.metrics if KINDS[metric].real]:
+            found |= _real(config, mesh, measuring, real)
     settings = {"evaluated_samples": count, **told, **measuring.settings}
     seconds = {"seconds_evaluate": round(time.monotonic() - began, 1)}
     _tell(found, settings)
@@ -79,8 +79,8 @@ def check(config: ConfigDict) -> None:
     metrics, spec = config.evaluate.metrics, config.evaluate.reference
     names = scores.networks_of(metrics)
     feature_networks.check(config.evaluate.weights, names, "evaluate.metrics")
-    compared = any(map(scores.needs_reference, metrics))
-    if "clip_score" in metrics:
+    compared = scores.compared(metrics)
+    if any(KINDS[metric].class_texts for metric in metrics):
         measuring_lib.class_tokens(config)
     if "classifier" in names or (compared and spec in reference_lib.SPLITS):
         data.open_images(config)
@@ -103,7 +103,7 @@ def open_samples(config: ConfigDict) -> tuple[Sequence, dict[str, object]]:
         told = {"evaluated": f"{spec} images of {section.source} {section.name}".strip()}
         return source, told | {"evaluated_crop": reference_lib.CROP}
     path = spec or str(pathlib.Path(config.workdir) / "samples.npz")
-    names = _class_names(config) if scores.needs_labels(config.evaluate.metrics) else ()
+    names = _class_names(config) if any(KINDS[m].labels for m in config.evaluate.metrics) else ()
     source, size = image_sets.open_set(path, section.num_classes, names), section.image_size
     if source.size != (size, size):
         found = f"images of {source.size[1]} x {source.size[0]} px"
@@ -116,16 +116,12 @@ def open_samples(config: ConfigDict) -> tuple[Sequence, dict[str, object]]:
     return source, {"evaluated": path, **settings}
 
 
-def _real(config, mesh, measuring) -> dict[str, float]:
-    """The same classifier's accuracy on held-out real images, for comparison."""
+def _real(config, mesh, measuring, metrics) -> dict[str, float]:
+    """The same numbers of held-out real images, for comparison."""
     source = data.open_images(config, validation=True)
     batches = reference_lib.batches_of(config, mesh, source, reference_lib.CROP, "real images")
-    chosen = [
-        network for network in measuring.networks if network.name == feature_networks.CLASSIFIER
-    ]
-    features = extract(mesh, chosen, batches, rows=["classifier/logits"])
-    accuracy = classifier.class_accuracy(features.rows["classifier/logits"], features.labels)
-    return {"real_class_accuracy": accuracy}
+    features = extract(mesh, measuring.networks, batches, **scores.outputs_of(metrics))
+    return scores.flat(scores.compute(metrics, features, measuring.reference), "real")
 
 
 def _class_names(config) -> tuple[str, ...]:
@@ -141,7 +137,7 @@ def _is_own(name: str) -> bool:
     """Whether a name in summary.json is of an evaluation."""
     number = name.removeprefix("sample_").removeprefix("real_")
     number = number.removesuffix("_omitted").removesuffix("_note")
-    return name.startswith(OWN) or number in scores.NUMBERS or number in scores.NEEDS
+    return name.startswith(OWN) or number in scores.names()
 
 
 def _tell(found: dict[str, object], settings: dict[str, object]) -> None:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.data import image_sets
-from bar_jax.metrics import feature_networks, reference
+from bar_jax.metrics import KINDS, feature_networks, reference
 from bar_jax.metrics.features import extract, sizes_of
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.moments import gaussian
@@ -30,7 +30,7 @@ from bar_jax.metrics.reconstruction import (
     LPIPS_SMALLEST,
     SSIM_WINDOW,
 )
-from bar_jax.metrics.scores import NEEDS, notes
+from bar_jax.metrics.scores import notes
 from bar_jax.metrics.scores import omitted as omitted_of_few
 from bar_jax.metrics.tokenizer import CROP, measure, rounded, save_picture
 from bar_jax.pretrained.networks import check_file, init_network, read_network
@@ -131,7 +131,7 @@ def frechet_distances(
       The numbers, each with its note, and what they depend on.
     """
     chosen = {"fid"} | ({"classifier_fid"} & set(config.evaluate.metrics))
-    needs = {metric: NEEDS[metric] for metric in sorted(chosen - set(without))}
+    needs = {metric: KINDS[metric] for metric in sorted(chosen - set(without))}
     if not needs:
         return {}, {}
     feature_networks.check(config.evaluate.weights, [n.network for n in needs.values()], "metric")

@@ -17,10 +17,18 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.data import image_sets
-from bar_jax.metrics import feature_networks
+from bar_jax.metrics import KINDS, feature_networks
 from bar_jax.metrics.features import sizes_of
-from bar_jax.metrics.reference import CROP, ROWS, STATISTICS, look_at, open_reference, spread_mask
-from bar_jax.metrics.scores import NEEDS, few_for_features
+from bar_jax.metrics.frechet import few_for_features
+from bar_jax.metrics.reference import (
+    CROP,
+    ROWS,
+    look_at,
+    open_reference,
+    spread_mask,
+    stored_names,
+)
+from bar_jax.metrics.scores import compared, networks_of
 from bar_jax.pretrained.networks import is_there
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
@@ -37,17 +45,17 @@ def run(config: ConfigDict) -> dict[str, object]:
         expected = "train | validation | a folder, to make a file like that of"
         raise InputError("evaluate.reference", repr(spec), expected)
     names = [n for n in feature_networks.OUTSIDE if is_there(n, weights[n])]
-    names = [n for n in names if any(output.startswith(f"{n}/") for output in STATISTICS)]
+    names = [n for n in names if n in networks_of(compared(KINDS))]
     feature_networks.check(weights, {"inception", *names}, "evaluate.weights")
     path = pathlib.Path(config.workdir) / "reference.npz"
     mesh = mesh_lib.make_mesh(**config.mesh)
-    opened = open_reference(config, NEEDS)
+    opened = open_reference(config, KINDS)
     if len(opened.source) < 2:
         raise InputError(opened.name, f"{len(opened.source)} image", "at least 2, for a covariance")
     with jax.set_mesh(mesh):
         networks = [feature_networks.load(config, mesh, n) for n in names]
         _warn_of_few(len(opened.source), sizes_of(networks, config.data.image_size))
-        reference = look_at(config, mesh, networks, NEEDS, opened)
+        reference = look_at(config, mesh, networks, KINDS, opened)
     with mesh_lib.all_or_none():
         if jax.process_index() == 0:
             _write(config, path, opened.source, reference)
@@ -57,7 +65,7 @@ def run(config: ConfigDict) -> dict[str, object]:
 
 def _warn_of_few(count: int, sizes: dict[str, int]) -> None:
     """Tells of which outputs there are too few images."""
-    for output in (output for output in STATISTICS if output in sizes):
+    for output in (output for output in stored_names() if output in sizes):
         if note := few_for_features(sizes[output] + 1, count, sizes[output]):
             logger.warning("reference: %s: %s", output, note)
 
@@ -67,7 +75,7 @@ def _write(config, path, source, reference) -> None:
     images = _images(config, source)
     arrays = {"arr_0": images, "settings": json.dumps(reference.settings)}
     for output, found in reference.gaussians.items():
-        arrays |= dict(zip(STATISTICS[output], found, strict=True))
+        arrays |= dict(zip(stored_names()[output], found, strict=True))
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             np.savez(file, **arrays)

@@ -26,6 +26,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bar_jax.data import stream
+from bar_jax.metrics import frechet
+from bar_jax.metrics.kind import MetricKind, Seen
 from bar_jax.nn.resize import resize
 from bar_jax.pretrained import manifest
 from bar_jax.pretrained.files import read_tensors, write_safetensors
@@ -238,3 +240,24 @@ def _check(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
     if not np.isin(labels, np.arange(num_classes)).all():
         found = f"{labels.min()} to {labels.max()}"
         raise ValueError(f"labels from {found}, expected 0 to {num_classes - 1}")
+
+
+def _accuracy(seen: Seen) -> tuple[float]:
+    return (class_accuracy(seen.samples, seen.labels),)
+
+
+_OF_CLASSIFIER = {"classes": 2, "fields": ("weights.classifier",)}
+ACCURACY = MetricKind(
+    _accuracy,
+    ("class_accuracy",),
+    rows="classifier/logits",
+    labels=True,
+    real=True,
+    **_OF_CLASSIFIER,
+)
+FID = frechet.kind(
+    "classifier_fid",
+    "classifier/features",
+    ("mu_classifier", "sigma_classifier"),
+    **_OF_CLASSIFIER,
+)

@@ -3,6 +3,7 @@
 import numpy as np
 from scipy import linalg
 
+from bar_jax.metrics.kind import MetricKind, Seen, counted
 from bar_jax.metrics.moments import Gaussian
 from bar_jax.runtime.errors import InputError
 
@@ -43,3 +44,46 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
     variances, directions = linalg.eigh(covariance)
     kept = variances > len(variances) * np.finfo(np.float64).eps * variances[-1]
     return directions[:, kept] * np.sqrt(variances[kept])
+
+
+def few_for_features(samples: int, compared: int | None, size: int) -> str:
+    """What is to be known of a Frechet distance of few images; "" if they are enough.
+
+    Args:
+      compared: reference images, None if their number is not known.
+      size: D, features of an image.
+    """
+    counts = {"sample": samples, "reference image": size + 1 if compared is None else compared}
+    few = [counted(count, what) for what, count in counts.items() if count <= size]
+    if not few:
+        return ""
+    found = f"{' and '.join(few)} for {size} features"
+    return f"{found}: a singular covariance, and a biased distance"
+
+
+def _compute(seen: Seen) -> tuple[float]:
+    return (frechet_distance(seen.samples, seen.reference),)
+
+
+def kind(name: str, output: str, stored: tuple[str, str], **options) -> MetricKind:
+    """The Frechet distance of an output of a network; a covariance is one of two images."""
+    return MetricKind(
+        _compute,
+        (name,),
+        moments=output,
+        compares=True,
+        stored=stored,
+        fewest=2,
+        note=few_for_features,
+        **options,
+    )
+
+
+FID = kind("fid", "inception/pool", ("mu", "sigma"))  # these names and the next are ADM's
+SFID = kind("sfid", "inception/spatial", ("mu_s", "sigma_s"))
+FD_DINOV2 = kind(
+    "fd_dinov2",
+    "dinov2_l14/class_token",
+    ("mu_dinov2_l14", "sigma_dinov2_l14"),
+    fields=("weights.dinov2_l14",),
+)

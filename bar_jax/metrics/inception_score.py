@@ -3,6 +3,7 @@
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
+from bar_jax.metrics.kind import MetricKind, Seen, counted
 from bar_jax.metrics.moments import check_finite
 from bar_jax.runtime.errors import InputError
 
@@ -36,3 +37,25 @@ def inception_score(logits: np.ndarray, group: int = GROUP) -> tuple[float, floa
         log_mean = logsumexp(log_p, axis=0) - np.log(len(log_p))
         scores.append(np.exp(np.mean(np.sum(np.exp(log_p) * (log_p - log_mean), axis=1))))
     return float(np.mean(scores)), float(np.std(scores))
+
+
+def _compute(seen: Seen) -> tuple[float, float]:
+    return inception_score(seen.samples)
+
+
+def _note(samples: int, compared: int | None, size: int | None) -> str:
+    del compared, size
+    if not samples % GROUP:
+        return ""
+    last = f"{counted(samples % GROUP, 'image')}, not {GROUP}: the score grows with the group"
+    return f"of {last}" if samples < GROUP else f"the last group is of {last}"
+
+
+# That of one image is 1, whatever it shows.
+KIND = MetricKind(
+    _compute,
+    ("inception_score", "inception_score_std"),
+    rows="inception/logits",
+    fewest=2,
+    note=_note,
+)

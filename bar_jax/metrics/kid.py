@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bar_jax.metrics.kind import MetricKind, Seen
 from bar_jax.metrics.moments import check_finite
 from bar_jax.runtime.errors import InputError
 
@@ -60,3 +61,19 @@ def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
     kernel = lambda a, b: (a @ b.T / size + 1) ** 3
     of_pairs = lambda k: (np.sum(k) - np.trace(k)) / (n * (n - 1))  # without an image with itself
     return of_pairs(kernel(x, x)) + of_pairs(kernel(y, y)) - 2 * float(np.mean(kernel(x, y)))
+
+
+def _compute(seen: Seen) -> tuple[float, float]:
+    return kid(seen.samples, seen.reference)
+
+
+def _note(samples: int, compared: int, size: int | None) -> str:
+    del size
+    block = min(samples, compared)
+    return f"in blocks of {block} images, not of {BLOCK}" if block < BLOCK else ""
+
+
+# It is of pairs in a set.
+KIND = MetricKind(
+    _compute, ("kid", "kid_std"), rows="inception/pool", compares=True, fewest=2, note=_note
+)

@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data
-from bar_jax.metrics import feature_networks, scores
+from bar_jax.metrics import KINDS, feature_networks, scores
 from bar_jax.metrics import reference as reference_lib
 from bar_jax.metrics.features import FeatureNetwork, Features, sizes_of
+from bar_jax.metrics.kind import MetricKind
 from bar_jax.pretrained import clip_text
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.writer import environment
@@ -63,22 +64,19 @@ def prepare(
       InputError: a weight file or a reference that cannot be read.
     """
     opened, reference = None, None
-    if any(map(scores.needs_reference, metrics)):
+    if scores.compared(metrics):
         opened = reference_lib.open_reference(config, metrics)
     images, missing = (opened.images, opened.missing) if opened else ({}, {})
     left_out = scores.omitted(metrics, samples, images, unlabelled, missing)
     metrics, reasons = tuple(m for m in metrics if m not in left_out), _leave_out(left_out)
-    names = scores.networks_of(metrics)
-    networks = [feature_networks.load(config, mesh, name) for name in names]
+    kinds = {KINDS[metric].network: KINDS[metric] for metric in metrics}.values()
+    networks = [_load(config, mesh, kind) for kind in kinds]
     sizes = sizes_of(networks, config.data.image_size)
     measuring = counted(Measuring(metrics, networks, None, None, reasons, images, sizes), samples)
-    compared = {
-        scores.NEEDS[metric].network for metric in metrics if scores.needs_reference(metric)
-    }
-    if compared:
+    if compared := scores.networks_of(scores.compared(metrics)):
         chosen = [network for network in networks if network.name in compared]
         reference = reference_lib.look_at(config, mesh, chosen, metrics, opened)
-        rows = {m: scores.NEEDS[m].rows for m in images if m in metrics and scores.NEEDS[m].rows}
+        rows = {m: KINDS[m].rows for m in images if m in metrics and KINDS[m].rows}
         seen = {metric: len(reference.rows[output]) for metric, output in rows.items()}
         if images != images | seen:  # some were damaged
             measuring = counted(measuring._replace(reference_images=images | seen), samples)
@@ -86,12 +84,19 @@ def prepare(
     for network in networks:
         settings[f"features_{network.name}"] = f"{network.weights}; resized {network.resize}"
     texts = None
-    if "clip_score" in metrics:
+    if any(KINDS[metric].class_texts for metric in metrics):
         clip = next(network for network in networks if network.name == "clip_l14")
         texts = feature_networks.text_features(clip, class_tokens(config))
     settings |= {f"evaluated_{name}": value for name, value in environment().items()}
     settings |= measuring.settings
     return measuring._replace(reference=reference, class_texts=texts, settings=settings)
+
+
+def _load(config: ConfigDict, mesh: jax.sharding.Mesh, kind: MetricKind) -> FeatureNetwork:
+    """The network whose outputs a metric reads."""
+    if kind.load:
+        return kind.load(config, mesh)
+    return feature_networks.load(config, mesh, kind.network)
 
 
 def counted(measuring: Measuring, samples: int) -> Measuring:
@@ -127,7 +132,7 @@ def training_metrics(config: ConfigDict) -> tuple[str, ...]:
     """
     metrics, spec = [], config.evaluate.reference
     for metric in config.train_generator.evaluate_metrics:
-        name = scores.NEEDS[metric].network
+        name = KINDS[metric].network
         reason = ""
         if name in feature_networks.OUTSIDE and not config.evaluate.weights[name]:
             reason = f"evaluate.weights.{name} is not set"

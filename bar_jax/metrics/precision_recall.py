@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bar_jax.metrics.kind import MetricKind, Seen, counted
 from bar_jax.metrics.moments import check_finite
 from bar_jax.runtime.errors import InputError
 
 NEIGHBOURS = 3  # k of the published numbers
+PUBLISHED = (50_000, 10_000)  # samples and reference images that these are of
 
 # Some images' features [B, D] and the squares of their lengths [B], both float32 on the device.
 # Rows that pad a block are infinitely long: nothing is near them.
@@ -131,3 +133,27 @@ def _squared_distances(a: _Block, b: _Block) -> jax.Array:
     (x, xx), (y, yy) = a, b
     products = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum(xx[:, None] + yy[None] - 2 * products, 0.0)
+
+
+def _compute(seen: Seen) -> tuple[float, float]:
+    return precision_recall(seen.reference, seen.samples)
+
+
+def _note(samples: int, compared: int, size: int | None) -> str:
+    del size
+    if samples >= PUBLISHED[0] and compared >= PUBLISHED[1]:
+        return ""
+    found = f"of {counted(samples, 'sample')} and {counted(compared, 'reference image')}"
+    usual = " and ".join(f"{count:,}" for count in PUBLISHED)
+    return f"{found}, not of {usual}: it depends on both"
+
+
+# A ball reaches to its k-th neighbour.
+KIND = MetricKind(
+    _compute,
+    ("precision", "recall"),
+    rows="inception/pool",
+    compares=True,
+    fewest=NEIGHBOURS + 1,
+    note=_note,
+)

@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.data import image_sets
+from bar_jax.metrics import KINDS
 from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.moments import Gaussian, gaussian
-from bar_jax.metrics.scores import NEEDS, Reference
+from bar_jax.metrics.scores import Reference, compared, outputs_of
 from bar_jax.runtime import files, preemption
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
@@ -27,14 +28,11 @@ from bar_jax.runtime.progress import progress
 CROP = "adm"  # of the images that the published reference statistics are of
 ROWS = 10_000  # images whose features are kept one by one, as many as ADM's files hold
 SPLITS = ("train", "validation")
-# Under which names an .npz holds mean and covariance of an output; the first two are ADM's.
-STATISTICS = {
-    "inception/pool": ("mu", "sigma"),
-    "inception/spatial": ("mu_s", "sigma_s"),
-    "dinov2_l14/class_token": ("mu_dinov2_l14", "sigma_dinov2_l14"),
-    "classifier/features": ("mu_classifier", "sigma_classifier"),
-}
-KEPT_ROWS = ("inception/pool",)
+
+
+def stored_names() -> dict[str, tuple[str, ...]]:
+    """Under which names an .npz holds mean and covariance, by output."""
+    return {kind.moments: kind.stored for kind in KINDS.values() if kind.moments and kind.compares}
 
 
 def open_source(config: ConfigDict) -> tuple[Sequence, str]:
@@ -83,10 +81,10 @@ def open_reference(config: ConfigDict, metrics: Collection[str]) -> Opened:
     else:
         source, name = open_source(config)
     images = {}
-    for metric in metrics if source is not None else ():
-        need = NEEDS[metric]
-        if need.of_reference and need.moments not in stored:
-            images[metric] = min(len(source), ROWS) if need.rows else len(source)
+    for metric in compared(metrics) if source is not None else ():
+        kind = KINDS[metric]
+        if kind.moments not in stored:
+            images[metric] = min(len(source), ROWS) if kind.rows else len(source)
     return Opened(name, source, stored, missing, images)
 
 
@@ -118,8 +116,7 @@ def look_at(
     }
     gaussians, rows = {}, {}
     for network in networks if source is not None else ():
-        described = any(output.startswith(f"{network.name}/") for output in STATISTICS)
-        if described and not _stored_whole(needed, network, stored):
+        if not _stored_whole(needed, network, stored):
             own, own_rows = statistics(config, mesh, network, source, digest)
             gaussians |= own
             rows |= own_rows
@@ -135,35 +132,34 @@ def lacking(path: pathlib.Path, metrics: Collection[str]) -> dict[str, str]:
       InputError: the file cannot be read, or none of those that are compared can be had of it.
     """
     names = image_sets.npz_names(path)
-    compared = {metric: NEEDS[metric] for metric in metrics if NEEDS[metric].of_reference}
-    reasons = {}
-    for metric, need in compared.items() if image_sets.IMAGES not in names else ():
-        if need.rows:
+    wanted, reasons = compared(metrics), {}
+    for metric in wanted if image_sets.IMAGES not in names else ():
+        kind = KINDS[metric]
+        if kind.rows:
             reasons[metric] = f"{path} holds no images ({image_sets.IMAGES})"
-        elif not set(STATISTICS[need.moments]) <= set(names):
-            keys = " and ".join(STATISTICS[need.moments])
+        elif not set(kind.stored) <= set(names):
+            keys = " and ".join(kind.stored)
             reasons[metric] = f"{path} holds neither images ({image_sets.IMAGES}) nor {keys}"
-    if compared and len(reasons) == len(compared):
+    if wanted and len(reasons) == len(wanted):
         expected = (
             f"{image_sets.IMAGES} (images), or statistics such as ADM's mu, sigma, mu_s, sigma_s"
         )
-        wanted = f"{expected}: what {' or '.join(compared)} can be had of"
-        raise InputError(path, ", ".join(names) or "nothing", wanted)
+        expected = f"{expected}: what {' or '.join(wanted)} can be had of"
+        raise InputError(path, ", ".join(names) or "nothing", expected)
     return reasons
 
 
 def _stored_whole(metrics, network, stored) -> bool:
     """Whether stored statistics are all that metrics need of a network."""
-    needs = [NEEDS[metric] for metric in metrics if NEEDS[metric].network == network.name]
-    needs = [need for need in needs if need.of_reference]
-    return all(not need.rows and need.moments in stored for need in needs)
+    kinds = [kind for kind in map(KINDS.get, compared(metrics)) if kind.network == network.name]
+    return all(not kind.rows and kind.moments in stored for kind in kinds)
 
 
 def _read_npz(path: pathlib.Path):
     """Statistics of an .npz by output, and its images, None if there are none."""
     names = image_sets.npz_names(path)
     stored = {}
-    for output, keys in STATISTICS.items():
+    for output, keys in stored_names().items():
         if set(keys) <= set(names):
             mean, covariance = (
                 np.array(image_sets.read_array(path, key), np.float64) for key in keys
@@ -191,8 +187,9 @@ def statistics(
       crop: `adm` or `center`, to `data.image_size`.
     """
     size = config.data.image_size
-    moments = tuple(output for output in STATISTICS if output.startswith(f"{network.name}/"))
-    rows = tuple(output for output in moments if output in KEPT_ROWS)
+    names = stored_names()
+    outputs = outputs_of(m for m in compared(KINDS) if KINDS[m].network == network.name)
+    moments, rows = outputs["moments"], outputs["rows"]
     told = f"{digest} {size} {crop} {network.weights} {network.resize}"
     key = hashlib.sha256(told.encode()).hexdigest()[:16]
     path = pathlib.Path(config.workdir) / "reference" / f"{network.name}-{key}.npz"
@@ -209,16 +206,14 @@ def statistics(
         )
         arrays = {}
         for output in moments:
-            arrays |= dict(zip(STATISTICS[output], gaussian(features.moments[output]), strict=True))
+            arrays |= dict(zip(names[output], gaussian(features.moments[output]), strict=True))
         arrays |= {_rows_key(output): features.rows[output] for output in rows}
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             buffer = io.BytesIO()
             np.savez(buffer, **arrays)
             files.write_atomically(path, buffer.getvalue())
-    gaussians = {
-        output: Gaussian(*(arrays[key] for key in STATISTICS[output])) for output in moments
-    }
+    gaussians = {output: Gaussian(*(arrays[key] for key in names[output])) for output in moments}
     return gaussians, {output: arrays[_rows_key(output)] for output in rows}
 
 

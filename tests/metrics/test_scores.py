@@ -6,7 +6,7 @@ The numbers themselves are tested in tests/jobs/test_evaluate.py.
 import numpy as np
 import pytest
 
-from bar_jax.metrics import scores
+from bar_jax.metrics import KINDS, scores
 from bar_jax.metrics.kid import kid
 from bar_jax.metrics.moments import add, gaussian, zero_moments
 from bar_jax.metrics.precision_recall import precision_recall
@@ -24,7 +24,7 @@ COMPUTED = {
 
 @pytest.mark.parametrize("metric", COMPUTED)
 def test_the_fewest_images_are_those_that_the_computation_takes(metric):
-    fewest = scores.NEEDS[metric].fewest
+    fewest = KINDS[metric].fewest
     assert np.isfinite(COMPUTED[metric](FEATURES[:fewest])).all()
     with pytest.raises(InputError):
         COMPUTED[metric](FEATURES[: fewest - 1])
@@ -40,7 +40,7 @@ def test_with_fewer_it_is_left_out(metric, fewest):
     assert scores.omitted([metric], fewest, {metric: fewest}) == {}
     told = scores.omitted([metric], fewest - 1, {metric: 9})
     assert told[metric].startswith(f"{fewest - 1} sample")
-    if scores.needs_reference(metric):
+    if KINDS[metric].compares:
         told = scores.omitted([metric], 9, {metric: fewest - 1})
         assert told[metric].startswith(f"{fewest - 1} reference image")
 

@@ -14,7 +14,7 @@ import pytest
 from bar_jax.config import default_config
 from bar_jax.config.presets import tiny
 from bar_jax.jobs import evaluate
-from bar_jax.metrics import scores
+from bar_jax.metrics import kid as kid_module
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.inception_score import inception_score
 from bar_jax.metrics.kid import kid
@@ -171,7 +171,7 @@ def test_job_evaluate_and_torch_fidelity_agree_on_the_same_images(fidelity, tmp_
     config.evaluate.update(dict(reference=str(tmp_path / "real.npz"), batch_size=8))
     config.evaluate.weights.inception = weights
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "kid", functools.partial(kid, block_size=12))
+        patch.setattr(kid_module, "kid", functools.partial(kid, block_size=12))
         summary = evaluate.run(config)
     theirs = {
         "fid": fidelity.fid.KEY_METRIC_FID,
