@@ -64,7 +64,7 @@ class Ended(NamedTuple):
 
 
 class Stopped(Exception):
-    """The command was told to stop, by this signal."""
+    """The command was asked to stop, by this signal."""
 
 
 def main(argv: list[str]) -> int:

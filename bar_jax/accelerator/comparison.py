@@ -24,7 +24,7 @@ class Setting(NamedTuple):
 
 
 def on(device: jax.Device, options: dict, function: Callable, *args) -> object:
-    """What a jitted function gives on a device, brought to the host."""
+    """What a jitted function returns on a device, as numpy arrays."""
     with jax.default_device(device):
         compiled = jax.jit(function, compiler_options=options)
         return jax.device_get(compiled(*jax.device_put(args, device)))

@@ -54,7 +54,7 @@ BFLOAT16 = {"sample.dtype": "bfloat16", "encode.dtype": "bfloat16"}
 REMAT = {"train_generator.remat": True}
 PAPER = "images/s, masked-bit paper, Table 4, one H200, float32"
 TABLE_1 = "s an image, basis paper, Table 1"
-# What Table 9 of the basis paper gives for the time and the memory of a step, beside the host's.
+# Time and memory of a step in Table 9 of the basis paper, relative to the host network's.
 TABLE_9 = "time 1.00, 1.01, memory 1.00, 1.03 times the host's, basis paper, Table 9, one A100"
 
 

@@ -2,8 +2,8 @@
 
 `permutation` holds orders, `matrices` the fixed bases, `transform` goes there and back,
 `projection` keeps a learned A near the orthogonal matrices, `objectives` are what it is learned
-with, and `energy` tells how early a basis gathers what is in the images. A acts on tokens in raster
-order.
+with, and `energy` measures how early a basis gathers what is in the images. A acts on tokens in
+raster order.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """How much of the tokens the first rows of a basis hold.
 
 The measure that learned bases are compared with PCA by, the optimum of the residual objective.
-Matrices come to the host: everything but `second_moment` is numpy in float64.
+Matrices come to main memory: everything but `second_moment` is numpy in float64.
 """
 
 import chex
@@ -11,15 +11,15 @@ import numpy as np
 
 from bar_jax.bases.matrices import principal_components
 
-# A row that differs by less than this share of its norm from what earlier rows span adds nothing:
-# float32 tokens could not tell it.
+# A row that differs by less than this fraction of its norm from what earlier rows span adds
+# nothing: float32 tokens cannot resolve it.
 DEPENDENT = 1e-6
 
 
 def second_moment(x: jax.Array) -> tuple[jax.Array, int]:
     """Sum over images and channels of x x^T, [N, N] float32, and how many were summed, B d.
 
-    Both add up over batches (add in float64 on the host where there are many); the sum divided by
+    Both add up over batches (add in float64 on the CPU where there are many); the sum divided by
     the number is the second-moment matrix.
 
     Args:
@@ -31,7 +31,7 @@ def second_moment(x: jax.Array) -> tuple[jax.Array, int]:
 
 
 def prefix_energy(A: np.ndarray, second_moment: np.ndarray) -> np.ndarray:
-    """Share of the tokens' energy in the span of the first 1, 2, ..., N' rows.
+    """Fraction of the tokens' energy in the span of the first 1, 2, ..., N' rows.
 
     The energy (mean squared norm) of the orthogonal projection on that span: rows need be neither
     orthogonal nor independent, and their scale does not matter.

@@ -1,7 +1,7 @@
 """Fixed bases: earlier methods, and the offline optimum, as matrices A in y = A x.
 
 The basis paper's section 3.2 names the methods; what their rows are is said at each function.
-Matrices are made on the host in float64, and act on tokens in raster order.
+Matrices are made on the CPU in float64, and act on tokens in raster order.
 """
 
 import numpy as np

@@ -43,7 +43,7 @@ def order(kind: str, grid: tuple[int, int], block: int = 2) -> np.ndarray:
 
 
 def random_share(step: jax.Array | int, start: int, end: int) -> jax.Array:
-    """Share of examples that get a random order: 1 until `start`, linear to 0 at `end` (steps)."""
+    """Fraction of examples in a random order: 1 until `start`, linear to 0 at `end` (steps)."""
     return jnp.clip((end - step) / max(end - start, 1), 0.0, 1.0)
 
 

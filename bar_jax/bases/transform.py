@@ -51,7 +51,7 @@ def inverse_matrix(A: jax.Array, method: str = "inverse") -> jax.Array:
 
 
 def check_invertible(A: np.ndarray, where: str = "model.basis") -> None:
-    """Refuses a basis whose inverse would be noise: on the host, before anything is compiled.
+    """Refuses a basis whose inverse would be noise: on the CPU, before anything is compiled.
 
     Args:
       A: [N', N].

@@ -59,7 +59,7 @@ def open_split(
 
 
 def keep_classes(config: ConfigDict, source: Sequence, split: str) -> None:
-    """Writes down what the labels of the cache mean, before there are any."""
+    """Records what the labels of the cache mean, before any is written."""
     if split == "train":
         mesh_lib.first_alone(lambda: classes.keep(config, source.class_names))
 
@@ -151,14 +151,14 @@ def _plan(config, split, examples) -> CachePlan:
 def report(
     config: ConfigDict, fingerprint: str, written: dict[str, tuple[int, bool]], began: float
 ) -> dict[str, object]:
-    """Tells in the summary what the caches hold; returns it.
+    """Writes what the caches hold into the summary, and returns it.
 
     Args:
       written: what `write` returned for each split.
       began: when the work began, of `time.monotonic`.
     """
     summary = {f"cached_{split}_images": count for split, (count, _) in written.items()}
-    # A run that was killed once the cache was complete has not told its time.
+    # A run that was killed once the cache was complete has not reported its time.
     untold = "seconds_encode" not in read_summary(config.workdir)
     if untold or any(new for _, new in written.values()):
         summary["seconds_encode"] = round(time.monotonic() - began, 1)

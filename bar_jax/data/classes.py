@@ -14,7 +14,7 @@ from bar_jax.runtime.files import write_atomically
 
 logger = logging.getLogger(__name__)
 FILE = "classes.json"
-LOGGED = 20  # classes that the log tells
+LOGGED = 20  # classes in the log, at most
 
 
 def read(workdir: str | os.PathLike) -> tuple[str, ...] | None:
@@ -35,7 +35,7 @@ def read(workdir: str | os.PathLike) -> tuple[str, ...] | None:
 
 
 def keep(config: ConfigDict, names: Sequence[str]) -> None:
-    """Tells in the log, and in the workdir, which class each label is.
+    """Writes to the log and the workdir which class each label is.
 
     Args:
       names: of the data set's classes, in the order of their labels.

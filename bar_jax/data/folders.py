@@ -17,13 +17,13 @@ from bar_jax.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# Folders of archives, NAS servers, file systems and Windows, in which lie no images of a user.
+# Folders of archives, NAS servers, file systems and Windows, which hold none of a user's images.
 JUNK = (
     *("__MACOSX", "@eaDir", "#recycle", "lost+found"),
     *("$RECYCLE.BIN", "System Volume Information"),
 )
 SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
-NAMED = 5  # names that a message tells, of many
+NAMED = 5  # names in a message, at most
 READABLE = "files that Pillow can read, such as .jpg or .png"
 
 
@@ -52,7 +52,7 @@ def image_suffixes() -> frozenset[str]:
 def image_files(root: str) -> list[str]:
     """Paths, relative to a folder and sorted, of the images in it at any depth, by their suffixes.
 
-    Other files are told in a warning, and so are links to folders that are read anyway.
+    A warning names other files, and links to folders that are read anyway.
     """
     files = list_files(root)
     _warn_of_ignored(root, files)
@@ -188,12 +188,12 @@ def _tell_link(path: str) -> None:
 
 
 def _but(files: Sequence[str]) -> str:
-    """What is there in place of images."""
+    """What is there instead of images, for a message."""
     return f", but {_suffixes_in_words(files)}" if files else ""
 
 
 def _suffixes_in_words(files: Iterable[str]) -> str:
-    """Those of files that are no images, counted: `3 .heic, 1 without a suffix`."""
+    """The suffixes of files that are no images, counted: `3 .heic, 1 without a suffix`."""
     counts = collections.Counter(_suffix(name) for name in files if not _is_image(name))
     words = [f"{n} {suffix or 'without a suffix'}" for suffix, n in counts.most_common(NAMED)]
     return ", ".join(words + ["..."] * (len(counts) > NAMED))

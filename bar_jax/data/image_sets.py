@@ -1,6 +1,6 @@
 """Sets of finished images, to be measured as they are: an .npz of the ADM format, or a folder.
 
-A set is a source (see `sources.py`) and more: `unlabelled` tells why its labels mean nothing, "" if
+A set is a source (see `sources.py`) and more: `unlabelled` says why its labels mean nothing, "" if
 they do, `size` is the images' height and width, `settings` what they were made with as far as the
 file says.
 """
@@ -123,7 +123,7 @@ def read_array(path: Path, name: str) -> np.ndarray:
         if not shape:  # a scalar cannot be mapped
             with np.load(path, allow_pickle=False) as stored:
                 return stored[name]
-        # In front of a member stands its local header, whose length the directory does not tell.
+        # In front of a member stands its local header, whose length the directory does not give.
         with path.open("rb") as file:
             file.seek(member.header_offset + 26)
             lengths = np.frombuffer(file.read(4), "<u2").astype(int)
@@ -209,8 +209,8 @@ def open_folder(
 ) -> ImageFiles:
     """The images of a folder, sorted by name.
 
-    They have labels where they lie in folders that are called like classes: nothing else, such as
-    the number of folders, tells which is which.
+    They have labels if their folders are named like classes: nothing else, such as the number of
+    folders, says which is which.
 
     Args:
       class_names: of the data set, in the order of its labels; (): they are not known.
@@ -284,7 +284,7 @@ def open_set(
 
 
 def fingerprint(source: Sequence, limit: int = 256) -> str:
-    """Tells sets of images apart: 16 hexadecimal digits.
+    """A name for a set of images by its content: 16 hexadecimal digits.
 
     Made of the number of images and of labels and pixels of up to `limit` of them, spread over all
     (a training set takes too long to be read for this alone): names and places do not matter, and

@@ -189,7 +189,7 @@ def mirror(images):
 def to_float(images):
     """uint8 in [0, 255] -> float32 in [-1, 1], as `x / 127.5 - 1`; numpy or JAX, any shape.
 
-    Call it inside the jitted step: on the host it costs as much as decoding a small image.
+    Call it inside the jitted step: on the CPU it costs as much as decoding a small image.
     """
     return images.astype("float32") / 127.5 - 1.0
 

@@ -164,7 +164,7 @@ def shard_writer(plan: CachePlan, shard: Shard) -> Iterator[Callable]:
         with _writing(unfinished):
             writer.close()
     except BaseException:
-        with contextlib.suppress(RuntimeError):  # what has failed is told already
+        with contextlib.suppress(RuntimeError):  # the failure is already reported
             writer.close()
         unfinished.unlink()
         raise
@@ -173,7 +173,7 @@ def shard_writer(plan: CachePlan, shard: Shard) -> Iterator[Callable]:
 
 @contextlib.contextmanager
 def _writing(file: Path) -> Iterator[None]:
-    """Tells a write that failed, as on a full disk: ArrayRecord's errors have no errno."""
+    """Reports a failed write, as on a full disk: ArrayRecord's errors have no errno."""
     try:
         yield
     except RuntimeError as error:

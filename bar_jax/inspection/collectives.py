@@ -53,12 +53,12 @@ class Collective(NamedTuple):
     def sent(self) -> float:
         """Bytes that a device sends each time, by the ring algorithms, which are the least."""
         devices = self.groups.shape[1]
-        share = (devices - 1) / devices
+        fraction = (devices - 1) / devices
         if self.kind == "all-reduce":
-            return 2 * share * self.bytes
+            return 2 * fraction * self.bytes
         if self.kind in ("collective-permute", "collective-broadcast"):
             return self.bytes if devices > 1 else 0
-        return share * self.bytes
+        return fraction * self.bytes
 
 
 def collectives(program: hlo.Program) -> list[Collective]:

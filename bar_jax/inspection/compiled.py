@@ -16,7 +16,7 @@ LARGE = 2**17  # elements of an array that is worth a line
 def compile_and_tell(
     lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, images: int, cache: int = 0
 ) -> dict[str, object]:
-    """Compiles a program for a batch of images, and tells what the result holds, does and sends.
+    """Compiles a program for a batch of images; reports what it holds, computes and sends.
 
     Args:
       cache: elements of one array of its KV cache; 0: there is none.

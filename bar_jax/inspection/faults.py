@@ -1,4 +1,4 @@
-"""What a compiled program does that it need not: copies, float32, and waiting for the host."""
+"""What a compiled program does needlessly: copies, float32, and waiting for the CPU."""
 
 import re
 
@@ -55,7 +55,7 @@ def float32_arrays(found: list[Operation], elements: int) -> list[Operation]:
 
 
 def host_transfers(program: hlo.Program) -> list[hlo.Instruction]:
-    """Instructions in loops that wait for the host: infeed, outfeed, send, recv, callbacks."""
+    """Instructions in loops that wait for the CPU: infeed, outfeed, send, recv, callbacks."""
     found = {}
     for visit in hlo.visits(program):
         for i in program.computations[visit.computation].values() if visit.loops else ():

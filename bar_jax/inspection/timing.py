@@ -31,7 +31,7 @@ class Timed(NamedTuple):
 
 
 class OutOfMemory(RuntimeError):
-    """A program that needs more than a device has, told before it was run."""
+    """A program that needs more than a device has, found before it was run."""
 
 
 def peak_flops(device: jax.Device, dtype: str) -> tuple[float, str]:
@@ -131,7 +131,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def memory_limit(device: jax.Device) -> int:
-    """Bytes that JAX may use of a device; 0 where it does not tell (CPU)."""
+    """Bytes that JAX may use of a device; 0 where it does not say (CPU)."""
     return (device.memory_stats() or {}).get("bytes_limit", 0)
 
 

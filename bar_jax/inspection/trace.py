@@ -111,7 +111,7 @@ def _device_lines(data: ProfileData) -> tuple[str, list[list[Event]]]:
     """The name of the first device that ran something, and its events, a list for each line.
 
     GPUs have a line for each stream; TPUs one of operations, among others that repeat them in
-    coarser terms; a CPU has its operations, marked, among those of the host's threads.
+    coarser terms; a CPU has its operations, marked, among those of the CPU's threads.
     """
     # Where the reader's own types warn and that is an error, they end the process.
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):

@@ -22,7 +22,7 @@ from bar_jax.nn.resize import resize
 from bar_jax.nn.vit import ViT, patchify
 
 CONVOLUTIONS = ("first", "second", "last")  # of a head, all of a spectral norm
-CROP_SHARE = 0.5  # of training forwards with larger images that take a crop of them
+CROP_FRACTION = 0.5  # of training forwards with larger images: those that take a crop
 NORM_EPS = 1e-6
 LEAK = 0.2
 UNIT_EPS = 1e-12
@@ -294,7 +294,7 @@ def draw_crop(key: jax.Array, shape: tuple[int, int], size: int = 224) -> Crop:
     keys = jax.random.split(key, 3)
     most = [max(side - size, 0) + 1 for side in shape]
     offsets = [jax.random.randint(k, (), 0, n) for k, n in zip(keys[1:], most, strict=True)]
-    return Crop(jax.random.bernoulli(keys[0], CROP_SHARE), *offsets)
+    return Crop(jax.random.bernoulli(keys[0], CROP_FRACTION), *offsets)
 
 
 def prepare(images: jax.Array, crop: Crop, size: int = 224) -> jax.Array:

@@ -27,8 +27,8 @@ class LinearHeads(nn.Module):
     def __call__(self, features: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
         """Two lists of features [B, h, w, C] -> [B] float32.
 
-        The weighted squared difference of channels (scaled to length 1 at every place), meant over
-        places, summed over stages.
+        The weighted squared difference of channels (scaled to length 1 at every place), averaged
+        over places, summed over stages.
         """
         total = 0.0
         for i, (channels, x, y) in enumerate(zip(self.channels, features, others, strict=True)):

@@ -14,8 +14,9 @@ def residual(z: jax.Array, coefficients: jax.Array, A: jax.Array) -> jax.Array:
     """How badly prefixes of quantised coefficients recover the latents: [B] float32.
 
     The residual objective of the basis paper (eq. 10, `objectives.residual`) with latents in the
-    place of tokens, as a share of the energy of each image's latents. The share, because latents,
-    unlike the basis paper's tokens, are learned: they could make the objective small by shrinking.
+    place of tokens, as a fraction of the energy of each image's latents. A fraction, because
+    latents, unlike the basis paper's tokens, are learned: they could make the objective small by
+    shrinking.
 
     Args:
       z: [B, N, k] latents.

@@ -1,7 +1,7 @@
 """A small convolutional network, trained on a data set's own images, that reads samples of it.
 
 Small data sets have no published feature network. What this one says of an image is used twice:
-its logits tell whether a sample shows its class (`class_accuracy`), and its features stand in for
+its logits say whether a sample shows its class (`class_accuracy`), and its features stand in for
 Inception's in the Frechet distance (`classifier_fid`, a number of this data set alone).
 
 Held-out digits of 8 px are read at 0.989 to 0.994 (three seeds, 12 s of CPU time), CIFAR-10's test
@@ -164,7 +164,7 @@ def classify(params: Mapping, images: jax.Array) -> dict[str, jax.Array]:
 
 
 def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the images whose largest logit, of [B, C], is that of their label, [B]."""
+    """Fraction of the images whose largest logit, of [B, C], is that of their label, [B]."""
     return float(np.mean(np.argmax(logits, axis=-1) == labels))
 
 
@@ -214,9 +214,9 @@ def _mean_and_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each channel, [3] float32, exactly: from how often each of the 256 levels occurs."""
     levels = np.arange(256.0)
     counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)])
-    shares = counts / counts.sum(1, keepdims=True)
-    mean = shares @ levels
-    variance = np.sum(shares * (levels[None] - mean[:, None]) ** 2, axis=1)
+    fractions = counts / counts.sum(1, keepdims=True)
+    mean = fractions @ levels
+    variance = np.sum(fractions * (levels[None] - mean[:, None]) ** 2, axis=1)
     # Images of one colour have no deviation; a level of it is as good as any.
     return mean.astype(np.float32), np.maximum(np.sqrt(variance), 1).astype(np.float32)
 

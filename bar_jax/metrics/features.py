@@ -72,7 +72,7 @@ def extract(
 ) -> Features:
     """Shows images to networks and keeps what is asked for of their outputs.
 
-    While the devices compute a batch, the host adds up the one before and reads the next. The
+    While the devices compute a batch, the CPU adds up the one before and reads the next. The
     numbers depend neither on how images are put into batches nor, but for the rounding of float32
     convolutions, on processes and devices; rows come in the order of `index`.
 
@@ -131,7 +131,7 @@ def _absorb(outputs, batch, sums, kept, moments, rows, keep) -> int:
 
 
 def _of_all(count, sums, kept, rows) -> Features:
-    """What all processes found together."""
+    """The features of all processes together."""
     count = int(sum(int(share[0]) for share in mesh_lib.from_all(np.array([count], np.int64))))
     total = {}
     for name, own in sums.items():

@@ -16,7 +16,7 @@ def kid(
     block_size: int = BLOCK,
     seed: int = 2020,
 ) -> tuple[float, float]:
-    """Unbiased squared MMD with the kernel (x.y / D + 1)^3, meant over random subsets.
+    """Unbiased squared MMD with the kernel (x.y / D + 1)^3, averaged over random subsets.
 
     Of each set a subset is drawn without replacement for every block, with numpy's legacy generator
     and in the order in which torch-fidelity draws them: equal seeds compare equal images. Where a

@@ -19,10 +19,10 @@ _Block = tuple[jax.Array, jax.Array]
 def precision_recall(
     reference: np.ndarray, samples: np.ndarray, k: int = NEIGHBOURS, block: int = 4096
 ) -> tuple[float, float]:
-    """Share of samples among real images, and of real images among samples.
+    """Fraction of samples among real images, and of real images among samples.
 
     A set of images covers the balls around each of them that reach to its k-th nearest neighbour in
-    the set. Precision is the share of samples that the reference covers, recall the share of the
+    the set. Precision is the fraction of samples that the reference covers, recall that of the
     reference that the samples cover. Both depend on the numbers of images: the published ones are
     of 10,000 reference images and 50,000 samples, of the pool features of Inception, with k = 3.
 
@@ -63,8 +63,8 @@ def precision_recall(
             in_real, in_generated = _covered(a, a_radii, b, b_radii)
             precise[i] |= in_real
             recalled[j] |= in_generated
-    share = lambda parts, count: float(np.concatenate(parts)[:count].mean())
-    return share(precise, len(samples)), share(recalled, len(reference))
+    fraction = lambda parts, count: float(np.concatenate(parts)[:count].mean())
+    return fraction(precise, len(samples)), fraction(recalled, len(reference))
 
 
 def _blocks(features: np.ndarray, mean: np.ndarray, size: int) -> list[_Block]:

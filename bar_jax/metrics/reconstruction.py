@@ -31,7 +31,7 @@ def psnr(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
 
 
 def ssim(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
-    """Structural similarity of each image (Wang et al. 2004), meant over places and colours.
+    """Structural similarity of each image (Wang et al. 2004), averaged over places and colours.
 
     Means, variances and the covariance are those under a Gaussian window of 11 x 11 pixels with
     sigma 1.5, at the places where it lies inside the image: borders are not padded. Pixels are in
@@ -123,7 +123,7 @@ def bit_statistics(ones: np.ndarray) -> dict[str, float]:
 
     Returns:
       `bit_usage`: how often a bit is one, on average; `bit_entropy`, `bit_entropy_min`: mean and
-      least entropy of a bit, in bits; `dead_bits`: share of bits that never change.
+      least entropy of a bit, in bits; `dead_bits`: fraction of bits that never change.
     """
     p, entropy = np.asarray(ones, np.float64), bit_entropies(ones)
     return {

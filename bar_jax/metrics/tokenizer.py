@@ -26,8 +26,8 @@ class Measured(NamedTuple):
     """What was measured of a tokenizer.
 
     Attributes:
-      numbers: what `reconstruction_sums` sums, meant over images, the number of `images` and, of
-        bits, what `bit_statistics` tells.
+      numbers: what `reconstruction_sums` sums, averaged over images, the number of `images` and,
+        for bits, what `bit_statistics` returns.
       bit_usages: how often each bit of a token is one, [k]; [] if tokens are not made of bits.
       originals, decoded: a few images and their reconstructions by class, uint8 [H, W, 3] each.
     """

@@ -42,7 +42,7 @@ def attend(
       key, value: [B, K, H, C].
       visible: bool [Q, K], True where a query sees a key; None: everything is seen.
       causal: position i sees positions 0..i (Q = K; instead of `visible`).
-      dropout_rate: share of attention weights that are dropped, drawn with `dropout_key`.
+      dropout_rate: fraction of attention weights that are dropped, drawn with `dropout_key`.
 
     Returns:
       [B, Q, H, C] in the dtype of the query.

@@ -47,7 +47,7 @@ def choose(
 ) -> str:
     """Which of `KINDS` serves a sampler.
 
-    `auto` is what was measured to be fastest on an H200: cuDNN's where it can be had, else
+    `auto` is what was measured to be fastest on an H200: cuDNN's where it is available, else
     Pallas'. For TPUs it is what the compiler predicts to be.
 
     Args:
@@ -58,7 +58,7 @@ def choose(
       platform: of the devices, cpu | gpu | tpu; None: of those present.
 
     Raises:
-      InputError: it cannot be had.
+      InputError: it is not available here.
     """
     platform = platform or jax.default_backend()
     refused = {kind: _refusal(kind, platform, dtype, head_dim, queries) for kind in KINDS}
@@ -73,7 +73,7 @@ def choose(
 
 
 def _refusal(kind, platform, dtype, head_dim, queries) -> tuple[str, str] | None:
-    """Why a kind cannot be had: what was found, and what it needs."""
+    """Why a kind is not available: what was found, and what it needs."""
     if kind in ("rows", "pallas") and queries > 1:
         return f"{queries} queries at a time", "one, as model.generator.kind=causal has it"
     if kind == "pallas" and platform != "gpu":

@@ -12,7 +12,7 @@ Layers' kernels may be kept small in memory, see `nn.narrow`. Those of adaLN sta
 are read once, for all tokens or all steps of the head, and so with more rows than it pays for.
 
 Modules know the layout by the names of their parameters: `blocks_0` ... instead of `blocks`
-(`unstacked` tells), `kernel_output_first` or `kernel_tiles` instead of `kernel`, and `scale` beside
+(see `unstacked`), `kernel_output_first` or `kernel_tiles` instead of `kernel`, and `scale` beside
 int8 (see `nn.linear.Linear`).
 """
 

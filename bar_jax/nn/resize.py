@@ -85,9 +85,9 @@ def _bilinear_tf1_weights(n: int, size: int) -> np.ndarray:
     """[size, n] float32: TensorFlow computes the places in it, and their rounding is felt."""
     place = np.arange(size, dtype=np.float32) * (np.float32(n) / np.float32(size))
     low = place.astype(int)
-    share = place - low.astype(np.float32)
+    fraction = place - low.astype(np.float32)
     weights = np.zeros((size, n), np.float32)
-    for pixel, weight in ((low, 1 - share), (np.minimum(low + 1, n - 1), share)):
+    for pixel, weight in ((low, 1 - fraction), (np.minimum(low + 1, n - 1), fraction)):
         np.add.at(weights, (np.arange(size), pixel), weight)
     return weights
 

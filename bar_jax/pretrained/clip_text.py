@@ -129,7 +129,7 @@ def _read_text(path: Path) -> str:
 
 
 def _package_file(name: str) -> Path:
-    # Of a package that is not imported, find_spec only tells where it lies.
+    # find_spec finds a package without importing it.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         expected = "it installed: pip install --no-deps open_clip_torch"

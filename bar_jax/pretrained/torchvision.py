@@ -28,7 +28,7 @@ def vgg16_params(tensors: Mapping[str, np.ndarray], prefix: str = "features.") -
 
 
 def convnext_params(tensors: Mapping[str, np.ndarray]) -> dict:
-    """Parameters of `nn.convnext.ConvNeXt`, whose depths are those that the names tell.
+    """Parameters of `nn.convnext.ConvNeXt`, whose depths follow from the names.
 
     Raises:
       InputError: naming a tensor that is missing.

@@ -130,7 +130,7 @@ def _set_mode(path: str | os.PathLike[str], mode: int) -> None:
 
 @contextlib.contextmanager
 def telling_full_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Tells an OSError of a full disk, or of a used-up quota, as a SaveError.
+    """Reports an OSError of a full disk, or of a used-up quota, as a SaveError.
 
     Args:
       folder: named where the error names no file.

@@ -1,7 +1,7 @@
 """The device mesh and how arrays are laid out on it.
 
-Three axes: `data` (copies of the parameters, shares of the batch), `fsdp` (shares of the
-parameters and of the batch) and `tensor` (shares of heads and hidden units). Parameters carry
+Three axes: `data` (copies of the parameters, pieces of the batch), `fsdp` (pieces of the
+parameters and of the batch) and `tensor` (pieces of heads and hidden units). Parameters carry
 logical axis names (`embed`, `mlp`, ...); the table below is the only place that maps them to the
 mesh. The same program runs on one CPU, eight GPUs and a pod.
 """
@@ -87,7 +87,7 @@ def _meet(mesh: jax.sharding.Mesh) -> None:
 
 
 def batch_ways(mesh: jax.sharding.Mesh) -> int:
-    """Into how many shares a batch is cut."""
+    """Into how many pieces a batch is cut."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -167,7 +167,7 @@ def local_rows(x: jax.Array) -> np.ndarray:
 
 
 def whole(x: jax.Array | np.ndarray) -> np.ndarray:
-    """An array on the host, whole on every process; all processes call it."""
+    """The whole array as numpy, on every process; all processes call it."""
     if isinstance(x, np.ndarray) or x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     from jax.experimental import multihost_utils

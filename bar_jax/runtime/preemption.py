@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM from a scheduler, or Ctrl-C, on one machine or on any of many."""
+"""Requests to stop: SIGTERM from a scheduler, or Ctrl-C, on one machine or on any of many."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ INTERRUPTED = 128 + signal.SIGINT  # exit status of a program that Ctrl-C has en
 
 
 class Preempted(Exception):
-    """The run was told to stop and has saved its work; the program ends with status 0."""
+    """The run was asked to stop and has saved its work; the program ends with status 0."""
 
 
 _received = False
@@ -22,7 +22,7 @@ _questions = 0  # asked so far; all processes ask the same ones
 
 
 def install() -> None:
-    """Remembers SIGTERM instead of dying of it; `asked` and `check` tell.
+    """Remembers SIGTERM instead of dying of it; see `asked` and `check`.
 
     Python lets the main thread alone do that: in another one, as of a notebook's server, SIGTERM
     stays what it was.

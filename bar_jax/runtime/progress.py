@@ -14,7 +14,7 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 SILENCE = 60.0  # seconds without any line, of whatever part, after which one is written
-AHEAD = 2  # steps that may be dispatched and not done; with 1, short steps wait for the host
+AHEAD = 2  # steps that may be dispatched and not done; with 1, short steps wait for the CPU
 
 
 @contextlib.contextmanager

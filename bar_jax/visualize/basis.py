@@ -27,7 +27,7 @@ PREFIX_CURVES = {
     "prefix_sample_class_accuracy": "class accuracy of generated images",
 }
 
-# Told apart with any colour vision (Okabe and Ito 2008).
+# Distinct with any colour vision (Okabe and Ito 2008).
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _BLACK = "#222222"
 
@@ -121,8 +121,8 @@ def draw_orthogonality(
     color = _COLORS[0]
     if history:
         values = np.stack([np.sort(np.asarray(values)) for _, values, _ in history])
-        for share in (0, 10, 25):  # from all of them to the middle half
-            low, high = np.percentile(values, (share, 100 - share), axis=1)
+        for cut in (0, 10, 25):  # percent at either end: from all of them to the middle half
+            low, high = np.percentile(values, (cut, 100 - cut), axis=1)
             left.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0)
         left.plot(steps, np.median(values, axis=1), color=color, linewidth=1.2)
     for bound in () if delta is None else (1 - delta, 1 + delta):
@@ -142,7 +142,7 @@ def draw_orthogonality(
 
 
 def draw_prefix_energy(curves: Mapping[str, np.ndarray], best: np.ndarray) -> bytes:
-    """Share of the tokens' energy that the first k rows hold, of bases beside PCA.
+    """Fraction of the tokens' energy that the first k rows hold, of bases beside PCA.
 
     Args:
       curves: name -> [N'] (see `energy.prefix_energy`).
@@ -161,7 +161,7 @@ def draw_prefix_energy(curves: Mapping[str, np.ndarray], best: np.ndarray) -> by
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("rows k")
-    axes.set_ylabel("share of the energy in the first k rows")
+    axes.set_ylabel("fraction of the energy in the first k rows")
     figure.legend(loc="outside right upper", frameon=False, title="area under the curve")
     _plain(axes)
     return png(figure)

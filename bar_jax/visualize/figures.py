@@ -38,7 +38,7 @@ GFID = {
 HEADS = tuple(GFID)
 
 _NAMES = {"linear": "linear head", "bit": "bit head", "masked_bit": "masked-bit head"}
-# Told apart with any colour vision (Okabe and Ito 2008), and by their shapes in grey.
+# Distinct with any colour vision (Okabe and Ito 2008), and by their shapes in grey.
 _COLORS = {"linear": "#0072B2", "bit": "#009E73", "masked_bit": "#D55E00"}
 _MARKERS = {"linear": "s", "bit": "^", "masked_bit": "o"}
 _BLACK = "#222222"

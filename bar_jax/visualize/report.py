@@ -25,7 +25,7 @@ DECADES = 2  # from so many on, an axis is logarithmic
 # What comes first; the rest follows in alphabetical order.
 FIRST = ("loss", "validation_loss", "fid", "classifier_fid")
 PICTURE_FOLDER = "pictures"
-NOTE = "_note"  # with which a name ends that tells what is to be known of the number before
+NOTE = "_note"  # ends the name of a remark about the number of the name before it
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 76em; color: #222; }
