@@ -193,7 +193,10 @@ def statistics(
     told = f"{digest} {size} {crop} {network.weights} {network.resize}"
     key = hashlib.sha256(told.encode()).hexdigest()[:16]
     path = pathlib.Path(config.workdir) / "reference" / f"{network.name}-{key}.npz"
-    if mesh_lib.first_says(path.is_file):
+    wanted = {*map(_rows_key, rows), *(key for output in moments for key in names[output])}
+    # One that was written before a metric came to the network lacks what that needs.
+    is_kept = lambda: path.is_file() and wanted <= {*image_sets.npz_names(path)}
+    if mesh_lib.first_says(is_kept):
         arrays = {name: image_sets.read_array(path, name) for name in image_sets.npz_names(path)}
     else:
         features = extract(

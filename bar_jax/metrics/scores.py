@@ -127,7 +127,7 @@ def compute(
         own = gaussian(samples.moments[kind.moments]) if kind.moments else samples.rows[kind.rows]
         other = _of_reference(metric, own, reference) if kind.compares else None
         seen = Seen(own, other, samples.labels, class_texts)
-        found |= dict(zip(kind.numbers, kind.compute(seen), strict=True))
+        found |= dict(zip(kind.numbers, map(float, kind.compute(seen)), strict=True))
     return found
 
 
