@@ -1,7 +1,8 @@
 """The command line: flags of absl, `--config` and `--config.FIELD` those of ml_collections.
 
 What absl and ml_collections refuse ends in one line as every mistake does, before JAX has started.
-Beyond them an override may stand before `--config`, and tuples of text need no quotes.
+Beyond them an override may stand before `--config`, tuples of text need no quotes, and the last of
+two values counts for them too.
 """
 
 import ast
@@ -150,7 +151,7 @@ def _load(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
     for name, field in FIELDS.items():
         if f"config.{name}" in flag_values:
             flag = flag_values[f"config.{name}"]
-            inner = _tuple_parser(field) if field.type is tuple else flag.parser.parse
+            inner = _last_tuple(flag, field) if field.type is tuple else flag.parser.parse
             flag.parser = _Parser(
                 flag=f"--config.{name}", name=f"config.{name}", expected=TYPES[field.type],
                 inner=inner,
@@ -182,19 +183,28 @@ class _Parser(flags.ArgumentParser):
             raise InputError(self._name, repr(argument), self._expected) from error
 
 
-def _tuple_parser(field: Field) -> Callable[[str], tuple]:
-    """Parses `(3, 7)`, `[3, 7]`, `3,7` and `3`; texts need no quotes."""
+def _last_tuple(flag: flags.MultiFlag, field: Field) -> Callable[[str], tuple]:
+    """Parses a tuple; the last of several values counts, which ml_collections would join."""
 
     def parse(text: str) -> tuple:
-        texts = field.of is str
-        if texts and text[:1] in ("(", "[") and not set("'\"") & set(text):
-            text = text[1:-1].rstrip(",") if text[-1] in ")]" else text
-        if text[:1] in ("(", "[") or (not texts and text[:1] in tuple("-0123456789")):
-            value = ast.literal_eval(text)
-            return tuple(value) if isinstance(value, tuple | list) else (value,)
-        return tuple(part.strip() for part in text.split(",")) if text else ()
+        flag.present = 0
+        return _tuple(text, field.of is str)
 
     return parse
+
+
+def _tuple(text: str, texts: bool) -> tuple:
+    """The values of `(3, 7)`, `[3, 7]`, `3,7` and `3`; texts need no quotes.
+
+    Raises:
+      ValueError, SyntaxError: brackets or numbers that are none.
+    """
+    if texts and text[:1] in ("(", "[") and not set("'\"") & set(text):
+        text = text[1:-1].rstrip(",") if text[-1] in ")]" else text
+    if text[:1] in ("(", "[") or (not texts and text[:1] in tuple("-0123456789")):
+        value = ast.literal_eval(text)
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
 def _flag_name(argument: str) -> str:

@@ -29,9 +29,8 @@ import jax
 from ml_collections import ConfigDict
 
 from bar_jax.bases import RANDOM
-from bar_jax.config import FIELDS, basis_inside, default_config, flatten, real_valued, settle
+from bar_jax.config import FIELDS, basis_inside, flatten, migration, real_valued, settle
 from bar_jax.config.declaration import Affects
-from bar_jax.config.presets import from_scratch
 from bar_jax.runtime import workdir_lock
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import write_atomically
@@ -137,23 +136,10 @@ def read_config(workdir: str | os.PathLike) -> ConfigDict:
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(str(path), "no such file", "a workdir that a job has written to")
-    config, stored = default_config(), read_json(path)
-    if "kind" not in stored.get("model", {}).get("tokenizer", {}).get("encoder", {}):
-        from_scratch(config)  # from before there were others
-    _update(config, stored)
-    if config.sample.order == "raster":  # from before there were other bases
-        config.sample.order = "basis"
+    config = migration.restored(read_json(path))
     config.workdir = str(workdir)
     settle(config)
     return config
-
-
-def _update(config: ConfigDict, values: dict) -> None:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            _update(config[name], value)
-        else:
-            config[name] = tuple(value) if isinstance(value, list) else value
 
 
 def begin_training(config: ConfigDict, part: str) -> pathlib.Path:
@@ -300,7 +286,7 @@ def _differing(
     path: pathlib.Path, config: ConfigDict, fields: list[str]
 ) -> Iterator[tuple[str, object, object]]:
     """Those of `fields` that a stored config has otherwise: (name, value, stored value)."""
-    stored = dict(flatten(ConfigDict(read_json(path))))
+    stored = migration.migrated(read_json(path))
     given = dict(flatten(ConfigDict(to_json(config))))
     for name in fields:
         if name not in stored or stored[name] == given[name]:

@@ -58,10 +58,10 @@ def test_tuples(field, text, expected, separator):
     assert dict(flatten(_parse(*arguments, TINY).config))[field] == expected
 
 
-def test_a_tuple_given_twice_has_the_elements_of_both():
-    """As ml_collections has it."""
+@pytest.mark.parametrize("last, expected", [("kid,sfid", ("kid", "sfid")), ("", ())])
+def test_the_last_of_two_tuples_counts(last, expected):
     flag = "--config.evaluate.metrics="
-    assert _parse(TINY, f"{flag}fid", f"{flag}kid").config.evaluate.metrics == ("fid", "kid")
+    assert _parse(TINY, f"{flag}fid", f"{flag}{last}").config.evaluate.metrics == expected
 
 
 def test_a_file_of_flags(tmp_path):
