@@ -113,7 +113,7 @@ def _run(config: ConfigDict, cluster: distributed.Cluster | None, by_hand: Itera
                 summary = job(config)
         except preemption.Preempted as stopped:
             logger.info("told to stop; %s. The same command goes on from there.", stopped)
-            return 0
+            return preemption.STOPPED
     if jax.process_index() == 0:
         print(json.dumps(summary, indent=2))
     return 0

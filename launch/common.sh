@@ -12,7 +12,7 @@ refuse() {
   refuse "bash is $BASH_VERSION, expected 4.4 or newer (macOS: brew install bash)"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-# Exit status of worker.sh for a run that was told to stop: the same command goes on.
+# Exit status of bar_jax.main when it was told to stop and has saved: the same command goes on.
 # shellcheck disable=SC2034
 stopped=75
 dry_run="" main_arguments=()

@@ -67,9 +67,6 @@ done
 sleep 0.5 # the last lines
 kill -KILL "$shown" 2> /dev/null || true
 
-# bar_jax.main ends with status 0 in both cases; a scheduler has to know which it was. In many
-# processes one is told and all stop, so the log says it, not the signal.
-if ((status == 0)) && grep -q "told to stop" "$log"; then status=$stopped; fi
 # Killed by SIGTERM before Python heard signals: nothing had begun.
 if ((status == 143)) && [[ -n $asked ]]; then status=$stopped; fi
 echo "$status" > "$logs/$name.status"

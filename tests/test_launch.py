@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bar_jax.runtime import preemption
 from tests import launching
 from tests.launching import CLOUD, GKE, MAIN, ROOT, TPU, dry, launch, python_that, remote, stand_in
 
@@ -139,7 +140,7 @@ def test_arguments_reach_main_unchanged():
     ("script", "status"),
     [
         ("echo '{}'", 0),
-        ("echo '10:00:00 told to stop; generator is saved.' >&2", 75),
+        ("exit 75", 75),
         ("echo 'told to stop' >&2; exit 1", 1),
         ("exit 2", 2),
         ("kill -ABRT $$", 134),
@@ -153,8 +154,10 @@ def test_worker_tells_how_it_ended(script, status, tmp_path):
     assert (tmp_path / "logs/a.status").read_text() == f"{status}\n"
 
 
-def test_worker_knows_mains_words():
-    assert '"told to stop; %s.' in (ROOT / "bar_jax/main.py").read_text()
+def test_scripts_know_mains_status():
+    assert f"\nstopped={preemption.STOPPED}\n" in (ROOT / "launch/common.sh").read_text()
+    assert f"values: [{preemption.STOPPED}]" in (ROOT / "launch/jobset.yaml").read_text()
+    assert f'*" {preemption.STOPPED} ")' in (ROOT / "launch/tpu_keep.sh").read_text()
 
 
 def test_worker_logs_and_shows_what_the_process_writes(tmp_path):
@@ -183,7 +186,7 @@ def test_worker_does_not_start_what_was_not_prepared(tmp_path):
 
 
 def test_sigterm_reaches_every_process(tmp_path):
-    script = "trap 'echo told to stop; exit 0' TERM; echo up >> up; while true; do sleep 0.05; done"
+    script = "trap 'exit 75' TERM; echo up >> up; while true; do sleep 0.05; done"
     python = python_that(tmp_path, f"cd {tmp_path}; {script}")
     command = ["bash", str(ROOT / "launch/local.sh"), "--platform=cpu", "--processes=2", "--python"]
     command += [python, "--logs", str(tmp_path / "logs"), "--restarts=3", *MAIN]
@@ -225,7 +228,7 @@ def test_each_process_has_its_gpu(monkeypatch):
 
 @pytest.mark.parametrize(
     ("script", "starts", "status"),
-    [("exit 1", 3, 1), ("exit 2", 1, 2), ("exit 0", 1, 0), ("echo told to stop", 1, 0)],
+    [("exit 1", 3, 1), ("exit 2", 1, 2), ("exit 0", 1, 0), ("exit 75", 1, 0)],
     ids=["crash", "mistake", "finished", "told_to_stop"],
 )
 def test_only_a_crash_is_started_again(script, starts, status, tmp_path):

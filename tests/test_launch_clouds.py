@@ -128,7 +128,7 @@ def keep(tmp_path, outside):
 
 
 def test_tpu_keep_goes_on_after_a_crash_and_a_preemption(keep, outside, tmp_path):
-    preempted = f"echo told to stop; echo SUSPENDED > {tmp_path}/state"
+    preempted = f"echo SUSPENDED > {tmp_path}/state; exit 75"
     done = keep("exit 134", preempted, "exit 0")
     assert done.returncode == 0 and "finished" in done.stdout, done.stderr
     calls = "\n".join(outside())

@@ -411,8 +411,8 @@ def interrupted(monkeypatch):
 
 
 def test_ctrl_c_is_answered_like_sigterm(interrupted, tmp_path, capsys, caplog):
-    """The work is saved; one line says how to go on. Afterwards Ctrl-C is Python's again."""
-    assert main(["main", TINY, "--config.job=encode", f"--workdir={tmp_path}"]) == 0
+    """The work is saved; line and status say how to go on. Afterwards Ctrl-C is Python's again."""
+    assert main(["main", TINY, "--config.job=encode", f"--workdir={tmp_path}"]) == 75
     told = "told to stop; 3 shards are kept. The same command goes on from there."
     assert told in caplog.messages and capsys.readouterr().out == ""
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from bar_jax.runtime import preemption
 from bar_jax.training import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -225,10 +226,10 @@ def metrics(workdir: Path) -> dict[tuple, list[dict]]:
 
 
 @pytest.mark.parametrize("stage", PARTS)
-def test_a_stopped_training_saves_and_ends_with_status_0(events, stage):
+def test_a_stopped_training_saves_and_ends_with_status_75(events, stage):
     """SIGTERM or Ctrl-C: where it was is saved, off the interval, and the program says so."""
     [event] = [e for e in events if e["stage"] == stage and e["cut"] == "stopped"]
-    assert event["status"] == 0
+    assert event["status"] == preemption.STOPPED
     assert event["saved"] >= event["before"] + 3
     assert f"saved at step {event['saved']}" in event["log"]
 
@@ -241,9 +242,9 @@ def test_a_save_was_cut_off(events, stage):
 
 
 def test_encoding_was_cut_off_twice(events):
-    """Killed and stopped (status 0) between shards, with shards left to write."""
+    """Killed and stopped (status 75) between shards, with shards left to write."""
     [event] = [e for e in events if e["stage"] == "encode"]
-    assert event["status"] == 0
+    assert event["status"] == preemption.STOPPED
     assert 3 <= event["shards"][0] < event["shards"][1] < FIELDS["encode.shards"]
 
 

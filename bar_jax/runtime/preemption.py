@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
 INTERRUPTED = 128 + signal.SIGINT  # exit status of a program that Ctrl-C has ended
+STOPPED = 75  # exit status of one that was asked to stop and has saved: EX_TEMPFAIL, try again
 
 
 class Preempted(Exception):
-    """The run was asked to stop and has saved its work; the program ends with status 0."""
+    """The run was asked to stop and has saved its work; the program ends with status 75."""
 
 
 _received = False

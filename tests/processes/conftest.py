@@ -117,11 +117,11 @@ class Run:
                 process.kill()
                 process.wait()
 
-    def succeed(self) -> None:
-        """Waits for the end, which must be a good one."""
+    def succeed(self, status: int = 0) -> None:
+        """Waits for the end, which must be a good one: of all processes with this status."""
         statuses = self.end()
         logs = "\n".join(self.log(i)[-3000:] for i in range(len(statuses)))
-        assert not any(statuses), f"{statuses}\n{logs}"
+        assert set(statuses) == {status}, f"{statuses}\n{logs}"
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Lets it work until a condition holds."""

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from bar_jax.runtime import preemption
 from bar_jax.runtime.distributed import HEARTBEAT
 
 pytestmark = pytest.mark.slow
@@ -41,11 +42,11 @@ def assert_same_training(found, expected, part, arrays, logged):
 
 
 def test_sigterm_on_one_of_two_stops_both(folder, two, start, arrays, logged):
-    """Both save the same step, end with status 0, and go on to the same end."""
+    """Both save the same step, end with status 75, and go on to the same end."""
     run = start("stopped", job="train_tokenizer")
     run.until_step("train_tokenizer", 2)
     run.send(signal.SIGTERM, 1)
-    run.succeed()
+    run.succeed(preemption.STOPPED)
     last = saved(folder / "stopped", "tokenizer")[-1]
     told = f"told to stop; train_tokenizer: saved at step {last}."
     assert 2 < last < STEPS and [told in run.log(i) for i in range(2)] == [True, True]
@@ -63,7 +64,7 @@ def test_ctrl_c_in_one_stops_both_while_they_sample(folder, two, start):
     kept = lambda: list((folder / "sampling").glob("samples.partial-*/count.json"))
     run.until(kept, "first samples")
     run.send(signal.SIGINT, 0)
-    run.succeed()
+    run.succeed(preemption.STOPPED)
     assert all("told to stop; sample: " in run.log(i) for i in range(2))
     start("sampling", job="sample", **many).succeed()
     drawn, expected = (np.load(w / "samples.npz")["arr_0"] for w in (folder / "sampling", two))
