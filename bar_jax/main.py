@@ -21,13 +21,12 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bar_jax.config import command_line, settle, validation
+from bar_jax.config import command_line, settle
 from bar_jax.runtime import distributed, files, preemption
 from bar_jax.runtime.errors import InputError, NonFinite, SaveError
 
 logger = logging.getLogger("bar_jax")
 HELP = {"-h", "-help", "--help", "--helpshort", "--helpfull"}
-WITHOUT_WORKDIR = ("describe", "benchmark")  # these jobs print and write nothing
 
 
 def main(argv: Sequence[str], flag_values: flags.FlagValues | None = None) -> int:
@@ -76,7 +75,7 @@ def run(
       by_hand: fields that the user has set; those that change nothing are named.
     """
     settle(config)
-    if config.job in WITHOUT_WORKDIR:  # nothing to save: a signal ends them as any program
+    if not _has_workdir(config):  # nothing to save: a signal ends it as any program
         return _run(config, cluster, by_hand)
     preemption.install()
     with preemption.hearing_ctrl_c():
@@ -84,16 +83,15 @@ def run(
 
 
 def _run(config: ConfigDict, cluster: distributed.Cluster | None, by_hand: Iterable[str]) -> int:
-    validation.validate(config)
-    # Imported here so that a misspelt field is told before JAX has started.
+    # Imported here so that a misspelt field is named before JAX is imported.
     import jax
 
     from bar_jax import jobs
     from bar_jax.config import effects as config_effects
+    from bar_jax.config import validation
     from bar_jax.runtime import mesh, workdir
 
-    if config.job not in jobs.JOBS:
-        raise InputError("job", repr(config.job), " | ".join(jobs.JOBS))
+    validation.validate(config)
     job = jobs.JOBS[config.job]
     distributed.start(cluster)
     jobs.check_devices(config)
@@ -101,16 +99,15 @@ def _run(config: ConfigDict, cluster: distributed.Cluster | None, by_hand: Itera
         told = ", ".join(f"{field} (acts with {needed})" for field, needed in idle.items())
         logger.warning("without effect in this run: %s", told)
     with contextlib.ExitStack() as stack:
-        writes = config.job not in WITHOUT_WORKDIR
-        if writes:
+        if job.has_workdir:
             mesh.first_alone(lambda: workdir.check(config))
             stack.enter_context(workdir.in_use(config))
             mesh.first_alone(lambda: workdir.write_config(config))
         try:
-            if writes:
+            if job.has_workdir:
                 preemption.check(f"{config.job} was not begun")
             with logging_redirect_tqdm(loggers=[logging.getLogger()]):  # lines above the bar
-                summary = job(config)
+                summary = job.run(config)
         except preemption.Preempted as stopped:
             logger.info("told to stop; %s. The same command goes on from there.", stopped)
             return preemption.STOPPED
@@ -130,8 +127,15 @@ def parse(argv: Sequence[str]) -> ConfigDict:
     return config
 
 
+def _has_workdir(config: ConfigDict) -> bool:
+    """Whether the job writes anything; an unknown one is refused later, by name."""
+    from bar_jax.jobs import JOBS
+
+    return config.job not in JOBS or JOBS[config.job].has_workdir
+
+
 def _check_workdir(config: ConfigDict) -> None:
-    if not config.workdir and config.job not in WITHOUT_WORKDIR:
+    if not config.workdir and _has_workdir(config):
         raise InputError("--workdir", "nothing", "a folder for all that the job writes")
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax.config import FIELDS, basis_inside, real_valued, settle, token_channels, token_grid
+from bar_jax.config import FIELDS, settle, token_grid
 from bar_jax.config.file import load_config
 from bar_jax.config.validation import check_labels, check_sampling, validate
 from bar_jax.data import codec
@@ -17,7 +17,7 @@ from bar_jax.runtime.arguments import LARGEST, array, described, integer, number
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.sampling.draw import sample_images
-from bar_jax.tokenizers import sequence_grid
+from bar_jax.tokenizers import basis_inside, real_valued, sequence_grid, token_width
 from bar_jax.training import restore as models
 
 
@@ -183,7 +183,7 @@ class Pipeline:
         Of bits the first m tokens of each image may be given alone.
         """
         rows, columns = sequence_grid(self.config)
-        length, channels = rows * columns, token_channels(self.config)
+        length, channels = rows * columns, token_width(self.config)
         real = real_valued(self.config)
         numbers, count = ("numbers", f"{length}") if real else ("bits {0, 1}", f"1 to {length}")
         expected = f"{numbers} [B, {count}, {channels}]"

@@ -11,22 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from bar_jax.config import (
-    bits_per_token,
-    default_config,
-    duration,
-    flatten,
-    real_valued,
-    token_channels,
-    token_grid,
-)
+from bar_jax.config import default_config, duration, flatten, token_grid
 from bar_jax.config.file import load_config
 from bar_jax.config.validation import validate
 from bar_jax.generators import make_generator
+from bar_jax.generators.kind import written_width
 from bar_jax.jobs import describe, train_generator, train_tokenizer
 from bar_jax.jobs.describe import count
 from bar_jax.pretrained import published
-from bar_jax.tokenizers import make_tokenizer, sequence_grid
+from bar_jax.tokenizers import make_tokenizer, real_valued, sequence_grid, token_width
 from bar_jax.training import loop
 from bar_jax.training import restore as models
 from bar_jax.training.optimizer import decays
@@ -122,11 +115,11 @@ def test_shapes(path):
     if real_valued(config):
         assert (generator.host.length, generator.host.channels) == (
             shuffled,
-            token_channels(config) * config.model.generator.patch_size**2,
+            token_width(config) * config.model.generator.patch_size**2,
         )
     else:
         trunk = generator.trunk
-        assert (trunk.num_tokens, trunk.bits) == (shuffled, bits_per_token(config))
+        assert (trunk.num_tokens, trunk.bits) == (shuffled, written_width(config))
     for part, stated in zip(sizes, STATED.get(path, (None, None)), strict=True):
         if stated:
             assert sizes[part] == pytest.approx(stated * 1e6, rel=0.05), part

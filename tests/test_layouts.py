@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from bar_jax.config.file import load_config
-from bar_jax.generators import make_generator
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.jobs.train_tokenizer import make_loss_fn
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.tokenizers import make_tokenizer

@@ -17,14 +17,13 @@ import optax
 import pytest
 
 from bar_jax import data
-from bar_jax.config import flatten, real_valued
+from bar_jax.config import flatten
 from bar_jax.config.file import load_config
-from bar_jax.generators import make_generator
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.jobs import plan
 from bar_jax.nn import attention
 from bar_jax.runtime.mesh import make_mesh
-from bar_jax.tokenizers import make_tokenizer
+from bar_jax.tokenizers import make_tokenizer, real_valued
 from bar_jax.training import optimizer
 from bar_jax.training import restore as models
 

@@ -22,13 +22,20 @@ QUICKSTART = str(ROOT / "configs/quickstart.py")
 TINY = f"--config={QUICKSTART}:tiny"
 
 
+def replace_job(monkeypatch, name, run):
+    """Has a job do something else."""
+    from bar_jax import jobs
+
+    monkeypatch.setitem(jobs.JOBS, name, jobs.JOBS[name]._replace(run=run))
+
+
 @pytest.fixture(autouse=True)
 def no_job(monkeypatch):
     """Fails where a refused command would have started its job."""
     from bar_jax import jobs
 
     for name in jobs.JOBS:
-        monkeypatch.setitem(jobs.JOBS, name, lambda config: pytest.fail("the job was started"))
+        replace_job(monkeypatch, name, lambda config: pytest.fail("the job was started"))
 
 
 def _refused(capsys, *arguments) -> str:
@@ -105,9 +112,8 @@ def test_help_is_no_mistake(capsys):
 
 
 def test_what_is_set_by_hand_and_changes_nothing_is_named(monkeypatch, caplog, capsys):
-    from bar_jax import jobs
 
-    monkeypatch.setitem(jobs.JOBS, "describe", lambda config: {})
+    replace_job(monkeypatch, "describe", lambda config: {})
     arguments = ("--config.job=describe", "--config.sample.clip=1.0", "--config.seed=1")
     assert main(["main", TINY, *arguments]) == 0
     assert caplog.messages == [
@@ -395,14 +401,13 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(failing_job, capsys):
 @pytest.fixture
 def interrupted(monkeypatch):
     """A job that Ctrl-C is pressed in; what asks is told."""
-    from bar_jax import jobs
 
     def job(config):
         os.kill(os.getpid(), signal.SIGINT)
         preemption.check("3 shards are kept")
 
     for name in ("encode", "describe"):
-        monkeypatch.setitem(jobs.JOBS, name, job)
+        replace_job(monkeypatch, name, job)
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.default_int_handler) for number in signals]
     yield
@@ -426,21 +431,19 @@ def test_ctrl_c_ends_a_job_that_saves_nothing(interrupted, capsys):
 
 def test_the_command_in_another_thread(monkeypatch, tmp_path):
     """Python lets the main thread alone wait for signals."""
-    from bar_jax import jobs
 
-    monkeypatch.setitem(jobs.JOBS, "encode", lambda config: {})
+    replace_job(monkeypatch, "encode", lambda config: {})
     arguments = ["main", TINY, "--config.job=encode", f"--workdir={tmp_path}"]
     with ThreadPoolExecutor() as pool:
         assert pool.submit(main, arguments).result() == 0
 
 
 def test_home_is_not_made_a_folder_of_the_name_tilde(monkeypatch, tmp_path):
-    from bar_jax import jobs
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     found = {}
-    monkeypatch.setitem(jobs.JOBS, "encode", lambda config: found.update(flatten(config)) or {})
+    replace_job(monkeypatch, "encode", lambda config: found.update(flatten(config)) or {})
     paths = ("init_from", "data.path", "evaluate.reference", "evaluate.weights.inception",
              "train_tokenizer.weights.vgg16", "published.export", "figures.runs")  # fmt: skip
     arguments = [f"--config.{name}=~/a" for name in paths]
@@ -458,13 +461,12 @@ def test_another_error_of_the_system_keeps_its_traceback(failing_job):
 @pytest.fixture
 def failing_job(monkeypatch, tmp_path):
     """Makes the arguments of a job that raises an error."""
-    from bar_jax import jobs
 
     def arguments(error):
         def job(config):
             raise error
 
-        monkeypatch.setitem(jobs.JOBS, "encode", job)
+        replace_job(monkeypatch, "encode", job)
         return ["main", TINY, "--config.job=encode", f"--workdir={tmp_path}"]
 
     return arguments

@@ -9,9 +9,10 @@ import random
 import pytest
 
 from bar_jax import bases, jobs
-from bar_jax.config import bits_per_token, default_config
+from bar_jax.config import default_config
 from bar_jax.config.presets import tiny
 from bar_jax.config.validation import CHOICES, validate
+from bar_jax.generators.kind import written_width
 from bar_jax.runtime.errors import InputError
 from tests import tracing
 
@@ -33,8 +34,8 @@ KINDS = [
 MADE_HERE = ("model.", "sample.", "dtype", "encode.dtype")
 FIELDS = {name: choices for name, choices in CHOICES.items() if name.startswith(MADE_HERE)}
 FIELDS |= {
-    "model.basis.kind": (*bases.PERMUTATIONS, *bases.MATRICES, bases.LEARNED),
-    "model.basis.init": bases.MATRICES,
+    "model.basis.kind": (*bases.kinds_to_start_from(), bases.RANDOM, bases.LEARNED),
+    "model.basis.init": bases.kinds_to_start_from(),
     "model.basis.block": (2, 4),
     "model.basis.rows": (0, 5),
     "model.basis.snr_clip": (0.0, 5.0),
@@ -73,7 +74,7 @@ def _config(values):
         config.model.generator.rope = "1d"
     if config.model.basis.objective == "residual":
         config.model.generator.shared_time = True
-    config.sample.unmasking_schedule = (bits_per_token(config),)
+    config.sample.unmasking_schedule = (written_width(config),)
     return config
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import bar_jax
 from bar_jax.config.file import load_config
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import sampling_settings
 from bar_jax.jobs import train_tokenizer
 from bar_jax.main import main
 from bar_jax.pretrained import siglip2

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bar_jax.config import real_valued
 from bar_jax.data.codec import pixels
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import sampling_settings
 from bar_jax.jobs import plan
 from bar_jax.runtime.mesh import make_mesh
+from bar_jax.tokenizers import real_valued
 from bar_jax.training import restore as models
 
 IMAGES = 2

@@ -19,7 +19,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax.accelerator.comparison import Setting, both, distance, judged, on
-from bar_jax.config import real_valued
 from bar_jax.config.file import load_config
 from bar_jax.data.codec import tokens as encoded
 from bar_jax.generators import make_generator, mar_sampler, xar_sampler
@@ -30,7 +29,7 @@ from bar_jax.nn.attention import attend
 from bar_jax.runtime import workdir
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import batch_sharding, make_mesh, replicated
-from bar_jax.tokenizers import cached_as, make_tokenizer
+from bar_jax.tokenizers import cached_as, make_tokenizer, real_valued
 from bar_jax.training import checkpoint
 from bar_jax.training import restore as models
 from bar_jax.training.step import init_state

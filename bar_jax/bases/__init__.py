@@ -3,7 +3,7 @@
 `permutation` holds orders, `matrices` the fixed bases, `transform` goes there and back,
 `projection` keeps a learned A near the orthogonal matrices, `objectives` are what it is learned
 with, and `energy` measures how early a basis gathers what is in the images. A acts on tokens in
-raster order.
+raster order. A new fixed basis is one file here and one line in KINDS.
 """
 
 from typing import NamedTuple
@@ -11,26 +11,21 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax.bases.matrices import FROM_TOKENS, MATRICES, compact_rows, matrix
-from bar_jax.bases.permutation import ORDERS, order
+from bar_jax.bases import matrices, permutation
+from bar_jax.bases.kind import BasisKind, Shape
 
-__all__ = [
-    "FROM_TOKENS", "LEARNED", "MATRICES", "MATRIX", "ORDERS", "PERMUTATIONS", "RANDOM", "Basis",
-    "is_basis", "make_basis",
-]  # fmt: skip
-
-LEARNED = "learned"
-MATRIX = "basis"  # name of A among the parameters
+IDENTITY = "identity"  # the generator's own order
+LEARNED = "learned"  # a matrix that starts as a fixed kind
 RANDOM = "random"  # RAR: an order for each example
-# Each is a fixed order of the tokens, or of each image its own.
-PERMUTATIONS = ("identity", *ORDERS, RANDOM)
+MATRIX = "basis"  # name of A among the parameters
+KINDS: dict[str, BasisKind] = {**permutation.KINDS, **matrices.KINDS}
 
 
 class Basis(NamedTuple):
     """Which basis; hashable. Fields are those of `config.model.basis`.
 
     Attributes:
-      kind: one of `PERMUTATIONS` or of `matrices.MATRICES`, or `learned`.
+      kind: one of KINDS, `identity`, `random` or `learned`.
       init: what a learned A starts as.
       block, rows: of kinds that have them.
       seed: of random ones.
@@ -38,7 +33,7 @@ class Basis(NamedTuple):
     """
 
     kind: str
-    init: str = "identity"
+    init: str = IDENTITY
     block: int = 2
     rows: int = 0
     seed: int = 0
@@ -52,12 +47,14 @@ class Basis(NamedTuple):
     @property
     def has_matrix(self) -> bool:
         """Whether A is a matrix; the others are orders, and tokens are moved about."""
-        return self.kind not in PERMUTATIONS
+        if self.kind in (IDENTITY, RANDOM):
+            return False
+        return self.kind == LEARNED or KINDS[self.kind].matrix is not None
 
     @property
     def needs_tokens(self) -> bool:
         """Whether A is made of the tokens of the data set."""
-        return self.fixed in FROM_TOKENS
+        return self.fixed in KINDS and KINDS[self.fixed].from_tokens
 
     def order(self, grid: tuple[int, int], own: np.ndarray) -> np.ndarray:
         """[N] places of the first, second, ... token; `random` is raster to begin with.
@@ -65,9 +62,10 @@ class Basis(NamedTuple):
         Args:
           own: the order of the generator itself, which `identity` keeps.
         """
-        if self.fixed == "identity":
+        if self.fixed == IDENTITY:
             return own
-        return order("raster" if self.fixed == RANDOM else self.fixed, grid, self.block)
+        kind = KINDS["raster" if self.fixed == RANDOM else self.fixed]
+        return kind.order(self._shape(grid))
 
     def matrix(
         self, grid: tuple[int, int], own: np.ndarray, second_moment: np.ndarray | None = None
@@ -76,18 +74,13 @@ class Basis(NamedTuple):
 
         Args:
           own: as for `order`.
-          second_moment: of the tokens, see `matrices.matrix`; bases that are made of tokens are
-            random orthogonal ones without it.
+          second_moment: of the tokens, see `kind.Shape`; bases that are made of tokens are random
+            orthogonal ones without it.
         """
-        if self.fixed in PERMUTATIONS:
+        kind = KINDS.get(self.fixed)
+        if kind is None or kind.matrix is None:
             return np.eye(len(own))[self.order(grid, own)]
-        kind, rows = self.fixed, self.rows
-        if self.needs_tokens and second_moment is None:
-            count = len(own) if kind == "pca" else compact_rows(rows, len(own))
-            return matrix("random_orthogonal", grid, seed=self.seed)[:count]
-        return matrix(
-            kind, grid, block=self.block, rows=rows, seed=self.seed, second_moment=second_moment
-        )
+        return kind.matrix(self._shape(grid)._replace(second_moment=second_moment))
 
     def length(self, grid: tuple[int, int]) -> int:
         """N', rows of A.
@@ -95,14 +88,15 @@ class Basis(NamedTuple):
         Raises:
           InputError: if the basis does not fit the grid.
         """
-        tokens = grid[0] * grid[1]
-        if self.fixed == "compact":
-            return compact_rows(self.rows, tokens)
-        if self.fixed in ("scales", "haar"):  # of some grids alone
-            return len(matrix(self.fixed, grid))
-        if self.fixed in ORDERS:
-            order(self.fixed, grid, self.block)
-        return tokens
+        kind, shape = KINDS.get(self.fixed), self._shape(grid)
+        if kind and kind.length:
+            return kind.length(shape)
+        if kind and kind.order:
+            return len(kind.order(shape))
+        return shape.tokens
+
+    def _shape(self, grid: tuple[int, int]) -> Shape:
+        return Shape(grid, self.block, self.rows, self.seed)
 
 
 def make_basis(config: ConfigDict) -> Basis:
@@ -114,3 +108,13 @@ def make_basis(config: ConfigDict) -> Basis:
 def is_basis(path: tuple) -> bool:
     """Whether a parameter is A, by its path."""
     return path[0].key == MATRIX
+
+
+def kinds_of_orders() -> tuple[str, ...]:
+    """Fixed orders of the tokens."""
+    return tuple(kind for kind, basis in KINDS.items() if basis.order)
+
+
+def kinds_to_start_from() -> tuple[str, ...]:
+    """What a learned A may start as: the identity, and every fixed kind as a matrix."""
+    return IDENTITY, *KINDS

@@ -2,81 +2,20 @@
 
 The basis paper's section 3.2 names the methods; what their rows are is said at each function.
 Matrices are made on the CPU in float64, and act on tokens in raster order.
+
+| kind | shape | rank | rows |
+|---|---|---|---|
+| `scales` | [1 + 4 + 16 + ... + N, N] | N | not orthogonal; row norms 1 / sqrt(pooled tokens) |
+| `frequency`, `haar` | [N, N] | N | orthonormal |
+| `low_pass` | [N, N] | N | unit norm, not orthogonal |
+| `compact` | [M, N] | M | orthonormal |
+| `pca`, `random_orthogonal` | [N, N] | N | orthonormal |
 """
 
 import numpy as np
 
-from bar_jax.bases.permutation import ORDERS, order
+from bar_jax.bases.kind import BasisKind, Shape
 from bar_jax.runtime.errors import InputError
-
-FROM_TOKENS = ("compact", "pca")  # made of the tokens' second-moment matrix
-MATRICES = (
-    *("identity", *ORDERS, "scales", "frequency", "low_pass", "haar"),
-    *(*FROM_TOKENS, "random_orthogonal"),
-)
-
-
-def matrix(
-    kind: str,
-    grid: tuple[int, int],
-    *,
-    block: int = 2,
-    rows: int = 0,
-    seed: int = 0,
-    second_moment: np.ndarray | None = None,
-) -> np.ndarray:
-    """The matrix of a basis.
-
-    | kind | shape | rank | rows |
-    |---|---|---|---|
-    | `identity`, `raster` | [N, N] | N | orthonormal |
-    | `cells`, `subsample` | [N, N] | N | orthonormal: a permutation |
-    | `scales` | [1 + 4 + 16 + ... + N, N] | N | not orthogonal; row norms 1 / sqrt(pooled tokens) |
-    | `frequency`, `haar` | [N, N] | N | orthonormal |
-    | `low_pass` | [N, N] | N | unit norm, not orthogonal |
-    | `compact` | [M, N] | M | orthonormal |
-    | `pca`, `random_orthogonal` | [N, N] | N | orthonormal |
-
-    Args:
-      kind: one of `MATRICES`.
-      grid: rows and columns of the tokens, N in all.
-      block: `cells`, `subsample`: side of a cell or block, in tokens.
-      rows: `compact`: M; 0: a quarter of the tokens.
-      seed: `random_orthogonal`.
-      second_moment: `compact`, `pca`: [N, N] mean of x x^T over images and channels (see
-        `energy.second_moment`), of which any positive multiple does.
-
-    Returns:
-      A [N', N] float64.
-
-    Raises:
-      InputError: if there is no such kind, or it does not fit the grid.
-    """
-    if kind not in MATRICES:
-        raise InputError("model.basis.kind", repr(kind), f"one of {', '.join(MATRICES)}")
-    tokens = grid[0] * grid[1]
-    if kind == "identity":
-        return np.eye(tokens)
-    if kind in ORDERS:
-        return np.eye(tokens)[order(kind, grid, block)]
-    if kind == "scales":
-        return scales(grid)
-    if kind == "frequency":
-        return frequency(grid)
-    if kind == "low_pass":
-        return low_pass(grid)
-    if kind == "haar":
-        return haar(grid)
-    if kind == "random_orthogonal":
-        return random_orthogonal(tokens, seed)
-    if second_moment is None or np.shape(second_moment) != (tokens, tokens):
-        found = "no tokens" if second_moment is None else f"moments {np.shape(second_moment)}"
-        raise InputError(
-            "model.basis.kind", f"{kind!r} with {found}", f"moments ({tokens}, {tokens}) of tokens"
-        )
-    if kind == "pca":
-        return principal_components(second_moment)
-    return principal_components(second_moment)[: compact_rows(rows, tokens)]
 
 
 def compact_rows(rows: int, tokens: int) -> int:
@@ -185,3 +124,39 @@ def _dct(size: int) -> np.ndarray:
     u, i = np.indices((size, size))
     scale = np.sqrt(np.where(u == 0, 1, 2) / size)
     return scale * np.cos(np.pi * u * (2 * i + 1) / (2 * size))
+
+
+def _components(kind: str, rows: int, shape: Shape) -> np.ndarray:
+    """The leading principal components; without tokens, so many random orthonormal rows."""
+    if shape.second_moment is None:
+        return random_orthogonal(shape.tokens, shape.seed)[:rows]
+    found = np.shape(shape.second_moment)
+    if found != (shape.tokens, shape.tokens):
+        expected = f"moments ({shape.tokens}, {shape.tokens}) of tokens"
+        raise InputError("model.basis.kind", f"{kind!r} with moments {found}", expected)
+    return principal_components(shape.second_moment)[:rows]
+
+
+_compact_length = lambda shape: compact_rows(shape.rows, shape.tokens)
+KINDS = {
+    "scales": BasisKind(
+        matrix=lambda shape: scales(shape.grid), length=lambda shape: len(scales(shape.grid))
+    ),
+    "frequency": BasisKind(matrix=lambda shape: frequency(shape.grid)),
+    "low_pass": BasisKind(matrix=lambda shape: low_pass(shape.grid)),
+    "haar": BasisKind(
+        matrix=lambda shape: haar(shape.grid), length=lambda shape: len(haar(shape.grid))
+    ),
+    "compact": BasisKind(
+        matrix=lambda shape: _components("compact", _compact_length(shape), shape),
+        length=_compact_length,
+        from_tokens=True,
+        fields=("rows",),
+    ),
+    "pca": BasisKind(
+        matrix=lambda shape: _components("pca", shape.tokens, shape), from_tokens=True
+    ),
+    "random_orthogonal": BasisKind(
+        matrix=lambda shape: random_orthogonal(shape.tokens, shape.seed)
+    ),
+}

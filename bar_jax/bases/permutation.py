@@ -1,6 +1,7 @@
 """Orders: bases that are permutations of the tokens; those of bit tokens are no others.
 
-Raster is the identity; RAR (Yu et al. 2025, "Randomized autoregressive visual generation") draws
+Raster is the identity; `cells` is xAR's order (Ren et al. 2025) and `subsample` PAR's (Wang et al.
+2024); RAR (Yu et al. 2025, "Randomized autoregressive visual generation") draws
 a random permutation per example, less and less often as training goes on.
 """
 
@@ -8,38 +9,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bar_jax.bases.kind import BasisKind, Shape
 from bar_jax.runtime.errors import InputError
 
-ORDERS = ("raster", "cells", "subsample")
+
+def raster(shape: Shape) -> np.ndarray:
+    """[N] int32: row after row, which is where tokens stand anyway."""
+    return np.arange(shape.tokens, dtype=np.int32)
 
 
-def order(kind: str, grid: tuple[int, int], block: int = 2) -> np.ndarray:
-    """The fixed order in which the tokens of every image are written.
+def cells(shape: Shape) -> np.ndarray:
+    """[N] int32: square cells of neighbours one after another, each in raster order (xAR)."""
+    return _blocks(shape).transpose(0, 2, 1, 3).reshape(-1)
 
-    Args:
-      kind: `raster`; `cells`: square cells of neighbours one after another, each in raster order
-        (xAR, Ren et al. 2025); `subsample`: the first token of every block, then the second of
-        every block, ... (PAR, Wang et al. 2024).
-      grid: rows and columns of the tokens.
-      block: side of a cell or block, in tokens.
 
-    Returns:
-      [N] int32: the place (raster index) of the first, second, ... token.
+def subsample(shape: Shape) -> np.ndarray:
+    """[N] int32: the first token of every block, then the second of every block, ... (PAR)."""
+    return _blocks(shape).transpose(1, 3, 0, 2).reshape(-1)
 
-    Raises:
-      InputError: if the kind is no such order, or blocks do not tile the grid.
-    """
-    if kind not in ORDERS:
-        raise InputError("model.basis.kind", repr(kind), f"one of {', '.join(ORDERS)}")
-    places = np.arange(grid[0] * grid[1], dtype=np.int32)
-    if kind == "raster":
-        return places
-    if block < 1 or grid[0] % block or grid[1] % block:
-        raise InputError(
-            "model.basis.block", f"{block}", f"a divisor of both sides of the {grid} tokens"
-        )
-    blocks = places.reshape(grid[0] // block, block, grid[1] // block, block)
-    return blocks.transpose((0, 2, 1, 3) if kind == "cells" else (1, 3, 0, 2)).reshape(-1)
+
+def _blocks(shape: Shape) -> np.ndarray:
+    """Places, [rows of blocks, rows in a block, columns of blocks, columns in a block]."""
+    (rows, columns), block = shape.grid, shape.block
+    if block < 1 or rows % block or columns % block:
+        expected = f"a divisor of both sides of the {shape.grid} tokens"
+        raise InputError("model.basis.block", f"{block}", expected)
+    return raster(shape).reshape(rows // block, block, columns // block, block)
+
+
+KINDS = {
+    "raster": BasisKind(order=raster),
+    "cells": BasisKind(order=cells, fields=("block",)),
+    "subsample": BasisKind(order=subsample, fields=("block",)),
+}
 
 
 def random_share(step: jax.Array | int, start: int, end: int) -> jax.Array:

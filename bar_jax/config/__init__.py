@@ -2,15 +2,11 @@
 
 from bar_jax.config.derived import (
     DURATION_UNITS,
-    basis_inside,
-    bits_per_token,
     computed_in,
     duration,
     flatten,
     profiled_steps,
-    real_valued,
     settle,
-    token_channels,
     token_grid,
     unknown_field,
 )
@@ -19,16 +15,12 @@ from bar_jax.config.fields import FIELDS, default_config
 __all__ = [
     "DURATION_UNITS",
     "FIELDS",
-    "basis_inside",
-    "bits_per_token",
     "computed_in",
     "default_config",
     "duration",
     "flatten",
     "profiled_steps",
-    "real_valued",
     "settle",
-    "token_channels",
     "token_grid",
     "unknown_field",
 ]

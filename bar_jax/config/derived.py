@@ -12,7 +12,6 @@ from bar_jax.config.fields import FIELDS
 from bar_jax.runtime import files
 from bar_jax.runtime.errors import InputError
 
-BIT_TOKENIZERS = ("bar_fsq", "basis_fsq")
 DURATION_UNITS = ("steps", "epochs", "images")
 
 
@@ -38,28 +37,6 @@ def computed_in(config: ConfigDict, dtype: str) -> ConfigDict:
     config = config.copy_and_resolve_references()
     config.dtype = dtype
     return config
-
-
-def real_valued(config: ConfigDict) -> bool:
-    """Whether tokens are vectors of real numbers, not of bits."""
-    return config.model.tokenizer.kind not in BIT_TOKENIZERS
-
-
-def basis_inside(config: ConfigDict) -> bool:
-    """Whether the basis is a part of the tokenizer, before its quantiser."""
-    return config.model.tokenizer.kind == "basis_fsq"
-
-
-def token_channels(config: ConfigDict) -> int:
-    """Numbers (or bits) of a token of the tokenizer."""
-    tokenizer = config.model.tokenizer
-    sizes = {"kl_vae": tokenizer.kl.channels, "pixels": 3 * tokenizer.patch_size**2}
-    return sizes.get(tokenizer.kind, tokenizer.bits)
-
-
-def bits_per_token(config: ConfigDict) -> int:
-    """n: bits of the generator's tokens, after token shuffling."""
-    return config.model.tokenizer.bits * config.model.generator.patch_size**2
 
 
 def profiled_steps(text: str) -> range:

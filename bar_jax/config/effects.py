@@ -1,6 +1,6 @@
 """Which fields act with the parts that a config chooses, so that one without effect is named.
 
-Parts say what they read beside their code (`FIELDS` of their rooms); here stands what follows from
+Parts say what they read beside their code (`KINDS` of their rooms); here stands what follows from
 other choices: of the data, of the losses, of the metrics, of the job.
 """
 
@@ -9,11 +9,17 @@ from collections.abc import Iterable, Iterator
 from ml_collections import ConfigDict
 
 from bar_jax import bases, generators, heads, tokenizers
-from bar_jax.config import basis_inside, flatten, real_valued
-from bar_jax.generators.settings import sampling_fields
+from bar_jax.config import flatten
+from bar_jax.generators import sampling_fields
 from bar_jax.metrics import KINDS
 from bar_jax.pretrained import frozen
+from bar_jax.tokenizers import basis_inside, real_valued
 
+PARTS = {
+    "tokenizer": tokenizers.KINDS,
+    "generator": generators.KINDS,
+    "head": heads.KINDS,
+}
 # Sections that one job alone reads.
 OF_ONE_JOB = {
     "benchmark.": "benchmark",
@@ -47,22 +53,7 @@ def _rules(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _of_basis(config)
     yield from _of_tokenizer_training(config)
     yield from _of_metrics(config)
-    sample, acting = config.sample, sampling_fields(config)
-    for name, needed in (
-        ("unmasking_schedule", "model.head.kind=masked_bit"),
-        ("order", "model.tokenizer.kind=bar_fsq"),
-        ("tokens", "model.tokenizer.kind=basis_fsq"),
-        ("sampler", "model.generator.kind=xar"),
-        ("steps", "model.generator.kind=xar, or model.head.kind=diffusion"),
-        ("iterations", "model.generator.kind=mar"),
-        ("clip", "model.head.kind=diffusion"),
-    ):
-        if name not in acting:
-            yield (f"sample.{name}",), needed
-    if config.model.generator.kind == "mar":
-        yield ("sample.attention",), "model.generator.kind=causal or xar, which have a KV cache"
-    if sample.labels or sample.images:
-        yield ("sample.images_per_class",), "no sample.labels and no sample.images"
+    yield from _of_sampling(config)
     for section, job in OF_ONE_JOB.items():
         if config.job != job:
             yield (section,), f"job={job}"
@@ -70,20 +61,36 @@ def _rules(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("train_generator.evaluate_samples",), "some train_generator.evaluate_metrics"
 
 
+def _of_sampling(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Fields of `sample` that other kinds read."""
+    sample, acting = config.sample, sampling_fields(config)
+    reads: dict[str, dict[str, list[str]]] = {}
+    for part, kinds in PARTS.items():
+        for kind, own in kinds.items():
+            for name in own.sampling_fields:
+                reads.setdefault(name, {}).setdefault(part, []).append(kind)
+    for name, parts in reads.items():
+        if name not in acting:
+            needed = [f"model.{part}.kind={' or '.join(kinds)}" for part, kinds in parts.items()]
+            yield (f"sample.{name}",), ", or ".join(needed)
+    if not generators.KINDS[config.model.generator.kind].queries(config):
+        cached = [kind for kind, own in generators.KINDS.items() if own.queries(config)]
+        needed = f"model.generator.kind={' or '.join(cached)}, which have a KV cache"
+        yield ("sample.attention",), needed
+    if sample.labels or sample.images:
+        yield ("sample.images_per_class",), "no sample.labels and no sample.images"
+
+
 def _of_parts(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
     """Fields that other kinds of the same part read."""
     model = config.model
     bits = not real_valued(config)
-    for part, fields in (
-        ("tokenizer", tokenizers.FIELDS),
-        ("generator", generators.FIELDS),
-        ("head", heads.FIELDS),
-    ):
-        own = fields[model[part].kind]
-        for name in dict.fromkeys(name for read in fields.values() for name in read):
+    for part, kinds in PARTS.items():
+        own = kinds[model[part].kind].fields
+        for name in dict.fromkeys(name for kind in kinds.values() for name in kind.fields):
             if name not in own:
-                kinds = [kind for kind, read in fields.items() if name in read]
-                yield (f"model.{part}.{name}",), f"model.{part}.kind={' or '.join(kinds)}"
+                able = [kind for kind, other in kinds.items() if name in other.fields]
+                yield (f"model.{part}.{name}",), f"model.{part}.kind={' or '.join(able)}"
     if bits:
         yield ("model.generator.shared_time",), "real-valued tokens: model.tokenizer.kind=kl_vae"
     if model.basis.kind != bases.RANDOM:
@@ -99,7 +106,7 @@ def _of_data(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
     if source == "digits":
         names = ("path", "train_split", "validation_split")
         yield tuple(f"data.{name}" for name in names), "another data.source than digits"
-    if real_valued(config) or source == "tokens":
+    if not tokenizers.is_trained(config) or source == "tokens":
         yield ("data.crop",), "a tokenizer that is trained on images"
 
 
@@ -119,10 +126,11 @@ def _of_basis(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (f"{prefix}delta",), "model.basis.projection=soft"
     if basis.objective != "residual":
         yield (f"{prefix}snr_clip",), "model.basis.objective=residual"
-    if made.fixed not in ("cells", "subsample"):
-        yield (f"{prefix}block",), "model.basis.kind=cells or subsample"
-    if made.fixed != "compact":
-        yield (f"{prefix}rows",), "model.basis.kind=compact"
+    acting = bases.KINDS[made.fixed].fields if made.fixed in bases.KINDS else ()
+    for name in dict.fromkeys(name for kind in bases.KINDS.values() for name in kind.fields):
+        if name not in acting:
+            able = [kind for kind, own in bases.KINDS.items() if name in own.fields]
+            yield (f"{prefix}{name}",), f"model.basis.kind={' or '.join(able)}"
     if not (made.has_matrix or basis_inside(config)):
         yield (f"{prefix}inverse",), "a basis that is a matrix"
 
@@ -130,7 +138,7 @@ def _of_basis(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
 def _of_tokenizer_training(config: ConfigDict) -> Iterator[tuple[tuple[str, ...], str]]:
     train, loss = config.train_tokenizer, config.train_tokenizer.loss
     prefix = "train_tokenizer."
-    if real_valued(config):
+    if not tokenizers.is_trained(config):
         # A damaged checkpoint is one of imported weights, too.
         names = [name for name in dict(flatten(train)) if name != "on_damaged_checkpoint"]
         yield tuple(prefix + name for name in names), "model.tokenizer.kind=bar_fsq or basis_fsq"

@@ -4,34 +4,31 @@ import math
 
 from ml_collections import ConfigDict
 
+from bar_jax import generators, heads, tokenizers
+from bar_jax.bases import make_basis
 from bar_jax.config import (
     FIELDS,
-    basis_inside,
-    bits_per_token,
     duration,
     flatten,
     profiled_steps,
-    real_valued,
     token_grid,
 )
-from bar_jax.config.validation_basis import validate_basis
+from bar_jax.config.validation_parts import validate_parts
+from bar_jax.generators.kind import written_width
 from bar_jax.runtime.errors import InputError
+from bar_jax.tokenizers import basis_inside, real_valued
 
 # Kinds that their rooms have; other choices stand with their fields.
 KINDS = {
-    "model.tokenizer.kind": ("bar_fsq", "basis_fsq", "kl_vae", "pixels"),
-    "model.generator.kind": ("causal", "xar", "mar"),
-    "model.head.kind": ("masked_bit", "bit", "linear", "diffusion", "flow"),
+    "model.tokenizer.kind": tokenizers.KINDS,
+    "model.generator.kind": generators.KINDS,
+    "model.head.kind": heads.KINDS,
 }
-CHOICES = KINDS | {  # of fields with one value
+CHOICES = {name: tuple(kinds) for name, kinds in KINDS.items()} | {  # of fields with one value
     name: tuple(field.choices)
     for name, field in FIELDS.items()
     if field.choices and field.type is str
 }
-# Jobs that draw images.
-SAMPLING_JOBS = ("pipeline", "train_generator", "sample", "basis", "benchmark")
-NORM_GROUPS = 32  # of kl_vae
-LINEAR_HEAD_BITS = 18  # the paper stops there too: 262,144 codes
 
 
 def validate(config: ConfigDict) -> None:
@@ -49,11 +46,9 @@ def validate(config: ConfigDict) -> None:
             field.check(name, fields[name])
     profiled_steps(config.profile)
     _validate_model(config)
-    if real_valued(config):
-        _validate_real_tokenizer(config)
-    validate_basis(config)
+    validate_parts(config)
     _validate_training(config)
-    if not real_valued(config):
+    if tokenizers.is_trained(config):
         _validate_tokenizer_training(config)
     _validate_sampling(config)
     for name, field in FIELDS.items():  # what no rule between fields has named better
@@ -63,33 +58,11 @@ def validate(config: ConfigDict) -> None:
 
 def _validate_model(config: ConfigDict) -> None:
     data, tokenizer, generator = config.data, config.model.tokenizer, config.model.generator
-    for name, part in (
-        ("model.tokenizer.encoder", tokenizer.encoder),
-        ("model.tokenizer.decoder", tokenizer.decoder),
-        ("model.generator", generator),
-    ):
-        if part.width % part.heads:
-            raise InputError(
-                f"{name}.heads",
-                f"{part.heads} heads at width {part.width}",
-                "a number of heads that divides the width",
-            )
-    decoder = tokenizer.decoder
-    if decoder.predictor_width and decoder.predictor_layer >= decoder.depth:
-        raise InputError(
-            "model.tokenizer.decoder.predictor_layer",
-            f"{decoder.predictor_layer}",
-            f"0 to {decoder.depth - 1}: the decoder has {decoder.depth} layers",
-        )
-    head_dim = generator.width // generator.heads
-    causal = generator.kind == "causal"  # half of its heads look from where they will write
-    if (causal and generator.heads % 2) or head_dim % 4:
+    if generator.width % generator.heads:
         raise InputError(
             "model.generator.heads",
-            f"{generator.heads} heads of {head_dim} channels",
-            "an even number of heads, each with a multiple of 4 channels"
-            if causal
-            else "heads with a multiple of 4 channels each",
+            f"{generator.heads} heads at width {generator.width}",
+            "a number of heads that divides the width",
         )
     if data.image_size % tokenizer.patch_size:
         raise InputError(
@@ -104,24 +77,6 @@ def _validate_model(config: ConfigDict) -> None:
             f"{generator.patch_size}",
             f"a divisor of the tokenizer's grid, {rows} x {rows}",
         )
-    bits, head = bits_per_token(config), config.model.head
-    if not real_valued(config) and head.kind == "linear" and bits > LINEAR_HEAD_BITS:
-        weights = head.width * 2**bits * 4
-        raise InputError(
-            "model.head.kind",
-            f"linear at {bits} bits per token",
-            f"at most {LINEAR_HEAD_BITS} bits: its {head.width} x 2^{bits} weights would take "
-            f"{_amount(weights)}, in training {_amount(4 * weights)}; masked_bit takes any bits",
-        )
-
-
-def _amount(size: int) -> str:
-    """Bytes for people: 16 KiB, 32 TiB, 2^80 bytes."""
-    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-    power = (size.bit_length() - 1) // 10
-    if power >= len(units):
-        return f"2^{math.log2(size):.0f} bytes"
-    return f"{size / 2 ** (10 * power):.3g} {units[power]}"
 
 
 def _validate_training(config: ConfigDict) -> None:
@@ -180,38 +135,18 @@ def _validate_tokenizer_training(config: ConfigDict) -> None:
             )
 
 
-def _validate_real_tokenizer(config: ConfigDict) -> None:
-    """Checks what is particular to `kl_vae` and `pixels`: neither is trained here."""
-    tokenizer, kind = config.model.tokenizer, config.model.tokenizer.kind
-    trained = config.job == "train_tokenizer"
-    if trained or (config.job == "benchmark" and "tokenizer_training" in config.benchmark.parts):
-        reason = "patches have nothing to train"
-        if kind == "kl_vae":
-            reason = "the weights of kl_vae are published, job=import_weights reads them"
-        raise InputError("model.tokenizer.kind", repr(kind), f"'bar_fsq' to train: {reason}")
-    if kind == "pixels":
-        if config.data.source == "tokens":
-            expected = "bar_fsq | kl_vae, whose tokens were published; or a data.source of images"
-            raise InputError("model.tokenizer.kind", "'pixels' with data.source=tokens", expected)
-        return
-    sizes = tokenizer.kl
-    if sizes.width % NORM_GROUPS:
-        expected = f"a multiple of {NORM_GROUPS}, the groups of its norms"
-        raise InputError("model.tokenizer.kl.width", f"{sizes.width}", expected)
-    multipliers = tuple(sizes.multipliers)
-    if not multipliers or not all(type(m) is int and m > 0 for m in multipliers):
-        expected = "positive integers, one for each level"
-        raise InputError("model.tokenizer.kl.multipliers", f"{multipliers}", expected)
-    stride = 2 ** (len(multipliers) - 1)
-    if tokenizer.patch_size != stride:
-        expected = f"{stride}: the {len(multipliers)} model.tokenizer.kl.multipliers halve that far"
-        raise InputError("model.tokenizer.patch_size", f"{tokenizer.patch_size}", expected)
+def _job(config: ConfigDict):
+    from bar_jax.jobs import JOBS  # which import this
+
+    if config.job not in JOBS:
+        raise InputError("job", repr(config.job), " | ".join(JOBS))
+    return JOBS[config.job]
 
 
 def _validate_sampling(config: ConfigDict) -> None:
-    from bar_jax import metrics  # imports JAX
+    from bar_jax import metrics
 
-    if config.job in SAMPLING_JOBS:
+    if _job(config).draws_images:
         check_sampling(config)
     check_labels(config.sample.labels, config.data.num_classes)
     parts = config.benchmark.parts if config.job == "benchmark" else ()
@@ -239,10 +174,8 @@ def _validate_sampling(config: ConfigDict) -> None:
 
 def check_sampling(config: ConfigDict) -> None:
     """Checks what the sampler is given."""
-    section, bits = config.sample, bits_per_token(config)
+    section = config.sample
     if basis_inside(config):
-        from bar_jax.bases import make_basis  # imports JAX
-
         length = make_basis(config).length(token_grid(config))
         if not 0 <= section.tokens <= length:
             expected = f"1 to {length}, the tokens of an image, or 0 for all"
@@ -252,16 +185,7 @@ def check_sampling(config: ConfigDict) -> None:
     if real_valued(config) and section.keep != "none":
         expected = "none: only bits of real images are kept, model.tokenizer.kind=bar_fsq"
         raise InputError("sample.keep", repr(section.keep), expected)
-    schedule = section.unmasking_schedule
-    whole = all(type(count) is int and count > 0 for count in schedule)
-    fits = whole and sum(schedule) == bits and sorted(schedule) == list(schedule)
-    if not real_valued(config) and config.model.head.kind == "masked_bit" and not fits:
-        total = f", which sums to {sum(schedule)}" if whole else ""
-        raise InputError(
-            "sample.unmasking_schedule",
-            f"{tuple(schedule)}{total}",
-            f"positive, non-decreasing integers that sum to {bits} bits",
-        )
+    heads.KINDS[config.model.head.kind].check_sampling(config, written_width(config))
 
 
 def check_labels(labels, num_classes: int) -> None:

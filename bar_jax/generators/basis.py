@@ -9,8 +9,19 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from bar_jax.bases import LEARNED, MATRIX, RANDOM, Basis, objectives, permutation, transform
+from bar_jax.bases import (
+    LEARNED,
+    MATRIX,
+    RANDOM,
+    Basis,
+    make_basis,
+    objectives,
+    permutation,
+    transform,
+)
+from bar_jax.config import token_grid
 from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import from_patches, to_patches
@@ -71,6 +82,16 @@ class BasisGenerator(nn.Module):
         return self.token_grid[0] * self.token_grid[1], self.host.channels // self.patch_size**2
 
     token_dtype = jnp.float32
+
+    @property
+    def length(self) -> int:
+        """Tokens that are written."""
+        return self.host.length
+
+    @property
+    def prefix(self) -> int:
+        """Positions in front of them."""
+        return getattr(self.host, "prefix", 0)
 
     @property
     def native_order(self) -> np.ndarray:
@@ -229,3 +250,18 @@ class BasisGenerator(nn.Module):
         else:
             x = permutation.scatter(y, self._order(y.shape[0]))
         return from_patches(x, self.token_grid, self.patch_size)
+
+
+def make_basis_generator(config: ConfigDict, host: nn.Module) -> BasisGenerator:
+    """A host of real-valued tokens on the configured basis."""
+    basis, generator = config.model.basis, config.model.generator
+    return BasisGenerator(
+        host=host,
+        basis=make_basis(config),
+        token_grid=token_grid(config),
+        patch_size=generator.patch_size,
+        objective=basis.objective,
+        regularizer=basis.regularizer,
+        snr_clip=basis.snr_clip,
+        label_dropout=generator.label_dropout,
+    )

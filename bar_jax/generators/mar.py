@@ -15,16 +15,25 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from bar_jax.bases import permutation
 from bar_jax.generators import mar_sampler, mask_ratio
+from bar_jax.generators.basis import BasisGenerator, make_basis_generator
 from bar_jax.generators.bidirectional import NORM_EPS, Transformer
 from bar_jax.generators.denoising import predict_tokens
+from bar_jax.generators.kind import (
+    GeneratorKind,
+    check_heads,
+    rows_of_basis,
+    written_width,
+)
 from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
-from bar_jax.heads import diffusion
+from bar_jax.heads import diffusion, make_head
 from bar_jax.nn.linear import NORMAL_02, XAVIER, linear, named
 from bar_jax.runtime.arguments import check_labels, check_numbers
+from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import gathered
 
 
@@ -230,3 +239,47 @@ class MAR(nn.Module):
           [B, N, d] float32.
         """
         return mar_sampler.sample(self, params, labels, keys, settings, guidance_scale, temperature)
+
+
+def _make(config: ConfigDict, remat: bool) -> BasisGenerator:
+    generator, dtype = config.model.generator, jnp.dtype(config.dtype)
+    transformer = functools.partial(
+        Transformer,
+        width=generator.width,
+        depth=generator.depth,
+        heads=generator.heads,
+        dropout=generator.dropout,
+        attention_dropout=generator.attention_dropout,
+        remat=remat,
+        dtype=dtype,
+    )
+    host = MAR(
+        length=rows_of_basis(config),
+        num_classes=config.data.num_classes,
+        encoder=transformer(),
+        decoder=transformer(),
+        head=make_head(config, written_width(config), remat),
+        class_repeats=generator.class_repeats,
+        mask_ratio_min=generator.mask_ratio_min,
+        shared_time=generator.shared_time,
+        dtype=dtype,
+    )
+    return make_basis_generator(config, host)
+
+
+def _check(config: ConfigDict, rows: int, length: int) -> None:
+    del rows
+    check_heads(config)
+    if config.sample.iterations > length:
+        expected = f"1 to {length}, the tokens to be revealed"
+        raise InputError("sample.iterations", f"{config.sample.iterations}", expected)
+
+
+KIND = GeneratorKind(
+    make=_make,
+    writes_numbers=True,
+    fields=("class_repeats", "mask_ratio_min", "shared_time"),
+    sampling_fields=("iterations",),
+    queries=lambda config: 0,
+    check=_check,
+)

@@ -65,6 +65,16 @@ class MaskedBitGenerator(nn.Module):
         bits = self.trunk.bits // self.patch_size**2
         return self.token_grid[0] * self.token_grid[1], bits
 
+    @property
+    def length(self) -> int:
+        """Tokens that are written."""
+        return self.trunk.num_tokens
+
+    @property
+    def prefix(self) -> int:
+        """Positions in front of them."""
+        return self.trunk.prefix
+
     def draw(self, keys: jax.Array, batch_key: jax.Array | None = None) -> Draws:
         """Draws for a training step, each example's from its own key [B]; `batch_key` of none."""
         del batch_key

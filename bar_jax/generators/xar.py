@@ -13,9 +13,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from bar_jax.bases.permutation import order
+from bar_jax.bases import make_basis
+from bar_jax.bases.kind import Shape
+from bar_jax.bases.permutation import cells
 from bar_jax.generators import xar_sampler
+from bar_jax.generators.basis import BasisGenerator, make_basis_generator
+from bar_jax.generators.kind import GeneratorKind, check_heads, written_grid, written_width
 from bar_jax.generators.prediction import Prediction
 from bar_jax.generators.settings import Settings
 from bar_jax.nn.attention import attend
@@ -26,6 +31,7 @@ from bar_jax.nn.mlp import GatedGeluMLP
 from bar_jax.nn.rotary import axial_table, rotate
 from bar_jax.nn.time import TimeEmbedding, time_index
 from bar_jax.runtime.arguments import check_labels, check_numbers
+from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import constrain_batch, gathered
 
 
@@ -165,7 +171,7 @@ class XAR(nn.Module):
     @property
     def native_order(self) -> np.ndarray:
         """[N] raster index of the first, second, ... token of the sequence."""
-        return order("cells", self.grid, self.cell_size)
+        return cells(Shape(self.grid, self.cell_size))
 
     def setup(self):
         dense = functools.partial(linear, kernel_init=XAVIER, dtype=self.dtype)
@@ -327,3 +333,46 @@ def noised(y: jax.Array, draws: Draws, cell: int) -> jax.Array:
     """(1 - t) y + t eps, with the time of each token's cell: [B, N, d]."""
     t = jnp.repeat(draws.time, cell, axis=1)[..., None]
     return (1 - t) * y + t * draws.noise
+
+
+def _make(config: ConfigDict, remat: bool) -> BasisGenerator:
+    generator = config.model.generator
+    host = XAR(
+        channels=written_width(config),
+        grid=written_grid(config),
+        cell_size=generator.cell_size,
+        num_classes=config.data.num_classes,
+        width=generator.width,
+        depth=generator.depth,
+        heads=generator.heads,
+        dropout=generator.dropout,
+        attention_dropout=generator.attention_dropout,
+        shared_time=generator.shared_time,
+        time=generator.time,
+        remat=remat,
+        dtype=jnp.dtype(config.dtype),
+    )
+    return make_basis_generator(config, host)
+
+
+def _check(config: ConfigDict, rows: int, length: int) -> None:
+    check_heads(config)
+    if length != rows**2:
+        found = f"{make_basis(config).fixed!r} with {length} rows for {rows**2} tokens"
+        expected = "as many rows as tokens for xar; mar and causal take any number"
+        raise InputError("model.basis.kind", found, expected)
+    cell_size = config.model.generator.cell_size
+    if rows % cell_size:
+        expected = f"a divisor of the grid, {rows} x {rows}"
+        raise InputError("model.generator.cell_size", f"{cell_size}", expected)
+
+
+KIND = GeneratorKind(
+    make=_make,
+    writes_numbers=True,
+    heads=("flow",),
+    fields=("cell_size", "time", "shared_time"),
+    sampling_fields=("sampler", "steps"),
+    queries=lambda config: config.model.generator.cell_size**2,
+    check=_check,
+)

@@ -3,7 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from bar_jax.heads.kind import HeadKind
 from bar_jax.heads.logits import bit_cross_entropy, guided, gumbel
 from bar_jax.losses import Sums
 from bar_jax.nn.linear import linear
@@ -101,3 +103,11 @@ class BitHead(nn.Module):
         logits = guided(self(z), guidance)
         bits = jnp.argmax(logits + temperature * gumbel(uniform), axis=-1)
         return bits.astype(jnp.uint8), logits
+
+
+def _make(config: ConfigDict, bits: int, remat: bool) -> BitHead:
+    del remat  # nothing is kept that is worth it
+    return BitHead(bits, config.model.head.width, dtype=jnp.dtype(config.dtype))
+
+
+KIND = HeadKind(make=_make, writes_bits=True, fields=("width",))

@@ -11,11 +11,14 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from bar_jax.heads import gaussian_diffusion as diffusion
+from bar_jax.heads.kind import HeadKind
 from bar_jax.nn.decoding import layers
 from bar_jax.nn.linear import XAVIER, linear
 from bar_jax.nn.time import TimeEmbedding
+from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import constrain_batch
 
 # Rows that one product modulates, see `sample`: enough that its weights are read from memory for
@@ -251,3 +254,31 @@ def sample(
         return moments.mean + here["scale"] * spread, None
 
     return jax.lax.scan(several, first, of_steps)[0]
+
+
+def _make(config: ConfigDict, channels: int, remat: bool) -> DiffusionHead:
+    head = config.model.head
+    return DiffusionHead(
+        channels=channels,
+        width=head.width,
+        depth=head.depth,
+        timesteps_per_token=head.timesteps_per_token,
+        remat=remat,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def _check(config: ConfigDict, channels: int) -> None:
+    del channels
+    if config.sample.steps > diffusion.STEPS:
+        expected = f"1 to {diffusion.STEPS}, the noise levels of training"
+        raise InputError("sample.steps", f"{config.sample.steps}", expected)
+
+
+KIND = HeadKind(
+    make=_make,
+    writes_bits=False,
+    fields=("width", "depth", "timesteps_per_token"),
+    sampling_fields=("steps", "clip"),
+    check=_check,
+)

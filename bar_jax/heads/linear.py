@@ -1,13 +1,20 @@
 """The linear head: one softmax over all 2^n codes (masked-bit paper, Figure 5b and Table 1)."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from bar_jax.heads.kind import HeadKind
 from bar_jax.heads.logits import guided, gumbel
 from bar_jax.losses import Sums
 from bar_jax.nn.linear import linear
 from bar_jax.runtime.arguments import check_bits
+from bar_jax.runtime.errors import InputError
+
+MOST_BITS = 18  # the paper stops there too: 262,144 codes
 
 
 class LinearHead(nn.Module):
@@ -17,7 +24,7 @@ class LinearHead(nn.Module):
     that of every head, see `bar_jax.heads`; it needs no draws in training and knows no schedule.
 
     Attributes:
-      bits: n, bits of a token; `validation.validate` refuses more than 18.
+      bits: n, bits of a token; at most `MOST_BITS` in a config.
       width: of the transformer's projected output.
     """
 
@@ -113,3 +120,32 @@ def code_to_bits(code: jax.Array, n: int) -> jax.Array:
     """int32 [...] -> bits {0, 1} [..., n] uint8, the highest first."""
     shifts = jnp.arange(n - 1, -1, -1, dtype=jnp.int32).reshape((1,) * code.ndim + (n,))
     return (jnp.right_shift(code[..., None], shifts) & 1).astype(jnp.uint8)
+
+
+def _make(config: ConfigDict, bits: int, remat: bool) -> LinearHead:
+    del remat  # nothing is kept that is worth it
+    return LinearHead(bits, config.model.head.width, dtype=jnp.dtype(config.dtype))
+
+
+def _check(config: ConfigDict, bits: int) -> None:
+    if bits > MOST_BITS:
+        width = config.model.head.width
+        weights = width * 2**bits * 4
+        raise InputError(
+            "model.head.kind",
+            f"linear at {bits} bits per token",
+            f"at most {MOST_BITS} bits: its {width} x 2^{bits} weights would take "
+            f"{_amount(weights)}, in training {_amount(4 * weights)}; masked_bit takes any bits",
+        )
+
+
+def _amount(size: int) -> str:
+    """Bytes for people: 16 KiB, 32 TiB, 2^80 bytes."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+    power = (size.bit_length() - 1) // 10
+    if power >= len(units):
+        return f"2^{math.log2(size):.0f} bytes"
+    return f"{size / 2 ** (10 * power):.3g} {units[power]}"
+
+
+KIND = HeadKind(make=_make, writes_bits=True, fields=("width",), check=_check)

@@ -13,7 +13,9 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from bar_jax.heads.kind import HeadKind
 from bar_jax.heads.logits import bit_cross_entropy, guided, gumbel
 from bar_jax.losses import Sums
 from bar_jax.nn.decoding import layers
@@ -310,3 +312,37 @@ def hide(bits: jax.Array, ratio: jax.Array, uniform: jax.Array) -> tuple[jax.Arr
     # The argsort itself serves as the random permutation (published); any permutation would do.
     hidden = jnp.argsort(uniform, axis=-1) < count[..., None]
     return jnp.where(hidden, HIDDEN, bits.astype(jnp.int32)), hidden, ratio
+
+
+def _make(config: ConfigDict, bits: int, remat: bool) -> MaskedBitHead:
+    head = config.model.head
+    return MaskedBitHead(
+        bits=bits,
+        width=head.width,
+        depth=head.depth,
+        mask_ratio=head.mask_ratio,
+        remat=remat,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def _check_schedule(config: ConfigDict, bits: int) -> None:
+    schedule = config.sample.unmasking_schedule
+    whole = all(type(count) is int and count > 0 for count in schedule)
+    if not (whole and sum(schedule) == bits and sorted(schedule) == list(schedule)):
+        total = f", which sums to {sum(schedule)}" if whole else ""
+        raise InputError(
+            "sample.unmasking_schedule",
+            f"{tuple(schedule)}{total}",
+            f"positive, non-decreasing integers that sum to {bits} bits",
+        )
+
+
+KIND = HeadKind(
+    make=_make,
+    writes_bits=True,
+    fields=("width", "depth", "mask_ratio"),
+    sampling_fields=("unmasking_schedule",),
+    evaluations=lambda config: len(config.sample.unmasking_schedule),
+    check_sampling=_check_schedule,
+)

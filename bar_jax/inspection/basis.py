@@ -26,14 +26,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax.bases import LEARNED, RANDOM, Basis, energy, transform
-from bar_jax.config import real_valued
 from bar_jax.data import codec
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import sampling_settings
 from bar_jax.generators.shuffle import from_patches
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import write_atomically
 from bar_jax.runtime.writer import MetricsWriter
+from bar_jax.tokenizers import real_valued
 from bar_jax.training import restore as models
 from bar_jax.training.basis import Moments
 from bar_jax.training.step import stream_key

@@ -1,11 +1,12 @@
-"""The jobs: one file each, the whole story of that job from top to bottom."""
+"""The jobs: one file each, the whole story of that job from top to bottom.
+
+A new job is one file here and one line in JOBS.
+"""
 
 import jax
 from ml_collections import ConfigDict
 
-from bar_jax.config import real_valued
-from bar_jax.config.validation import SAMPLING_JOBS
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import sampling_settings
 from bar_jax.jobs import (
     basis,
     basis_tokens,
@@ -25,6 +26,8 @@ from bar_jax.jobs import (
 )
 from bar_jax.runtime import mesh
 from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.job import Batch, Job, batches_of
+from bar_jax.tokenizers import real_valued
 
 
 def _basis(config: ConfigDict) -> dict[str, object]:
@@ -32,34 +35,25 @@ def _basis(config: ConfigDict) -> dict[str, object]:
     return (basis if real_valued(config) else basis_tokens).run(config)
 
 
-JOBS = {
-    "pipeline": pipeline.run,
-    "train_tokenizer": train_tokenizer.run,
-    "encode": encode.run,
-    "train_generator": train_generator.run,
-    "sample": sample.run,
-    "reconstruct": reconstruct.run,
-    "evaluate": evaluate.run,
-    "reference": reference.run,
-    "import_weights": import_weights.run,
-    "export_weights": export_weights.run,
-    "basis": _basis,
-    "figures": figures.run,
-    "describe": describe.run,
-    "benchmark": benchmark.run,
-}
+def _basis_batches(config: ConfigDict) -> list[Batch]:
+    return [] if real_valued(config) else batches_of("sample", "evaluate")(config)
 
-# What a job cuts over the mesh.
-BATCHES = {
-    "train_tokenizer": ("train_tokenizer",),
-    "encode": ("encode",),
-    "train_generator": ("train_generator", "sample", "evaluate"),
-    "sample": ("sample",),
-    "basis": ("sample", "evaluate"),  # of bits
-    "reconstruct": ("encode",),
-    "evaluate": ("evaluate",),
-    "reference": ("evaluate",),
-    "pipeline": ("train_tokenizer", "encode", "train_generator", "sample", "evaluate"),
+
+JOBS: dict[str, Job] = {
+    "pipeline": pipeline.JOB,
+    "train_tokenizer": train_tokenizer.JOB,
+    "encode": encode.JOB,
+    "train_generator": train_generator.JOB,
+    "sample": sample.JOB,
+    "reconstruct": reconstruct.JOB,
+    "evaluate": evaluate.JOB,
+    "reference": reference.JOB,
+    "import_weights": import_weights.JOB,
+    "export_weights": export_weights.JOB,
+    "basis": Job(_basis, _basis_batches, draws_images=True),
+    "figures": figures.JOB,
+    "describe": describe.JOB,
+    "benchmark": benchmark.JOB,
 }
 
 
@@ -70,28 +64,14 @@ def check_devices(config: ConfigDict) -> None:
       InputError: a mesh that the devices do not fill, a batch that the mesh does not divide, an
         attention that they do not have.
     """
-    if config.job == "describe":  # of devices that need not be present, see `describe.devices`
+    job = JOBS[config.job]
+    if not job.on_devices:
         return
     data, fsdp, _ = mesh.axis_sizes(**config.mesh, devices=jax.device_count())
     ways = data * fsdp
-    if config.job in SAMPLING_JOBS:
+    if job.draws_images:
         sampling_settings(config)
-    if config.job == "benchmark":
-        names = [
-            benchmark.SECTIONS[part]
-            for part in config.benchmark.parts
-            if part not in ("head", "input")  # which no mesh cuts
-        ]
-    else:
-        names = BATCHES.get(config.job, ())
-        if real_valued(config):  # whose tokenizers are not trained
-            names = [name for name in names if name != "train_tokenizer" and config.job != "basis"]
-    swept = config.benchmark.batches if config.job == "benchmark" else ()
-    sizes = [(name, size) for name in names for size in swept or (config[name].batch_size,)]
-    for name, size in sizes:
-        pieces = config[name].get("accumulate", 1)
+    for field, size, pieces in job.batches(config):
         if size % (ways * pieces):
             into = f"{ways} ways (mesh.data x mesh.fsdp)" + f" x {pieces} pieces" * (pieces > 1)
-            expected = f"a multiple of {ways * pieces}, for {into}"
-            field = "benchmark.batches" if swept else f"{name}.batch_size"
-            raise InputError(field, str(size), expected)
+            raise InputError(field, str(size), f"a multiple of {ways * pieces}, for {into}")

@@ -28,9 +28,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data
-from bar_jax.config import basis_inside
 from bar_jax.data import codec
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import sampling_settings
 from bar_jax.inspection.basis import draw_rows
 from bar_jax.metrics import classifier, feature_networks, reference
 from bar_jax.metrics.features import FeatureNetwork, extract
@@ -42,6 +41,7 @@ from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import write_atomically
 from bar_jax.runtime.writer import update_summary
 from bar_jax.sampling.draw import drawn
+from bar_jax.tokenizers import basis_inside
 from bar_jax.tokenizers.fsq import bits_to_codes
 from bar_jax.training import restore as models
 from bar_jax.training.step import stream_key

@@ -22,11 +22,10 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.bases import LEARNED
-from bar_jax.config import bits_per_token, real_valued
 from bar_jax.config.validation import validate
 from bar_jax.data.codec import pixels, tokens
-from bar_jax.generators import make_generator
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import make_generator, sampling_settings
+from bar_jax.generators.kind import written_width
 from bar_jax.heads import make_head
 from bar_jax.inspection import timing
 from bar_jax.inspection.flops import product_flops
@@ -37,15 +36,17 @@ from bar_jax.metrics import feature_networks
 from bar_jax.metrics import timing as metric_timing
 from bar_jax.pretrained import frozen
 from bar_jax.pretrained.networks import RANDOM
+from bar_jax.runtime.job import Batch, Job, batches_of
 from bar_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.sampling.provenance import schedule
-from bar_jax.tokenizers import cached_as
+from bar_jax.tokenizers import cached_as, real_valued
 from bar_jax.training import restore as models
 from bar_jax.training.step import init_state, jit_once
 
 logger = logging.getLogger(__name__)
 
 # The section whose batch_size a part is measured at.
+WHOLE = ("head", "input")  # parts that no mesh cuts
 SECTIONS = {
     "sampling": "sample",
     "training": "train_generator",
@@ -381,7 +382,7 @@ def _input(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str
 def _head(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """Loss and gradient of the head alone, on the tokens of a training batch, on one device."""
     del mesh, peak
-    section, bits = config.train_generator, bits_per_token(config)
+    section, bits = config.train_generator, written_width(config)
     head = make_head(config, bits, section.remat)
     tokens = section.batch_size * make_generator(config).trunk.num_tokens
     rng, width = np.random.default_rng(config.seed), config.model.head.width
@@ -407,3 +408,16 @@ def _head(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str,
         "seconds": timed.seconds,
         "memory_bytes": timed.memory,
     }
+
+
+def _batches(config: ConfigDict) -> list[Batch]:
+    """Those of the parts that a mesh cuts, or the sizes that are given in their place."""
+    sections = [SECTIONS[part] for part in config.benchmark.parts if part not in WHOLE]
+    own = batches_of(*sections)(config)
+    swept = config.benchmark.batches
+    if not swept:
+        return own
+    return [Batch("benchmark.batches", size, batch.pieces) for batch in own for size in swept]
+
+
+JOB = Job(run, _batches, draws_images=True, has_workdir=False)

@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bar_jax.bases import MATRIX
-from bar_jax.config import bits_per_token, real_valued, token_channels
-from bar_jax.generators import make_generator
-from bar_jax.generators.basis import BasisGenerator
-from bar_jax.generators.settings import sampling_settings
+from bar_jax import heads
+from bar_jax.generators import make_generator, sampling_settings
+from bar_jax.generators.kind import written_width
+from bar_jax.generators.masked_bit import MaskedBitGenerator
 from bar_jax.inspection.flops import product_flops
 from bar_jax.jobs.plan import (
     compiled_sampler,
@@ -29,10 +28,17 @@ from bar_jax.jobs.plan import (
 )
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.pretrained import frozen
+from bar_jax.runtime.job import Job
 from bar_jax.runtime.mesh import make_mesh
-from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
-from bar_jax.tokenizers.bar_fsq import parameter_group
-from bar_jax.tokenizers.basis_fsq import GAINS
+from bar_jax.tokenizers import (
+    bit_budget,
+    is_trained,
+    kind_of,
+    make_tokenizer,
+    real_valued,
+    sequence_grid,
+    token_width,
+)
 from bar_jax.training import restore as models
 from bar_jax.training.players import Program
 from bar_jax.training.step import TrainState, init_state
@@ -79,20 +85,20 @@ def tokens(config: ConfigDict) -> dict[str, object]:
     """How many tokens an image has, and how many bits or real numbers a token."""
     rows, columns = sequence_grid(config)
     if real_valued(config):
-        return {"numbers_per_token": token_channels(config), "tokens": rows * columns}
+        return {"numbers_per_token": token_width(config), "tokens": rows * columns}
     bits = config.model.tokenizer.bits
     return {
         "bits_per_token": bits,
         "tokens": rows * columns,
         "bit_budget": bit_budget.discrete((rows, columns), 2**bits),
         "bit_budgets_of_others": bit_budget.of_named_tokenizers(config.data.image_size),
-        "generator_bits_per_token": bits_per_token(config),
+        "generator_bits_per_token": written_width(config),
     }
 
 
 def tokenizer_bytes(config: ConfigDict, params: dict, mesh: jax.sharding.Mesh) -> dict[str, int]:
     """Bytes on each device: of its training or, where it is not trained here, of its parameters."""
-    if real_valued(config):
+    if not is_trained(config):
         return {"tokenizer": layout_bytes(params)}
     program = make_program(with_both_players(config), {}, examples=1, steps=2, warmup=1)
     return {
@@ -102,54 +108,12 @@ def tokenizer_bytes(config: ConfigDict, params: dict, mesh: jax.sharding.Mesh) -
 
 
 def tokenizer_parameters(config: ConfigDict, params: dict) -> dict[str, object]:
-    """How many parameters a tokenizer has, by part, by what happens to them, and by use.
-
-    An encoder that starts from SigLIP2 keeps the embeddings frozen, and a frozen copy of the whole
-    gives the features to align with; SigLIP2's pooling head, which nothing uses, is in the
-    published files and in their count. The quantizer is counted whole for encoding, as it is there;
-    a basis counts for both.
-    """
+    """How many parameters a tokenizer has, by part, by what happens to them, and by use."""
     parts = {part: count(tree) for part, tree in params.items()}
-    if real_valued(config):  # kl_vae; pixels have none
-        encoding = sum(parts.get(part, 0) for part in ("encoder", "to_moments"))
-        return {
-            "tokenizer": parts,
-            "tokenizer_trainable": 0,
-            "tokenizer_total": count(params),
-            "tokenizer_encoding": encoding,
-            "tokenizer_decoding": count(params) - encoding,
-        }
-    groups = dict.fromkeys(("embeddings", "encoder", "quantizer", "basis", "decoder"), 0)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        groups[parameter_group([key.key for key in path])] += math.prod(leaf.shape)
-    unchanged = {}
-    if config.model.tokenizer.encoder.kind == "siglip2":
-        unchanged = {
-            "tokenizer_frozen_embeddings": groups["embeddings"],
-            "tokenizer_alignment_target": groups["encoder"],
-            "tokenizer_pooling_head": _pooling_head(config.model.tokenizer.encoder),
-        }
-    trainable = sum(groups.values()) - unchanged.get("tokenizer_frozen_embeddings", 0)
-    decoder_alone = config.train_tokenizer.stage == "decoder_finetune"
-    return {
-        "tokenizer": parts,
-        "tokenizer_trainable": groups["decoder"] if decoder_alone else trainable,
-        **unchanged,
-        "tokenizer_total": trainable + sum(unchanged.values()),
-        "tokenizer_encoding": sum(groups.values()) - groups["decoder"],
-        "tokenizer_decoding": groups["decoder"]
-        - parts.get("feature_predictor", 0)
-        + sum(count(params[part]) for part in (MATRIX, GAINS) if part in params)
-        + count(params["quantizer"]["out_proj"]),
-    }
-
-
-def _pooling_head(encoder: ConfigDict) -> int:
-    """Parameters of SigLIP2's pooling head: a query, attention, a LayerNorm and an MLP."""
-    width, hidden = encoder.width, encoder.mlp_width
-    attention = 4 * (width * width + width)
-    mlp = 2 * width * hidden + hidden + width
-    return width + attention + 2 * width + mlp
+    counted = kind_of(config).count_parameters
+    by_use = {"tokenizer_trainable": 0, "tokenizer_total": count(params)}
+    by_use |= {"tokenizer_encoding": 0, "tokenizer_decoding": 0}
+    return {"tokenizer": parts, **(counted(config, params) if counted else by_use)}
 
 
 def count(tree: object) -> int:
@@ -164,7 +128,7 @@ def sampling_flops(config: ConfigDict, params: dict, batch: int = 1) -> dict[str
     over the whole preallocated cache, every step of the unmasking schedule, both branches of
     guidance where they differ, once what all images of a batch share.
     """
-    if real_valued(config):
+    if not isinstance(make_generator(config), MaskedBitGenerator):
         return {"generator": _traced_sampling(config, batch)}
     generator, head = config.model.generator, params["head"]
     guided = config.sample.guidance_scale > 1
@@ -184,8 +148,7 @@ def sampling_flops(config: ConfigDict, params: dict, batch: int = 1) -> dict[str
     # So do they share the bits that the masked-bit head sees; all images share its time.
     bits, time = (sum(_kernel_flops(head[n]) for n in names if n in head) for names in HEAD_SHARED)
     own = _kernel_flops(head) - bits - time
-    masked_bit = config.model.head.kind == "masked_bit"
-    evaluations = tokens * (len(config.sample.unmasking_schedule) if masked_bit else 1)
+    evaluations = tokens * heads.KINDS[config.model.head.kind].evaluations(config)
     return {
         "trunk": rows * (positions * blocks - unread + tokens * output)
         + (batch + guided) * positions * modulation
@@ -200,7 +163,7 @@ def training_flops(config: ConfigDict, params: dict) -> int:
     Counts matrix products, with attention over the whole sequence and without what
     rematerialisation computes again.
     """
-    if real_valued(config):
+    if not isinstance(make_generator(config), MaskedBitGenerator):
         return 3 * _traced_forward(config)
     generator = config.model.generator
     tokens, prefix = _sequence(config)
@@ -241,16 +204,12 @@ def _traced_forward(config: ConfigDict) -> int:
 
 def sequence_length(generator: nn.Module) -> int:
     """Positions that the generator's transformer sees, with those in front of the tokens."""
-    if isinstance(generator, BasisGenerator):
-        return generator.host.length + getattr(generator.host, "prefix", 0)
-    return generator.trunk.prefix + generator.trunk.num_tokens
+    return generator.prefix + generator.length
 
 
 def _tokens(config: ConfigDict) -> int:
     """Tokens that a generator writes: rows of y, where they are real-valued."""
-    generator = make_generator(config)
-    real = isinstance(generator, BasisGenerator)
-    return generator.host.length if real else generator.trunk.num_tokens
+    return make_generator(config).length
 
 
 def _sequence(config: ConfigDict) -> tuple[int, int]:
@@ -268,3 +227,6 @@ def _kernel_flops(tree: dict) -> int:
 def _state(program: Program, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes of all that a stage changes: parameters, moments, average, discriminator."""
     return init_state(program.init, jax.random.key(0), mesh)[1]
+
+
+JOB = Job(run, has_workdir=False, on_devices=False)

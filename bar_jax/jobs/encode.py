@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from bar_jax import data
 from bar_jax.data import caches, codec, packing
 from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime.job import Job, batches_of
 from bar_jax.training import restore as models
 
 CROP = "adm"  # published token caches hold ADM centre crops
@@ -82,3 +83,6 @@ def _encode_batch(mesh, tokenizer, batch, names) -> list[np.ndarray]:
         codes = codec.tokens(tokenizer.module, tokenizer.params, images)
         rows.append(mesh_lib.local_rows(codes)[keep])
     return rows
+
+
+JOB = Job(run, batches_of("encode"))

@@ -24,6 +24,7 @@ from bar_jax.metrics import reference as reference_lib
 from bar_jax.metrics.features import extract
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.job import Job, batches_of
 from bar_jax.runtime.workdir import read_summary
 from bar_jax.runtime.writer import update_summary
 
@@ -146,3 +147,6 @@ def _tell(found: dict[str, object], settings: dict[str, object]) -> None:
     numbers = ", ".join(f"{name} {plain(value)}" for name, value in found.items()) or "no number"
     told = "; ".join(f"{k.removeprefix('evaluated_')} {v}" for k, v in settings.items())
     logger.info("evaluate: %s (%s)", numbers, told)
+
+
+JOB = Job(run, batches_of("evaluate"))

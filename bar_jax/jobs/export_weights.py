@@ -17,6 +17,7 @@ from bar_jax.pretrained.files import READERS, write_safetensors
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import workdir
 from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.job import Job
 from bar_jax.runtime.writer import update_summary
 from bar_jax.training import restore as models
 
@@ -61,3 +62,6 @@ def run(config: ConfigDict) -> dict[str, object]:
         logger.info("export_weights: %s, step %d", path, trained.step)
         summary |= {f"{part}_exported_to": str(path), f"{part}_exported_step": trained.step}
     return update_summary(config.workdir, summary)
+
+
+JOB = Job(run)

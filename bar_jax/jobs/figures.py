@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from bar_jax.runtime import workdir
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import write_atomically
+from bar_jax.runtime.job import Job
 from bar_jax.runtime.writer import update_summary
 from bar_jax.tokenizers import bit_budget, sequence_grid
 from bar_jax.visualize.basis import PREFIX_CURVES, draw_prefixes_of_runs
@@ -169,3 +170,6 @@ def _drawable(value: object) -> bool:
     """Whether a value has a place on a logarithmic axis."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and value > 0
+
+
+JOB = Job(run)

@@ -15,6 +15,7 @@ from bar_jax.pretrained import published
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption, workdir
 from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.job import Job
 from bar_jax.runtime.writer import update_summary
 from bar_jax.training import checkpoint
 
@@ -53,3 +54,6 @@ def _imported(config: ConfigDict, part: str, path: str) -> bool:
         return False
     stored = workdir.read_json(folder / "config.json")
     return stored.get("job") == "import_weights" and stored["published"][part] == path
+
+
+JOB = Job(run)

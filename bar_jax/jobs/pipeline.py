@@ -10,10 +10,11 @@ import logging
 
 from ml_collections import ConfigDict
 
-from bar_jax.config import real_valued
 from bar_jax.jobs import encode, evaluate, sample, train_generator, train_tokenizer
 from bar_jax.runtime import mesh, preemption, workdir
+from bar_jax.runtime.job import Batch, Job, batches_of
 from bar_jax.runtime.writer import update_summary
+from bar_jax.tokenizers import is_trained, kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +22,10 @@ logger = logging.getLogger(__name__)
 def run(config: ConfigDict) -> dict[str, object]:
     """Runs what is not finished yet; returns the summary."""
     stages = [train_tokenizer, encode, train_generator, sample]
-    if real_valued(config):
+    kind = kind_of(config)
+    if kind.untrained:
         stages.remove(train_tokenizer)
-        if config.model.tokenizer.kind != "pixels":
+        if kind.has_parameters:
             workdir.trained(config, "tokenizer")  # missed now, not when there is all to be drawn
     evaluate.check(config)  # the same
     if others := mesh.first_says(lambda: workdir.trained_otherwise(config)):
@@ -37,3 +39,11 @@ def run(config: ConfigDict) -> dict[str, object]:
     summary = evaluate.run(config)
     seconds = sum(value for name, value in summary.items() if name.startswith("seconds_"))
     return update_summary(config.workdir, {"total_seconds": round(seconds, 1)})
+
+
+def _batches(config: ConfigDict) -> list[Batch]:
+    stages = ("train_tokenizer",) if is_trained(config) else ()
+    return batches_of(*stages, "encode", "train_generator", "sample", "evaluate")(config)
+
+
+JOB = Job(run, _batches, draws_images=True)

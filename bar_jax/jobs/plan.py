@@ -17,10 +17,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bar_jax.config import real_valued
 from bar_jax.data.codec import pixels
-from bar_jax.generators import make_generator
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.inspection import gpus
 from bar_jax.inspection.compiled import compile_and_tell
 from bar_jax.jobs.train_generator import make_loss_fn
@@ -29,7 +27,7 @@ from bar_jax.pretrained import frozen
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import batch_sharding, batch_ways, replicated
 from bar_jax.sampling.draw import drawn
-from bar_jax.tokenizers import cached_as, make_tokenizer
+from bar_jax.tokenizers import cached_as, make_tokenizer, real_valued
 from bar_jax.training import basis
 from bar_jax.training import restore as models
 from bar_jax.training.players import Program, one_player

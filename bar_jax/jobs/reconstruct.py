@@ -35,7 +35,9 @@ from bar_jax.metrics.scores import omitted as omitted_of_few
 from bar_jax.metrics.tokenizer import CROP, measure, rounded, save_picture
 from bar_jax.pretrained.networks import check_file, init_network, read_network
 from bar_jax.runtime import mesh as mesh_lib
+from bar_jax.runtime.job import Job, batches_of
 from bar_jax.runtime.writer import environment, update_summary
+from bar_jax.tokenizers import kind_of
 from bar_jax.training import restore as models
 
 logger = logging.getLogger(__name__)
@@ -67,8 +69,8 @@ def run(config: ConfigDict) -> dict[str, object]:
     summary |= {f"reconstruction_{name}": value for name, value in settings.items()}
     if measured.bit_usages:
         summary["reconstruction_bit_usages"] = measured.bit_usages
-    if config.model.tokenizer.kind == "kl_vae":
-        summary["reconstruction_of"] = "posterior mean"
+    if decoded := kind_of(config).decoded:
+        summary["reconstruction_of"] = decoded
     own = lambda name: name.startswith("reconstruction_")
     return update_summary(config.workdir, summary, own)
 
@@ -159,3 +161,6 @@ def frechet_distances(
     settings = {f"features_{n.name}": f"{n.weights}; resized {n.resize}" for n in networks}
     settings |= {"crop": CROP, "originals_digest": digest, **environment()}
     return numbers, settings
+
+
+JOB = Job(run, batches_of("encode"))

@@ -33,6 +33,7 @@ from bar_jax.pretrained.networks import is_there
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import replacing
+from bar_jax.runtime.job import Job, batches_of
 from bar_jax.runtime.writer import update_summary
 
 logger = logging.getLogger(__name__)
@@ -89,3 +90,6 @@ def _images(config: ConfigDict, source: Sequence) -> np.ndarray:
         on_damaged=config.data.on_damaged,
     )  # fmt: skip
     return np.concatenate([batch["image"][batch["mask"]] for batch in batches])
+
+
+JOB = Job(run, batches_of("evaluate"))

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from bar_jax.config import token_grid
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption
+from bar_jax.runtime.job import Job, batches_of
 from bar_jax.runtime.writer import update_summary
 from bar_jax.sampling import provenance
 from bar_jax.sampling.draw import draw, sample_labels
@@ -66,3 +67,6 @@ def run(config: ConfigDict) -> dict[str, object]:
             source = str(pathlib.Path(config.workdir) / "generator" / str(generator.step))
             kept.finish(path, labels, settings | {provenance.CHECKPOINT: source})
     return summary
+
+
+JOB = Job(run, batches_of("sample"), draws_images=True)

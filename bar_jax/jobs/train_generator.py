@@ -28,6 +28,7 @@ from bar_jax.inspection import basis as basis_lib
 from bar_jax.metrics import measuring as measuring_lib
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption, workdir
+from bar_jax.runtime.job import Job, batches_of
 from bar_jax.runtime.writer import update_summary
 from bar_jax.sampling.draw import sample_images
 from bar_jax.sampling.evaluation import measure_generator
@@ -281,3 +282,6 @@ def _sample_grid(config, mesh, generator, tokenizer) -> np.ndarray:
     labels = np.arange(config.sample.batch_size, dtype=np.int32) % classes
     images = sample_images(config, mesh, generator, tokenizer, labels)
     return class_grid(images, labels)
+
+
+JOB = Job(run, batches_of("train_generator", "sample", "evaluate"), draws_images=True)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.bases import LEARNED, MATRIX, objectives
-from bar_jax.config import basis_inside, duration
+from bar_jax.config import duration
 from bar_jax.data import classes
 from bar_jax.inspection.basis import evaluate_tokenizer
 from bar_jax.losses import discriminator as disc
@@ -29,9 +29,10 @@ from bar_jax.metrics.reconstruction import bit_entropies
 from bar_jax.pretrained import frozen
 from bar_jax.runtime import workdir
 from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.job import Job, batches_of
 from bar_jax.runtime.mesh import batch_share, first_alone, first_says, make_mesh
 from bar_jax.runtime.writer import update_summary
-from bar_jax.tokenizers import bit_budget, make_tokenizer, sequence_grid
+from bar_jax.tokenizers import basis_inside, bit_budget, make_tokenizer, sequence_grid
 from bar_jax.tokenizers.bar_fsq import parameter_group
 from bar_jax.tokenizers.basis_fsq import BasisFSQ, BasisReconstruction
 from bar_jax.training import basis as basis_lib
@@ -379,3 +380,6 @@ def make_opponent(
         start=start,
         warmup=warmup,
     )
+
+
+JOB = Job(run, batches_of("train_tokenizer"))

@@ -29,12 +29,13 @@ import jax
 from ml_collections import ConfigDict
 
 from bar_jax.bases import RANDOM
-from bar_jax.config import FIELDS, basis_inside, flatten, migration, real_valued, settle
+from bar_jax.config import FIELDS, flatten, migration, settle
 from bar_jax.config.declaration import Affects
 from bar_jax.runtime import workdir_lock
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import write_atomically
 from bar_jax.runtime.mesh import all_or_none, first_alone
+from bar_jax.tokenizers import basis_inside, is_trained
 
 FINISHED = "finished.json"  # in a part's folder: the step at which its training ended
 # What changes a part, and how it is trained. A basis belongs to the generator, or to a tokenizer
@@ -97,7 +98,7 @@ def check(config: ConfigDict) -> None:
       InputError: if a field differs with which a part was begun, and cannot change.
     """
     # Only bits have a tokenizer that is trained here, and a pipeline takes a finished one as it is.
-    takes = real_valued(config) or is_finished(pathlib.Path(config.workdir) / "tokenizer")
+    takes = not is_trained(config) or is_finished(pathlib.Path(config.workdir) / "tokenizer")
     training = {
         "pipeline": ("generator",) if takes else ("tokenizer", "generator"),
         "train_tokenizer": ("tokenizer",),
@@ -178,7 +179,7 @@ def trained(config: ConfigDict, part: str) -> pathlib.Path:
     folder = pathlib.Path(config.workdir) / part
     path = folder / "config.json"
     if not path.exists():
-        untrained = part == "tokenizer" and real_valued(config)
+        untrained = part == "tokenizer" and not is_trained(config)
         jobs = "job=import_weights" if untrained else f"job=train_{part} or job=import_weights"
         expected = f"{jobs} to have run there"
         raise InputError(str(folder), "no trained model", expected)
@@ -216,7 +217,7 @@ def trained_otherwise(config: ConfigDict) -> dict[str, object]:
       not trained here, has the file as `published.tokenizer`.
     """
     folder = pathlib.Path(config.workdir) / "tokenizer"
-    if real_valued(config) or not is_finished(folder):
+    if not is_trained(config) or not is_finished(folder):
         return {}
     path = folder / "config.json"
     if is_imported(folder):

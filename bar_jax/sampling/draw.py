@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax.data import codec, stream
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import sampling_settings
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.progress import progress
 from bar_jax.training import restore as models

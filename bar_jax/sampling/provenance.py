@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax.bases import make_basis
-from bar_jax.generators.settings import sampling_fields
+from bar_jax.generators import sampling_fields
 from bar_jax.runtime import workdir
 from bar_jax.sampling.draw import sample_labels
 from bar_jax.training import checkpoint

@@ -1,5 +1,6 @@
 """BAR-FSQ: images to tokens of k bits and back (masked-bit paper, sections 3.3 and 4.1)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -7,12 +8,15 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
+from ml_collections import ConfigDict
 
 from bar_jax.nn.linear import linear, named
 from bar_jax.nn.vit import ViT, patchify, unpatchify
 from bar_jax.runtime.arguments import check_bits, check_numbers
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers.fsq import Quantizer, bits_to_codes, codes_to_bits, quantize_centered
+from bar_jax.tokenizers.kind import Fields, TokenizerKind
 
 # Where a path of parameters begins -> the group that it is trained with; the longest counts.
 GROUPS = {
@@ -227,3 +231,115 @@ class BarFSQ(nn.Module):
         """
         known = jnp.arange(codes.shape[1])[None] < lengths[:, None]
         return self.render(self.expand(codes * known[..., None]))[0]
+
+
+SIZES = ("width", "depth", "heads", "mlp_width")  # of a ViT
+# Fields that tokens do not depend on, or parameters tell.
+TRAINING_ALONE = (
+    ("encoder", "kind"), ("encoder", "position_grid"),
+    ("decoder", "predictor_layer"), ("decoder", "predictor_width"),
+)  # fmt: skip
+
+
+def make(config: ConfigDict, remat: bool, module: type = BarFSQ, **options) -> BarFSQ:
+    """The module that a config describes, of this class or one that extends it."""
+    tokenizer = config.model.tokenizer
+    sizes = lambda part: FrozenDict({name: part[name] for name in SIZES})
+    return module(
+        image_size=config.data.image_size,
+        patch_size=tokenizer.patch_size,
+        bits=tokenizer.bits,
+        encoder=sizes(tokenizer.encoder),
+        decoder=sizes(tokenizer.decoder),
+        position_grid=tokenizer.encoder.position_grid,
+        predictor_layer=tokenizer.decoder.predictor_layer,
+        predictor_width=tokenizer.decoder.predictor_width,
+        centered_bits=tokenizer.centered_bits,
+        remat=remat,
+        dtype=jnp.dtype(config.dtype),
+        **options,
+    )
+
+
+def _named_by(fields: Fields) -> list[Fields]:
+    """Without the decoder, so that tokens stay those of a tokenizer whose decoder is tuned."""
+    named = {name: value for name, value in fields.items() if name != "kl"}
+    for part, name in TRAINING_ALONE:
+        named[part] = {key: value for key, value in named[part].items() if key != name}
+    return [{name: value for name, value in named.items() if name != "decoder"}, named]
+
+
+def _check(config: ConfigDict) -> None:
+    tokenizer = config.model.tokenizer
+    for name in ("encoder", "decoder"):
+        part = tokenizer[name]
+        if part.width % part.heads:
+            raise InputError(
+                f"model.tokenizer.{name}.heads",
+                f"{part.heads} heads at width {part.width}",
+                "a number of heads that divides the width",
+            )
+    decoder = tokenizer.decoder
+    if decoder.predictor_width and decoder.predictor_layer >= decoder.depth:
+        raise InputError(
+            "model.tokenizer.decoder.predictor_layer",
+            f"{decoder.predictor_layer}",
+            f"0 to {decoder.depth - 1}: the decoder has {decoder.depth} layers",
+        )
+
+
+def _count_parameters(config: ConfigDict, params: Mapping) -> dict[str, int]:
+    """Parameters by what happens to them, and by use.
+
+    An encoder that starts from SigLIP2 keeps the embeddings frozen, and a frozen copy of the whole
+    gives the features to align with; SigLIP2's pooling head, which nothing uses, is in the
+    published files and in their count. The quantizer is counted whole for encoding, as it is there;
+    a basis counts for both.
+    """
+    groups = dict.fromkeys(("embeddings", "encoder", "quantizer", "basis", "decoder"), 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        groups[parameter_group([key.key for key in path])] += math.prod(leaf.shape)
+    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    unchanged = {}
+    if config.model.tokenizer.encoder.kind == "siglip2":
+        unchanged = {
+            "tokenizer_frozen_embeddings": groups["embeddings"],
+            "tokenizer_alignment_target": groups["encoder"],
+            "tokenizer_pooling_head": _pooling_head(config.model.tokenizer.encoder),
+        }
+    trainable = sum(groups.values()) - unchanged.get("tokenizer_frozen_embeddings", 0)
+    decoder_alone = config.train_tokenizer.stage == "decoder_finetune"
+    both = [part for part in params if part.startswith("basis")]
+    return {
+        "tokenizer_trainable": groups["decoder"] if decoder_alone else trainable,
+        **unchanged,
+        "tokenizer_total": trainable + sum(unchanged.values()),
+        "tokenizer_encoding": sum(groups.values()) - groups["decoder"],
+        "tokenizer_decoding": groups["decoder"]
+        - count(params.get("feature_predictor", {}))
+        + sum(count(params[part]) for part in both)
+        + count(params["quantizer"]["out_proj"]),
+    }
+
+
+def _pooling_head(encoder: ConfigDict) -> int:
+    """Parameters of SigLIP2's pooling head: a query, attention, a LayerNorm and an MLP."""
+    width, hidden = encoder.width, encoder.mlp_width
+    attention = 4 * (width * width + width)
+    mlp = 2 * width * hidden + hidden + width
+    return width + attention + 2 * width + mlp
+
+
+KIND = TokenizerKind(
+    make=make,
+    makes_bits=True,
+    width=lambda config: config.model.tokenizer.bits,
+    cached_as=lambda config: ("bits", config.model.tokenizer.bits),
+    fields=("bits", "centered_bits", "encoder.", "decoder."),
+    sampling_fields=("order",),
+    group=parameter_group,
+    decoder=tuple(path[0] for path, group in GROUPS.items() if group == "decoder"),
+    named_by=_named_by,
+    count_parameters=_count_parameters,
+    check=_check,
+)

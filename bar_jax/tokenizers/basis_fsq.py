@@ -13,9 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from bar_jax.bases import MATRIX, Basis, transform
+from bar_jax.bases import MATRIX, Basis, make_basis, transform
 from bar_jax.runtime.mesh import whole
+from bar_jax.tokenizers import bar_fsq
 from bar_jax.tokenizers.bar_fsq import BarFSQ
 from bar_jax.tokenizers.fsq import quantize_centered
 
@@ -108,3 +110,11 @@ class BasisFSQ(BarFSQ):
         z = self.project(images)
         codes = self.quantize(z)
         return BasisReconstruction(*self._from_codes(codes), z, self.coefficients(codes))
+
+
+def _make(config: ConfigDict, remat: bool) -> BasisFSQ:
+    options = dict(basis=make_basis(config), gains=config.model.basis.gains)
+    return bar_fsq.make(config, remat, BasisFSQ, **options)
+
+
+KIND = bar_fsq.KIND._replace(make=_make, has_basis=True, sampling_fields=("tokens",))

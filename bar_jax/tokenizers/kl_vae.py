@@ -4,15 +4,21 @@ The autoencoder of latent diffusion with stride 16 and 16 channels. It encodes a
 distribution for each token; a sample of it, times `scale`, is what generators model.
 """
 
+import math
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from ml_collections import ConfigDict
 
 from bar_jax.nn.attention import attend
 from bar_jax.nn.linear import linear, named
 from bar_jax.runtime.arguments import check_numbers
+from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import constrain_batch
+from bar_jax.tokenizers.kind import TokenizerKind
 
 GROUPS, NORM_EPS = 32, 1e-6
 LOG_VARIANCE = (-30.0, 20.0)  # what log-variances are clamped to
@@ -247,3 +253,63 @@ def _finish(x, outputs, dtype) -> jax.Array:
     """The last norm and convolution; for a compact method."""
     x = nn.swish(_norm(dtype, "norm_out")(x))
     return _conv(outputs, jnp.float32, "conv_out", axis=None)(x)
+
+
+def _make(config: ConfigDict, remat: bool) -> KLVAE:
+    del remat  # it is not trained here
+    sizes = config.model.tokenizer.kl
+    return KLVAE(
+        image_size=config.data.image_size,
+        width=sizes.width,
+        multipliers=tuple(sizes.multipliers),
+        blocks=sizes.blocks,
+        channels=sizes.channels,
+        attention_levels=attention_levels(sizes.multipliers, sizes.attention),
+        scale=sizes.scale,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def _width(config: ConfigDict) -> int:
+    return config.model.tokenizer.kl.channels
+
+
+def _check(config: ConfigDict) -> None:
+    sizes = config.model.tokenizer.kl
+    if sizes.width % GROUPS:
+        expected = f"a multiple of {GROUPS}, the groups of its norms"
+        raise InputError("model.tokenizer.kl.width", f"{sizes.width}", expected)
+    multipliers = tuple(sizes.multipliers)
+    if not multipliers or not all(type(m) is int and m > 0 for m in multipliers):
+        expected = "positive integers, one for each level"
+        raise InputError("model.tokenizer.kl.multipliers", f"{multipliers}", expected)
+    stride = 2 ** (len(multipliers) - 1)
+    if config.model.tokenizer.patch_size != stride:
+        expected = f"{stride}: the {len(multipliers)} model.tokenizer.kl.multipliers halve that far"
+        found = f"{config.model.tokenizer.patch_size}"
+        raise InputError("model.tokenizer.patch_size", found, expected)
+
+
+def _count_parameters(config: ConfigDict, params: Mapping) -> dict[str, int]:
+    del config
+    count = lambda tree: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    encoding = sum(count(params[part]) for part in ("encoder", "to_moments"))
+    return {
+        "tokenizer_trainable": 0,
+        "tokenizer_total": count(params),
+        "tokenizer_encoding": encoding,
+        "tokenizer_decoding": count(params) - encoding,
+    }
+
+
+KIND = TokenizerKind(
+    make=_make,
+    makes_bits=False,
+    width=_width,
+    cached_as=lambda config: ("float32", 2 * _width(config)),  # mean and log-variance
+    untrained="the weights of kl_vae are published, job=import_weights reads them",
+    decoded="posterior mean",
+    fields=("kl.",),
+    count_parameters=_count_parameters,
+    check=_check,
+)

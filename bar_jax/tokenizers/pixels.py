@@ -3,9 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from bar_jax.nn.vit import patchify, unpatchify
 from bar_jax.runtime.arguments import check_numbers
+from bar_jax.runtime.errors import InputError
+from bar_jax.tokenizers.kind import TokenizerKind
 
 
 class Pixels(nn.Module):
@@ -44,3 +47,29 @@ class Pixels(nn.Module):
         """Values [B, N, 3 p^2] uint8 -> what generators model, in [-1, 1] float32."""
         del keys  # nothing is random
         return codes.astype(jnp.float32) / 127.5 - 1.0
+
+
+def _make(config: ConfigDict, remat: bool) -> Pixels:
+    del remat  # there is nothing to train
+    return Pixels(config.data.image_size, config.model.tokenizer.patch_size)
+
+
+def _width(config: ConfigDict) -> int:
+    return 3 * config.model.tokenizer.patch_size**2
+
+
+def _check(config: ConfigDict) -> None:
+    if config.data.source == "tokens":
+        expected = "bar_fsq | kl_vae, whose tokens were published; or a data.source of images"
+        raise InputError("model.tokenizer.kind", "'pixels' with data.source=tokens", expected)
+
+
+KIND = TokenizerKind(
+    make=_make,
+    makes_bits=False,
+    width=_width,
+    cached_as=lambda config: ("uint8", _width(config)),
+    untrained="patches have nothing to train",
+    has_parameters=False,
+    check=_check,
+)

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from bar_jax import data
 from bar_jax.bases import LEARNED, MATRIX, energy, is_basis, make_basis
 from bar_jax.bases.projection import projected
-from bar_jax.config import basis_inside
 from bar_jax.generators.shuffle import to_patches
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import workdir
+from bar_jax.tokenizers import basis_inside
 from bar_jax.tokenizers.basis_fsq import BasisFSQ
 from bar_jax.training import restore as models
 from bar_jax.training.step import stream_key

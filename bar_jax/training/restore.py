@@ -13,22 +13,15 @@ from ml_collections import ConfigDict
 
 from bar_jax.bases import MATRIX
 from bar_jax.bases.transform import check_invertible
-from bar_jax.config import basis_inside, computed_in, real_valued
+from bar_jax.config import computed_in
 from bar_jax.generators import make_generator
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import workdir
-from bar_jax.tokenizers import make_tokenizer, sequence_grid
-from bar_jax.tokenizers.bar_fsq import GROUPS
+from bar_jax.tokenizers import basis_inside, kind_of, make_tokenizer, sequence_grid
 from bar_jax.training import checkpoint
 from bar_jax.training.step import jit_once
 
 logger = logging.getLogger(__name__)
-
-# Fields of a tokenizer that its tokens do not depend on, or its parameters tell.
-TRAINING_ALONE = (
-    ("encoder", "kind"), ("encoder", "position_grid"),
-    ("decoder", "predictor_layer"), ("decoder", "predictor_width"),
-)  # fmt: skip
 
 
 class Trained(typing.NamedTuple):
@@ -64,14 +57,14 @@ def make_sampler(config: ConfigDict) -> nn.Module:
 
 
 def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
-    """The trained tokenizer of `config.workdir`, in `encode.dtype`; pixels need none.
+    """The trained tokenizer of `config.workdir`, in `encode.dtype`; some have nothing to train.
 
     Raises:
       InputError: if there is none, it is not the one the config describes, or its basis cannot be
         inverted.
     """
     tokenizer = make_codec(config)
-    if config.model.tokenizer.kind == "pixels":
+    if not kind_of(config).has_parameters:
         return Trained(tokenizer, {}, step=0)
     init = lambda k: init_tokenizer(tokenizer, k)
     folder = workdir.trained(config, "tokenizer")
@@ -132,18 +125,12 @@ def fingerprints(config: ConfigDict, params: dict) -> tuple[str, ...]:
       that tokens stay those of a tokenizer whose decoder is tuned. Then the name that older caches
       may have, which is one of all weights.
     """
-    fields = workdir.to_json(config)["model"]["tokenizer"]
-    if real_valued(config):  # the paths and shapes of parameters tell the rest
-        named = [{name: fields[name] for name in ("kind", "patch_size")}]
-    else:
-        del fields["kl"]
-        for part, name in TRAINING_ALONE:
-            del fields[part][name]
-        named = [{name: fields[name] for name in fields if name != "decoder"}, fields]
+    kind = kind_of(config)
+    named = kind.named_by(workdir.to_json(config)["model"]["tokenizer"])
     grid = {"grid": sequence_grid(config)}
     digests = [hashlib.sha256(json.dumps(each | grid, sort_keys=True).encode()) for each in named]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        decodes = GROUPS.get((path[0].key,)) == "decoder"
+        decodes = path[0].key in kind.decoder
         for digest in digests[-1:] if decodes else digests:
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(mesh_lib.whole(leaf).tobytes())

@@ -5,10 +5,17 @@ import pytest
 import scipy.fft
 from numpy.testing import assert_allclose, assert_array_equal
 
-from bar_jax.bases.matrices import MATRICES, matrix, principal_components
+from bar_jax.bases import Basis, kinds_to_start_from
+from bar_jax.bases.matrices import principal_components
 from bar_jax.runtime.errors import InputError
 
-ORTHONORMAL = [kind for kind in MATRICES if kind not in ("scales", "low_pass")]
+ORTHONORMAL = [kind for kind in kinds_to_start_from() if kind not in ("scales", "low_pass")]
+
+
+def matrix(kind, grid, second_moment=None, **options):
+    """A of a fixed kind."""
+    native = np.arange(grid[0] * grid[1])
+    return Basis(kind, **options).matrix(grid, native, second_moment)
 
 
 @pytest.fixture
@@ -183,13 +190,14 @@ def test_rows_out_of_range(rows):
 
 
 @pytest.mark.parametrize("kind", ["pca", "compact"])
-@pytest.mark.parametrize("moments, found", [(None, "no tokens"), (np.eye(4), r"moments \(4, 4\)")])
-def test_bases_of_tokens_need_their_moments(kind, moments, found):
-    with pytest.raises(InputError, match=f"model.basis.kind: found '{kind}' with {found}"):
-        matrix(kind, (4, 4), second_moment=moments)
+def test_bases_of_tokens_refuse_the_moments_of_others(kind):
+    found = (
+        f"model.basis.kind: found '{kind}' with moments \\(4, 4\\), expected moments \\(16, 16\\)"
+    )
+    with pytest.raises(InputError, match=found):
+        matrix(kind, (4, 4), np.eye(4))
 
 
-@pytest.mark.parametrize("kind", ["random", "learned", "spiral"])
-def test_kinds_without_a_matrix(kind):
-    with pytest.raises(InputError, match=f"model.basis.kind: found '{kind}', expected one of"):
-        matrix(kind, (4, 4))
+@pytest.mark.parametrize("kind, rows", [("pca", 16), ("compact", 4)])
+def test_bases_of_tokens_are_random_ones_without_them(kind, rows):
+    assert_array_equal(matrix(kind, (4, 4)), matrix("random_orthogonal", (4, 4))[:rows])

@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bar_jax.bases.permutation import draw_orders, gather, order, random_share, scatter
+from bar_jax.bases.kind import Shape
+from bar_jax.bases.permutation import (
+    cells,
+    draw_orders,
+    gather,
+    random_share,
+    raster,
+    scatter,
+    subsample,
+)
 from bar_jax.runtime.errors import InputError
 
 
@@ -56,11 +65,11 @@ def test_each_example_is_random_where_its_draw_is_below_the_share(key):
 
 def test_fixed_orders_by_hand():
     """4 x 4 tokens, blocks of 2 x 2."""
-    assert order("raster", (4, 4)).tolist() == list(range(16))
-    assert order("cells", (4, 4), 2).tolist() == [
+    assert raster(Shape((4, 4))).tolist() == list(range(16))
+    assert cells(Shape((4, 4))).tolist() == [
         *(0, 1, 4, 5), *(2, 3, 6, 7), *(8, 9, 12, 13), *(10, 11, 14, 15),
     ]  # fmt: skip
-    assert order("subsample", (4, 4), 2).tolist() == [
+    assert subsample(Shape((4, 4))).tolist() == [
         *(0, 2, 8, 10), *(1, 3, 9, 11), *(4, 6, 12, 14), *(5, 7, 13, 15),
     ]  # fmt: skip
 
@@ -72,19 +81,14 @@ def test_fixed_orders_by_loops(grid, block):
     places = [(i, j) for i in range(rows) for j in range(columns)]
     by_cell = sorted(places, key=lambda p: (p[0] // block, p[1] // block, p))
     by_offset = sorted(places, key=lambda p: (p[0] % block, p[1] % block, p))
-    for kind, expected in (("cells", by_cell), ("subsample", by_offset)):
-        found = order(kind, grid, block)
+    for order, expected in ((cells, by_cell), (subsample, by_offset)):
+        found = order(Shape(grid, block))
         assert found.dtype == np.int32
         assert found.tolist() == [i * columns + j for i, j in expected]
 
 
-@pytest.mark.parametrize("kind", ["cells", "subsample"])
+@pytest.mark.parametrize("order", [cells, subsample])
 @pytest.mark.parametrize("grid, block", [((4, 6), 4), ((6, 4), 4), ((4, 4), 0), ((4, 4), 8)])
-def test_blocks_that_do_not_tile_the_grid(kind, grid, block):
+def test_blocks_that_do_not_tile_the_grid(order, grid, block):
     with pytest.raises(InputError, match=f"model.basis.block: found {block}"):
-        order(kind, grid, block)
-
-
-def test_unknown_order():
-    with pytest.raises(InputError, match="model.basis.kind: found 'spiral'"):
-        order("spiral", (4, 4))
+        order(Shape(grid, block))

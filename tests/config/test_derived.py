@@ -14,6 +14,7 @@ from bar_jax.config import (
     unknown_field,
 )
 from bar_jax.config.presets import sized, tiny
+from bar_jax.generators.kind import written_width
 from bar_jax.runtime.errors import InputError
 
 NAN, INF = math.nan, math.inf
@@ -123,7 +124,7 @@ def test_unknown_field_does_not_guess_wildly():
 def test_bits_and_grid_with_token_shuffling():
     config = tiny(default_config())
     config.model.generator.patch_size = 2
-    assert (config_lib.token_grid(config), config_lib.bits_per_token(config)) == ((4, 4), 64)
+    assert (config_lib.token_grid(config), written_width(config)) == ((4, 4), 64)
 
 
 @pytest.mark.parametrize(

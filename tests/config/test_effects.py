@@ -9,8 +9,7 @@ from bar_jax.config.effects import without_effect
 from bar_jax.config.file import load_config, read
 from bar_jax.config.presets import tiny
 from bar_jax.config.validation import CHOICES, validate
-from bar_jax.generators import make_generator
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import restore as models

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from bar_jax.config.file import load_config
-from bar_jax.generators import diffusion, make_generator, mar_sampler, masked_bit
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import diffusion, make_generator, mar_sampler, masked_bit, sampling_settings
 
 COUNT = 400
 

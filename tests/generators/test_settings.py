@@ -7,8 +7,7 @@ from flax.core import meta
 
 from bar_jax import jobs
 from bar_jax.config.file import load_config
-from bar_jax.generators import causal, make_generator, xar_sampler
-from bar_jax.generators.settings import sampling_settings
+from bar_jax.generators import causal, make_generator, sampling_settings, xar_sampler
 from bar_jax.nn.decode_attention import empty_cache
 from bar_jax.runtime.errors import InputError
 from bar_jax.training import restore as models

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
-from bar_jax.bases.matrices import matrix, random_orthogonal
+from bar_jax.bases.matrices import haar, random_orthogonal
 from bar_jax.runtime.errors import InputError
 from bar_jax.visualize import basis
 from bar_jax.visualize.basis import LABEL
@@ -116,7 +116,7 @@ def test_progressive_decoding_sums_the_first_rows():
 def test_progressive_decoding_of_coarse_to_fine_starts_at_the_mean():
     """Haar: one row gives the mean of the image, four the means of its quarters."""
     image = np.random.default_rng(0).standard_normal((1, 4, 4, 3)).astype(np.float32)
-    A = matrix("haar", (4, 4))
+    A = haar((4, 4))
     y = np.einsum("kn,bnd->bkd", A, image.reshape(1, 16, 3)).astype(np.float32)
     one, four, whole = basis.progressive_decoding(
         y, A.T, lambda x: x.reshape(1, 4, 4, 3), [1, 4, 16]
