@@ -86,7 +86,7 @@ def tokens(config: ConfigDict) -> dict[str, object]:
     rows, columns = sequence_grid(config)
     if real_valued(config):
         return {"numbers_per_token": token_width(config), "tokens": rows * columns}
-    bits = config.model.tokenizer.bits
+    bits = token_width(config)
     return {
         "bits_per_token": bits,
         "tokens": rows * columns,
@@ -195,7 +195,7 @@ def _traced_forward(config: ConfigDict) -> int:
     """Products of the loss of one image, counted in the traced program."""
     generator, key = make_generator(config), jax.random.key(0)
     params = nn.unbox(jax.eval_shape(lambda k: models.init_generator(generator, k), key))
-    tokens = jnp.zeros((1, *generator.token_shape))
+    tokens = jnp.zeros((1, *generator.token_shape), generator.token_dtype)
     loss = lambda params, tokens, labels, keys: generator.apply(
         {"params": params}, tokens, labels, keys, method=generator.initialize
     )

@@ -32,7 +32,7 @@ from bar_jax.runtime.job import Job, batches_of
 from bar_jax.runtime.writer import update_summary
 from bar_jax.sampling.draw import sample_images
 from bar_jax.sampling.evaluation import measure_generator
-from bar_jax.tokenizers import make_tokenizer, sequence_grid
+from bar_jax.tokenizers import make_tokenizer, sequence_grid, token_width
 from bar_jax.training import loop
 from bar_jax.training import restore as models
 from bar_jax.training.basis import Moments, token_moment
@@ -144,7 +144,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     if "bits_per_bit" in results:
         # Of hidden bits, at the shares of them that training draws: no bound of the likelihood.
         rows, columns = sequence_grid(config)
-        bits = rows * columns * config.model.tokenizer.bits
+        bits = rows * columns * token_width(config)
         found["generator_bits_per_image"] = results["bits_per_bit"] * bits
     seconds = {f"seconds_{STAGE}": round(results["seconds"], 1)}
     return update_summary(config.workdir, {"generator_step": steps, **found, **seconds})

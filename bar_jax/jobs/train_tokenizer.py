@@ -32,8 +32,14 @@ from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.job import Job, batches_of
 from bar_jax.runtime.mesh import batch_share, first_alone, first_says, make_mesh
 from bar_jax.runtime.writer import update_summary
-from bar_jax.tokenizers import basis_inside, bit_budget, make_tokenizer, sequence_grid
-from bar_jax.tokenizers.bar_fsq import parameter_group
+from bar_jax.tokenizers import (
+    basis_inside,
+    bit_budget,
+    kind_of,
+    make_tokenizer,
+    sequence_grid,
+    token_width,
+)
 from bar_jax.tokenizers.basis_fsq import BasisFSQ, BasisReconstruction
 from bar_jax.training import basis as basis_lib
 from bar_jax.training import checkpoint, loop
@@ -129,7 +135,7 @@ def report_finished(config: ConfigDict) -> dict[str, object]:
 
 
 def _report(config, steps, results) -> dict[str, object]:
-    (rows, columns), bits = sequence_grid(config), config.model.tokenizer.bits
+    (rows, columns), bits = sequence_grid(config), token_width(config)
     summary = {
         "tokenizer_step": steps,
         "bits_per_token": bits,
@@ -175,7 +181,7 @@ def make_program(
     crop_key = stream_key(config.seed, f"{STAGE}/crop")
 
     def group_of(path):
-        return parameter_group([key.key for key in path])
+        return kind_of(config).group([key.key for key in path])
 
     def trained(path):
         group = group_of(path)
