@@ -75,6 +75,8 @@ def run(
       by_hand: fields that the user has set; those that change nothing are named.
     """
     settle(config)
+    if config.job == "describe" and config.describe.fields:
+        return _print_fields()
     if not _has_workdir(config):  # nothing to save: a signal ends it as any program
         return _run(config, cluster, by_hand)
     preemption.install()
@@ -113,6 +115,14 @@ def _run(config: ConfigDict, cluster: distributed.Cluster | None, by_hand: Itera
             return preemption.STOPPED
     if jax.process_index() == 0:
         print(json.dumps(summary, indent=2))
+    return 0
+
+
+def _print_fields() -> int:
+    from bar_jax.config.table import field_table
+    from bar_jax.config.validation import KINDS  # imports JAX
+
+    print(field_table(KINDS))
     return 0
 
 

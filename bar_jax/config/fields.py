@@ -366,6 +366,7 @@ def _describe() -> dict:
             "\"\": the devices present; 256: so many virtual ones of the CPU; v5e:16x16: a slice "
             "of TPUs, which need not be here, but libtpu must be installed; h100, h200: a GPU that "
             "need not either"),
+        fields=Field(False, NOTHING, "print this table of all fields, and nothing else"),
     )
 
 
