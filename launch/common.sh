@@ -2,7 +2,7 @@
 # Sourced by local.sh, tpu.sh, gke.sh, slurm.sh and worker.sh: goes to the repository's root, reads
 # flags, and runs commands or, with --dry-run, prints them.
 
-# refuse MESSAGE: ends the script; the user's mistake is told in one line.
+# refuse MESSAGE: ends the script; the user's mistake is named in one line.
 refuse() {
   printf 'error: %s\n' "$*" >&2
   exit 2
@@ -12,7 +12,7 @@ refuse() {
   refuse "bash is $BASH_VERSION, expected 4.4 or newer (macOS: brew install bash)"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-# Exit status of bar_jax.main when it was told to stop and has saved: the same command goes on.
+# Exit status of bar_jax.main when it was asked to stop and has saved: the same command goes on.
 # shellcheck disable=SC2034
 stopped=75
 dry_run="" main_arguments=()

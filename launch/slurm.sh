@@ -8,7 +8,7 @@
 #   --gpus N            of each node; 0: one process a node, on its CPU (8)
 #   --cpus N            cores of each process (8)
 #   --time LIMIT        of one turn, as sbatch takes it (24:00:00)
-#   --warning SECONDS   how long before the end of a turn the run is told to save and stop (300)
+#   --warning SECONDS   how long before the end of a turn the run is asked to save and stop (300)
 #   --name NAME         of the job (bar-jax)
 #   --partition NAME, --account NAME  as sbatch takes them (the cluster's default)
 #   --sbatch="OPTIONS"  further options of sbatch, such as --sbatch="--qos=low --constraint=h100"

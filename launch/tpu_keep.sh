@@ -32,7 +32,7 @@ while true; do
       ended=$(step status 2> /dev/null | grep -xE 'running|[0-9]+' | sort -u | tr '\n' ' ') || true
       case " $ended" in
         " 0 ") break ;;
-        *" 2 "*) refuse "bar_jax.main refuses its arguments: bash launch/tpu.sh logs tells why" ;;
+        *" 2 "*) refuse "bar_jax.main refuses its arguments: bash launch/tpu.sh logs says why" ;;
         *" running "*) ;;
         " " | *" 75 ") step setup && step run || echo "bar_jax: not started, trying again" >&2 ;;
         *)

@@ -11,7 +11,7 @@
 #   --dry-run         prints the command and runs nothing
 #
 # The log is shown too. SIGTERM and Ctrl-C reach the process as SIGTERM: it saves and ends. Exit
-# status: 0 finished; 75 told to stop, the same command goes on; else the process's own.
+# status: 0 finished; 75 asked to stop, the same command goes on; else the process's own.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

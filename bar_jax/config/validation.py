@@ -1,4 +1,4 @@
-"""What is wrong with a value of a config, told before anything is compiled."""
+"""What is wrong with a value of a config, reported before anything is compiled."""
 
 import math
 

@@ -38,8 +38,10 @@ def validate_parts(config: ConfigDict) -> None:
     length = bases.make_basis(config).length((rows, rows))
     if model.basis.kind == bases.RANDOM and not generator.takes_order:
         able = [kind for kind, other in generators.KINDS.items() if other.takes_order]
-        expected = f"another: {model.generator.kind} is not told where a token belongs; "
-        raise InputError("model.basis.kind", repr(bases.RANDOM), f"{expected}{' | '.join(able)} is")
+        expected = f"another: {model.generator.kind} does not know where a token belongs; "
+        raise InputError(
+            "model.basis.kind", repr(bases.RANDOM), f"{expected}{' | '.join(able)} does"
+        )
     generator.check(config, rows, length)
     _check_times(config)
     head.check(config, written_width(config))

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 OTHERS = ("identity", "frequency")  # bases that energies are drawn beside
 PCA = "PCA"  # and these principal components
 PREFIX_IMAGES = 8  # sequences that are decoded from prefixes
-# What is told of a basis at an evaluation.
+# What an evaluation reports of a basis.
 NUMBERS = (
     "basis_energy",
     "basis_energy_of_pca",

@@ -26,7 +26,7 @@ class Measuring(NamedTuple):
     """Metrics, and what they are computed with.
 
     Attributes:
-      metrics: those that can be had.
+      metrics: those that can be computed.
       networks, reference: that these need.
       class_texts: CLIP's features of a text for each class [C, D], None if not needed.
       settings: of networks, reference and versions, for the summary; and what is left out, why.
@@ -54,7 +54,7 @@ def prepare(
 ) -> Measuring:
     """Loads the networks of metrics, and computes or reads the reference.
 
-    Before that is told what cannot be had, of so few images or without labels.
+    First a warning names the metrics that so few images, or missing labels, leave out.
 
     Args:
       samples: how many there will be.
@@ -100,20 +100,20 @@ def _load(config: ConfigDict, mesh: jax.sharding.Mesh, kind: MetricKind) -> Feat
 
 
 def counted(measuring: Measuring, samples: int) -> Measuring:
-    """What can be measured of a number of samples; tells what cannot, and what is of few."""
+    """What can be measured of a number of samples; warns of what cannot, and of what is of few."""
     images = measuring.reference_images
     reasons = scores.omitted(measuring.metrics, samples, images)
     metrics = tuple(metric for metric in measuring.metrics if metric not in reasons)
     notes = scores.notes(metrics, samples, images, measuring.sizes)
     for note in dict.fromkeys(notes.values()):
-        names = ", ".join(name for name, told in notes.items() if told == note)
+        names = ", ".join(name for name, other in notes.items() if other == note)
         logger.warning("evaluate: %s: %s", names, note)
     settings = measuring.settings | _leave_out(reasons)
     return measuring._replace(metrics=metrics, notes=notes, settings=settings)
 
 
 def _leave_out(reasons: dict[str, str]) -> dict[str, str]:
-    """Tells what is left out and why; the same, for the summary."""
+    """Warns of what is left out, and why; returns the same, for the summary."""
     for metric, reason in reasons.items():
         logger.warning("evaluate: no %s: %s", metric, reason)
     return {f"sample_{metric}_omitted": reason for metric, reason in reasons.items()}
@@ -125,7 +125,7 @@ def measure(measuring: Measuring, features: Features) -> dict[str, float]:
 
 
 def training_metrics(config: ConfigDict) -> tuple[str, ...]:
-    """Those of `train_generator.evaluate_metrics` that can be had; of the others it is told why.
+    """Those of `train_generator.evaluate_metrics` that can be computed; warns of the others.
 
     Raises:
       InputError: a weight file is named and not there.

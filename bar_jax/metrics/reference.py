@@ -126,7 +126,7 @@ def look_at(
 
 
 def lacking(path: pathlib.Path, metrics: Collection[str]) -> dict[str, str]:
-    """Metrics that cannot be had of an .npz, as ADM's or pytorch-fid's, with the reason.
+    """Metrics that an .npz does not suffice for, as ADM's or pytorch-fid's, with the reason.
 
     Raises:
       InputError: the file cannot be read, or none of those that are compared can be had of it.
@@ -190,8 +190,8 @@ def statistics(
     names = stored_names()
     outputs = outputs_of(m for m in compared(KINDS) if KINDS[m].network == network.name)
     moments, rows = outputs["moments"], outputs["rows"]
-    told = f"{digest} {size} {crop} {network.weights} {network.resize}"
-    key = hashlib.sha256(told.encode()).hexdigest()[:16]
+    identity = f"{digest} {size} {crop} {network.weights} {network.resize}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = pathlib.Path(config.workdir) / "reference" / f"{network.name}-{key}.npz"
     wanted = {*map(_rows_key, rows), *(key for output in moments for key in names[output])}
     # One that was written before a metric came to the network lacks what that needs.

@@ -96,12 +96,12 @@ def notes(
       samples, reference_images: as for `omitted`.
       sizes: output -> D, its features.
     """
-    told = {}
+    found = {}
     for metric in metrics:
         kind = KINDS[metric]
         note = kind.note(samples, reference_images.get(metric), sizes.get(kind.moments))
-        told |= {number: note for number in kind.numbers if not number.endswith("_std")}
-    return {number: note for number, note in told.items() if note}
+        found |= {number: note for number in kind.numbers if not number.endswith("_std")}
+    return {number: note for number, note in found.items() if note}
 
 
 def compute(
@@ -147,9 +147,9 @@ def flat(
     found: Mapping[str, float], prefix: str, notes: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, object]:
     """Numbers under their names in summary.json, each followed by its note."""
-    told = {}
+    summary = {}
     for name, value in found.items():
-        told[f"{prefix}_{name}"] = value
+        summary[f"{prefix}_{name}"] = value
         if name in notes:
-            told[f"{prefix}_{name}_note"] = notes[name]
-    return told
+            summary[f"{prefix}_{name}_note"] = notes[name]
+    return summary

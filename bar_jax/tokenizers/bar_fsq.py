@@ -234,7 +234,7 @@ class BarFSQ(nn.Module):
 
 
 SIZES = ("width", "depth", "heads", "mlp_width")  # of a ViT
-# Fields that tokens do not depend on, or parameters tell.
+# Fields that tokens do not depend on, or that follow from the parameters.
 TRAINING_ALONE = (
     ("encoder", "kind"), ("encoder", "position_grid"),
     ("decoder", "predictor_layer"), ("decoder", "predictor_width"),

@@ -465,13 +465,13 @@ WRONG_OF_HOSTS = [
         {"model__basis__kind": "random"},
         "model.basis.kind",
         "'random'",
-        "xar is not told where a token belongs; causal is",
+        "xar does not know where a token belongs; causal does",
     ),
     (
         {"model__basis__kind": "random", **MAR},
         "model.basis.kind",
         "'random'",
-        "mar is not told where a token belongs",
+        "mar does not know where a token belongs",
     ),
     (
         {"model__generator__shared_time": False},
