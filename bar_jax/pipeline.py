@@ -11,12 +11,14 @@ from bar_jax.config import FIELDS, settle, token_grid
 from bar_jax.config.file import load_config
 from bar_jax.config.validation import check_labels, check_sampling, validate
 from bar_jax.data import codec
+from bar_jax.generators import sampling_fields
 from bar_jax.pretrained import published
 from bar_jax.runtime import files, workdir
 from bar_jax.runtime.arguments import LARGEST, array, described, integer, number, with_range
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
-from bar_jax.sampling.draw import sample_images
+from bar_jax.sampling.draw import Models, sample_images
+from bar_jax.sampling.kept import Given
 from bar_jax.tokenizers import basis_inside, real_valued, sequence_grid, token_width
 from bar_jax.training import restore as models
 
@@ -122,48 +124,40 @@ class Pipeline:
         Raises:
           InputError: naming the argument that is wrong.
         """
-        config = self.config.copy_and_resolve_references()
-        config.seed = seed = integer("seed", seed)
-        section = config.sample
-        if guidance_scale is not None:
-            section.guidance_scale = number("guidance_scale", guidance_scale)
-        if temperature is not None:
-            section.temperature = number("temperature", temperature)
-        if tokens is not None:
-            section.tokens = integer("tokens", tokens)
-        real = real_valued(config)
-        if steps is not None:
-            if not real:
-                raise InputError("steps", str(steps), "None: it is for real-valued tokens")
-            section.steps = integer("steps", steps)
-        if unmasking_schedule is not None:
-            if real or config.model.head.kind != "masked_bit":
-                expected = "None: it is for the masked-bit head"
-                raise InputError("unmasking_schedule", str(unmasking_schedule), expected)
-            section.unmasking_schedule = tuple(_row("unmasking_schedule", unmasking_schedule))
+        asked = {
+            "guidance_scale": guidance_scale,
+            "temperature": temperature,
+            "tokens": tokens,
+            "steps": steps,
+            "unmasking_schedule": unmasking_schedule,
+        }
+        asked = {name: value for name, value in asked.items() if value is not None}
+        config = self._asked_for(seed, asked)
         labels = _row("labels", labels)
         if not labels:
             raise InputError("labels", "none", "at least one class")
         check_labels(labels, config.data.num_classes)
-        FIELDS["seed"].check("seed", seed)
+        FIELDS["seed"].check("seed", config.seed)
         check_sampling(config)
-        if steps is not None or tokens is not None:
+        if asked.keys() & {"steps", "tokens"}:
             validate(config)
-        if (images is None) != (keep is None):
-            raise InputError("images, keep", "one of them", "both, or neither")
-        if keep is not None and (real or basis_inside(config)):
-            found = f"some, of {config.model.tokenizer.kind}"
-            raise InputError("keep", found, "none: only bits are kept, of bar_fsq")
-        if keep is not None:
-            images = self._check_images(images, len(labels))
-            keep = self._check_keep(keep, len(labels))
+        given = self._check_given(images, keep, len(labels))
         # No more than was asked for, at the price of a compilation for each small number.
-        section.batch_size = min(section.batch_size, len(labels))
+        config.sample.batch_size = min(config.sample.batch_size, len(labels))
         with jax.set_mesh(self._mesh):
-            return sample_images(
-                config, self._mesh, self._generator, self._tokenizer, np.asarray(labels, np.int32),
-                images, keep,
-            )  # fmt: skip
+            models = Models(self._generator, self._tokenizer)
+            labels = np.asarray(labels, np.int32)
+            return sample_images(config, self._mesh, models, labels, given)
+
+    def _asked_for(self, seed: object, asked: dict[str, object]) -> ConfigDict:
+        """The config, with arguments of `sample` in the place of the fields of that name."""
+        config = self.config.copy_and_resolve_references()
+        config.seed = integer("seed", seed)
+        for name, value in asked.items():
+            if name in ONLY_FOR and name not in sampling_fields(config):
+                raise InputError(name, str(value), f"None: it is for {ONLY_FOR[name]}")
+            config.sample[name] = READERS[name](name, value)
+        return config
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Images uint8 [B, H, W, 3] -> tokens in raster order.
@@ -206,13 +200,21 @@ class Pipeline:
             raise InputError("images", described(images), expected)
         return images
 
-    def _check_keep(self, keep: np.ndarray, batch: int) -> np.ndarray:
-        grid = token_grid(self.config)
+    def _check_given(self, images: object, keep: object, batch: int) -> Given | None:
+        """The images of which tokens are kept; None: none are."""
+        if (images is None) != (keep is None):
+            raise InputError("images, keep", "one of them", "both, or neither")
+        if keep is None:
+            return None
+        if real_valued(self.config) or basis_inside(self.config):
+            found = f"some, of {self.config.model.tokenizer.kind}"
+            raise InputError("keep", found, "none: only bits are kept, of bar_fsq")
+        images, grid = self._check_images(images, batch), token_grid(self.config)
         expected = f"bool{list(grid)} or bool{[batch, *grid]}"
         keep = array("keep", keep, expected)
         if keep.dtype != bool or keep.shape not in (grid, (batch, *grid)):
             raise InputError("keep", described(keep), expected)
-        return np.broadcast_to(keep, (batch, *grid)).reshape(batch, -1)
+        return Given(images, np.broadcast_to(keep, (batch, *grid)).reshape(batch, -1))
 
 
 def _row(name: str, given: object) -> list:
@@ -221,6 +223,17 @@ def _row(name: str, given: object) -> list:
     if row.ndim > 1:
         raise InputError(name, described(row), "a row of integers")
     return np.ravel(row).tolist()
+
+
+# How an argument of `Pipeline.sample` is read, and whose alone it is.
+READERS = {
+    "guidance_scale": number,
+    "temperature": number,
+    "tokens": integer,
+    "steps": integer,
+    "unmasking_schedule": lambda name, value: tuple(_row(name, value)),
+}
+ONLY_FOR = {"steps": "real-valued tokens", "unmasking_schedule": "the masked-bit head"}
 
 
 def _one_device() -> jax.sharding.Mesh:

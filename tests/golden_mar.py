@@ -15,6 +15,8 @@ from einops import rearrange
 from bar_jax.generators import mar_sampler, mask_ratio
 from bar_jax.generators.bidirectional import Transformer
 from bar_jax.generators.mar import MAR, Draws
+from bar_jax.generators.request import Request
+from bar_jax.generators.settings import Settings
 from bar_jax.heads import diffusion, gaussian_diffusion
 from bar_jax.nn.decoding import decoding_params
 from bar_jax.pretrained.mar import generator_params, head_params
@@ -215,10 +217,15 @@ def mar_sample(config, given, tensors):
     mar, importer = _mar(config)
     length, iterations = config["seq_len"], config["num_iter"]
     steps, order = int(config["num_sampling_steps"]), jnp.asarray(given["orders"])
-    guided = config["cfg"] != 1
-    scales = np.full(iterations, config["cfg"])
-    if config["cfg_schedule"] == "linear":
-        scales = mar_sampler.guidance_scales(config["cfg"], length, iterations)
+    settings = Settings(
+        guided=config["cfg"] != 1,
+        guidance_schedule="linear" if config["cfg_schedule"] == "linear" else "constant",
+        iterations=iterations,
+        steps=steps,
+    )
+    asked = Request(given["labels"], guidance_scale=config["cfg"], settings=settings)
+    scales = asked.replace(settings=settings._replace(guided=True))
+    scales = mar_sampler.guidance_scales(scales, length)
 
     @jax.jit
     def run(params, temperature, first, of_steps):
@@ -232,18 +239,8 @@ def mar_sample(config, given, tensors):
                 rearrange(later, "b n (t d) -> t b n d", t=steps),
             )
 
-        return mar_sampler.sample_tokens(
-            mar,
-            params,
-            jnp.asarray(given["labels"]),
-            order=order,
-            iterations=iterations,
-            steps=steps,
-            guidance=jnp.asarray(scales) if guided else None,
-            temperature=temperature,
-            noise=noise,
-            record=True,
-        )
+        request = asked.replace(temperature=temperature)
+        return mar_sampler.record_tokens(mar, params, request, order, noise)
 
     params = jax.tree.map(jnp.asarray, importer(tensors))
     noises = given["init_noise"], given["step_noise"]
@@ -266,7 +263,7 @@ def mar_sample(config, given, tensors):
         step = done.get(i, nothing)
         rows = np.argsort(step["places"], axis=1)
         np.put_along_axis(revealed[i], np.asarray(step["places"]), True, axis=1)
-        z = np.asarray(step["z"]).reshape(1 + guided, *rows.shape, width)
+        z = np.asarray(step["z"]).reshape(1 + settings.guided, *rows.shape, width)
         z = np.take_along_axis(z, rows[None, ..., None], axis=2)
         out[f"z_iter{i}"] = z.reshape(-1, width)
         here = [

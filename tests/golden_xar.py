@@ -8,8 +8,11 @@ import numpy as np
 from einops import rearrange
 
 from bar_jax.generators import flow
+from bar_jax.generators.request import Request
+from bar_jax.generators.settings import Settings
 from bar_jax.generators.xar import XAR, Draws, noised
 from bar_jax.generators.xar_sampler import sample_sequence
+from bar_jax.nn.guidance import guided
 from bar_jax.nn.rotary import BASE
 from bar_jax.nn.time import TimeEmbedding, sinusoidal, time_index
 from bar_jax.pretrained.xar import buffers, xar_params
@@ -114,7 +117,7 @@ def _state(config, given, weights, first, steps):
             host.apply({"params": params}, y, classes, time)[:, n : 2 * n]
             for classes in (labels, jnp.full_like(labels, host.num_classes))
         ]
-        x = flow.euler(flow.guided(*both, scale), x, t, after)
+        x = flow.euler(guided(jnp.concatenate(both), scale), x, t, after)
     return x
 
 
@@ -136,13 +139,12 @@ def xar_em_step(config, given, weights):
     for step in sorted({name.rpartition("_")[0] for name in given}):
         (t, after), x, v = (given[f"{step}_{name}"] for name in ("t", "x", "v"))
         eps = given.get(f"{step}_eps", 0.0)
-        conditional, unconditional = np.split(v, 2)
-        guided = flow.guided(conditional, unconditional, max(config["cfg"], 1.0))
+        of_both = guided(v, max(config["cfg"], 1.0))
         found |= {
             f"{step}_score": flow.score(v, np.concatenate([x, x]), t),
-            f"{step}_drift": flow.drift(guided, x, t),
+            f"{step}_drift": flow.drift(of_both, x, t),
             f"{step}_diffusion": flow.diffusion(t),
-            f"{step}_x_next": flow.euler_maruyama(guided, x, t, after, eps),
+            f"{step}_x_next": flow.euler_maruyama(of_both, x, t, after, eps),
         }
     return found
 
@@ -194,15 +196,17 @@ def _latents(config, y):
 def _sample(config, given, weights, sampler, steps):
     """Cells [cells, B, n, d] and latents."""
     host = _host(config)
-    draw = jax.jit(sample_sequence, static_argnums=(0, 3, 4))
+    draw = jax.jit(sample_sequence, static_argnums=0)
     noise = given.get("step_noise")
+    request = Request(
+        labels=given["labels"].astype(np.int32),
+        guidance_scale=config["cfg"],
+        settings=Settings(guided=config["cfg"] > 1, sampler=sampler, steps=steps),
+    )
     y = draw(
         host,
         _params(config, weights),
-        given["labels"].astype(np.int32),
-        sampler,
-        steps,
-        config["cfg"] if config["cfg"] > 1 else None,
+        request,
         given["init_noise"],
         None if noise is None else noise.astype(np.float32),
     )

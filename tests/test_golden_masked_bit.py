@@ -20,7 +20,9 @@ from safetensors.numpy import load_file
 
 from bar_jax.bases import permutation
 from bar_jax.generators.causal import CausalBlock, CausalTransformer
-from bar_jax.generators.masked_bit import Draws, MaskedBitGenerator, sample_tokens
+from bar_jax.generators.masked_bit import Draws, MaskedBitGenerator, record_tokens
+from bar_jax.generators.request import Request
+from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import unshuffle
 from bar_jax.heads.logits import bit_cross_entropy
 from bar_jax.heads.masked_bit import (
@@ -236,19 +238,14 @@ def bar_generate(config, given, tensors):
     if "unif_conf" in given:
         uniform[:, :, :-1, :, 2] = given["unif_conf"].swapaxes(1, 2)
     uniform = jnp.asarray(uniform)
-    settings = {
-        "schedule": schedule,
-        "guidance_scale": config["guidance"] if config["guidance"] > 1 else None,
-        "temperature": config["temperature"],
-        "noise": lambda i: uniform[i],
-        "order": order,
-    }
-    if config.get("kv_cache", True):
-        run = jax.jit(
-            lambda p: sample_tokens(generator, p, given["labels"], record=True, **settings)
-        )
-    else:
-        run = jax.jit(lambda p: _sample_uncached(generator, p, given["labels"], **settings))
+    request = Request(
+        labels=given["labels"],
+        guidance_scale=config["guidance"],
+        temperature=config["temperature"],
+        settings=Settings(guided=config["guidance"] > 1, unmasking_schedule=schedule),
+    )
+    draw = record_tokens if config.get("kv_cache", True) else _sample_uncached
+    run = jax.jit(lambda params: draw(generator, params, request, order, lambda i: uniform[i]))
     bits, recorded = run(params)
     return {
         "ids": bits.reshape(batch, -1),
@@ -387,22 +384,20 @@ def _keep_arguments(next_function, args, kwargs, context):
     return next_function(*args, **kwargs)
 
 
-def _sample_uncached(
-    generator, params, labels, *, schedule, guidance_scale, temperature, noise, order
-):
-    """What `sample` does, but the trunk runs over the whole sequence for every token."""
-    trunk, head = generator.trunk, generator.head
+def _sample_uncached(generator, params, request, order, noise):
+    """What `record_tokens` does, but the trunk runs over the whole sequence for every token."""
+    trunk, head, labels = generator.trunk, generator.head, request.labels
     head_params = decoding_params(params["head"], jnp.float32)
-    guided = guidance_scale is not None
+    guided, schedule = request.settings.guided, request.settings.unmasking_schedule
     both = (lambda x: jnp.concatenate([x, x])) if guided else (lambda x: x)
     nobody = jnp.full_like(labels, trunk.num_classes)
     all_labels = jnp.concatenate([labels, nobody]) if guided else labels
 
     def write_token(tokens, i):
         z = trunk.apply({"params": params["trunk"]}, both(tokens), all_labels, both(order))[:, i]
-        scale = 1 + (guidance_scale - 1) * i / trunk.num_tokens if guided else None
+        scale = 1 + (request.guidance_scale - 1) * i / trunk.num_tokens if guided else None
         bits, logits = head.apply(
-            {"params": head_params}, z, scale, temperature, schedule, noise(i),
+            {"params": head_params}, z, scale, request.temperature, schedule, noise(i),
             method=head.sample,
         )  # fmt: skip
         return tokens.at[:, i].set(bits), {"z": z, "logits": logits}

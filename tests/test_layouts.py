@@ -13,6 +13,7 @@ import pytest
 
 from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator, sampling_settings
+from bar_jax.generators.request import Request
 from bar_jax.jobs.train_tokenizer import make_loss_fn
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.tokenizers import make_tokenizer
@@ -57,8 +58,8 @@ def found(name, layout):
         return jax.grad(loss)(params)
 
     def draw(params, labels, keys):
-        scales = jnp.float32(config.sample.guidance_scale), jnp.float32(1)
-        return generator.sample(params, labels, keys, sampling_settings(config), *scales)
+        scale, settings = jnp.float32(config.sample.guidance_scale), sampling_settings(config)
+        return generator.sample(params, Request(labels, keys, scale, settings=settings))
 
     with jax.set_mesh(mesh):
         init = lambda key: models.init_generator(generator, key)

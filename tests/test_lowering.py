@@ -20,6 +20,7 @@ from bar_jax import data
 from bar_jax.config import flatten
 from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator, sampling_settings
+from bar_jax.generators.request import Request
 from bar_jax.jobs import plan
 from bar_jax.nn import attention
 from bar_jax.runtime.mesh import make_mesh
@@ -199,8 +200,8 @@ def test_sampler(name, mesh, lowered):
 
     def images(platform, params, decoder, labels, keys, guidance_scale, temperature):
         settings = sampling_settings(config, platform)  # `auto` is something else on each
-        scales = guidance_scale, temperature
-        drawn = generator.sample(params, labels, keys, settings, *scales)
+        request = Request(labels, keys, guidance_scale, temperature, settings=settings)
+        drawn = generator.sample(params, request)
         return data.to_uint8(tokenizer.apply({"params": decoder}, drawn, method=tokenizer.decode))
 
     arguments = (

@@ -17,6 +17,7 @@ from PIL import Image
 import bar_jax
 from bar_jax.config.file import load_config
 from bar_jax.generators import sampling_settings
+from bar_jax.generators.request import Request
 from bar_jax.jobs import train_tokenizer
 from bar_jax.main import main
 from bar_jax.pretrained import siglip2
@@ -93,14 +94,15 @@ def test_the_first_tokens_of_a_sample_are_those_of_the_whole(pipe, run):
     """`sample.tokens=m` is what the first m tokens of a whole sample decode to."""
     config = pipe.config.copy_and_resolve_references()
     mesh, labels = make_mesh(1, 1, 1), np.array([3, 1, 4], np.int32)
-    settings = sampling_settings(config)
+    settings, section = sampling_settings(config), config.sample
     with jax.set_mesh(mesh):
         generator = models.load_generator(config, mesh)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             stream_key(config.seed, "sample"), np.arange(3)
         )
-        scales = config.sample.guidance_scale, config.sample.temperature
-        bits = generator.module.sample(generator.params, labels, keys, settings, *scales)
+        scales = section.guidance_scale, section.temperature
+        request = Request(labels, keys, *scales, settings=settings)
+        bits = generator.module.sample(generator.params, request)
     expected = pipe.decode(np.asarray(bits)[:, :4])
     images = pipe.sample(labels, tokens=4)
     np.testing.assert_array_equal(images, expected)

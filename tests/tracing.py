@@ -11,6 +11,7 @@ import numpy as np
 
 from bar_jax.data.codec import pixels
 from bar_jax.generators import sampling_settings
+from bar_jax.generators.request import Request
 from bar_jax.jobs import plan
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import real_valued
@@ -48,8 +49,8 @@ def _programs(config) -> Iterator[tuple[str, Callable, tuple]]:
         keys = jax.random.split(key, IMAGES)
 
         def draw(params, decoder, labels, keys):
-            tokens = generator.sample(params, labels, keys, settings, 1.5, 1.0)
-            return pixels(codec, decoder, tokens)
+            request = Request(labels, keys, 1.5, settings=settings)
+            return pixels(codec, decoder, generator.sample(params, request))
 
         yield "sampler", draw, (params, decoder, labels, keys)
 

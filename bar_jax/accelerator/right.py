@@ -23,6 +23,8 @@ from bar_jax.config.file import load_config
 from bar_jax.data.codec import tokens as encoded
 from bar_jax.generators import make_generator, mar_sampler, xar_sampler
 from bar_jax.generators.masked_bit import sample_tokens
+from bar_jax.generators.request import Request
+from bar_jax.generators.settings import Settings
 from bar_jax.jobs.plan import generator_program
 from bar_jax.nn import decode_attention
 from bar_jax.nn.attention import attend
@@ -119,9 +121,9 @@ def xar(setting: Setting) -> dict[str, object]:
     noise = rng.normal(size=(host.cells, steps, BATCH, host.cell, host.channels))
 
     def draw(params, noise, labels):
-        sampler = "euler_maruyama"
-        first, rest = noise[:, 0], noise[:, 1:]
-        return xar_sampler.sample_sequence(host, params, labels, sampler, steps, 2.0, first, rest)
+        settings = Settings(guided=True, sampler="euler_maruyama", steps=steps)
+        request = Request(labels, guidance_scale=2.0, settings=settings)
+        return xar_sampler.sample_sequence(host, params, request, noise[:, 0], noise[:, 1:])
 
     args = params["host"], noise.astype(np.float32), _labels(config)
     return judged(latents=(distance(*both(setting, draw, *args)), 1e-4))
@@ -133,20 +135,18 @@ def mar(setting: Setting) -> dict[str, object]:
     host, section, rng = generator.host, config.sample, np.random.default_rng(0)
     shape = (section.iterations, section.steps + 1, BATCH, host.length, host.channels)
     order = np.stack([rng.permutation(host.length) for _ in range(BATCH)]).astype(np.int32)
-    guidance = mar_sampler.guidance_scales(2.0, host.length, section.iterations)
+    settings = Settings(True, iterations=section.iterations, steps=section.steps, clip=2.0)
 
-    def draw(params, noise, labels, order, guidance):
+    def draw(params, noise, labels, order):
         def at(iteration, places):
             drawn = jnp.take_along_axis(noise[iteration], places[None, :, :, None], axis=2)
             return drawn[0], drawn[1:]
 
-        return mar_sampler.sample_tokens(
-            host, params, labels, order=order, iterations=section.iterations, steps=section.steps,
-            guidance=guidance, temperature=1.0, noise=at, clip=2.0,
-        )  # fmt: skip
+        request = Request(labels, guidance_scale=2.0, settings=settings)
+        return mar_sampler.sample_tokens(host, params, request, order, at)
 
     noise = rng.normal(size=shape).astype(np.float32)
-    args = params["host"], noise, _labels(config), order, np.asarray(guidance)
+    args = params["host"], noise, _labels(config), order
     return judged(latents=(distance(*both(setting, draw, *args)), 1e-4))
 
 
@@ -380,11 +380,14 @@ def _draw(generator: nn.Module, params: dict) -> jax.Array:
     length, bits = generator.trunk.num_tokens, generator.trunk.bits
     schedule = tuple(bits // 4 for _ in range(4))
     shape = (BATCH, *generator.head.noise_shape(schedule))
-    return sample_tokens(
-        generator, params, jnp.arange(BATCH), schedule=schedule, guidance_scale=3.0,
-        temperature=0.0, noise=lambda i: jnp.full(shape, 0.5),
-        order=jnp.broadcast_to(jnp.arange(length), (BATCH, length)),
-    )  # fmt: skip
+    request = Request(
+        labels=jnp.arange(BATCH),
+        guidance_scale=3.0,
+        temperature=0.0,
+        settings=Settings(guided=True, unmasking_schedule=schedule),
+    )
+    order = jnp.broadcast_to(jnp.arange(length), (BATCH, length))
+    return sample_tokens(generator, params, request, order, lambda i: jnp.full(shape, 0.5))
 
 
 def _trained(config: ConfigDict, devices: list[jax.Device], options: dict) -> tuple[list, dict]:

@@ -7,7 +7,7 @@ What the jobs know of a generator:
     initialize(tokens, labels, keys)    touches every parameter, for `init`
     draw(keys)                          the random draws of a training step
     loss(tokens, labels, draws, random_share, deterministic, counted)       sums over a batch
-    sample(params, labels, keys, settings, guidance_scale, temperature)     tokens of a batch
+    sample(params, request)             tokens of a batch, see `request.Request`
 
 Bits are written by the masked-bit generator. Real-valued tokens are written by a host inside
 `BasisGenerator`; what that knows of a host:

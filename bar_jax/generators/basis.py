@@ -23,10 +23,11 @@ from bar_jax.bases import (
 )
 from bar_jax.config import token_grid
 from bar_jax.generators.prediction import Prediction
-from bar_jax.generators.settings import Settings
+from bar_jax.generators.request import Request
 from bar_jax.generators.shuffle import from_patches, to_patches
 from bar_jax.losses import Sums
-from bar_jax.runtime.arguments import check_labels, check_numbers, check_scale
+from bar_jax.nn.guidance import drop_labels
+from bar_jax.runtime.arguments import check_labels, check_numbers
 from bar_jax.runtime.mesh import whole
 
 
@@ -162,8 +163,7 @@ class BasisGenerator(nn.Module):
         check_labels(labels, self.host.num_classes - 1)
         check_numbers("tokens", tokens, labels.shape[0], *self.token_shape)
         if not deterministic:
-            dropped = draws.label < self.label_dropout
-            labels = jnp.where(dropped, self.host.num_classes, labels)
+            labels = drop_labels(labels, draws.label, self.label_dropout, self.host.num_classes)
         x = to_patches(tokens, self.token_grid, self.patch_size)
         y, order = self._sequence(x, draws, random_share)
         options = {} if order is None else {"order": order}
@@ -207,40 +207,21 @@ class BasisGenerator(nn.Module):
         return self.loss(tokens, labels, self.draw(keys), 0.0, deterministic=True)
 
     @nn.nowrap
-    def sample(
-        self,
-        params: dict,
-        labels: jax.Array,
-        keys: jax.Array,
-        settings: Settings,
-        guidance_scale: jax.Array | float,
-        temperature: jax.Array | float,
-    ) -> jax.Array:
-        """Draws an image's tokens for each label; image i depends on keys[i] alone.
+    def sample(self, params: dict, request: Request) -> jax.Array:
+        """Draws an image's tokens for each label, [B, h w, c] float32 in raster order.
 
-        Args:
-          params: of the generator.
-          labels: [B] in 0..num_classes.
-          guidance_scale: S; not used where `settings.guided` is False.
-
-        Returns:
-          [B, h w, c] float32 in raster order.
+        Image i depends on keys[i] alone.
         """
-        y = self.sample_sequence(params, labels, keys, settings, guidance_scale, temperature)
-        return self.tokens(params, y)
+        return self.tokens(params, self.sample_sequence(params, request))
 
     @nn.nowrap
-    def sample_sequence(self, params, labels, keys, settings, guidance_scale, temperature):
+    def sample_sequence(self, params: dict, request: Request) -> jax.Array:
         """As `sample`, but y [B, N', d] as the host writes it."""
-        check_labels(labels, self.host.num_classes)
-        check_scale("temperature", temperature)
-        if settings.guided:
-            check_scale("guidance_scale", guidance_scale)
+        request.check(self.host.num_classes)
         options = {}
         if self.takes_order and not self.basis.has_matrix:
-            options["order"] = self._order(labels.shape[0])
-        scales = guidance_scale, temperature
-        return self.host.sample(params["host"], labels, keys, settings, *scales, **options)
+            options["order"] = self._order(request.labels.shape[0])
+        return self.host.sample(params["host"], request, **options)
 
     @nn.nowrap
     def tokens(self, params: dict, y: jax.Array) -> jax.Array:

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.denoising import predict_tokens
 from bar_jax.generators.prediction import Prediction
-from bar_jax.generators.settings import Settings
-from bar_jax.generators.writing import token_guidance, write_tokens
+from bar_jax.generators.request import Request
+from bar_jax.generators.writing import write_tokens
 from bar_jax.heads import diffusion
-from bar_jax.nn.decoding import Weights, decoding_params
-from bar_jax.runtime.arguments import check_labels, check_numbers, check_scale
+from bar_jax.nn.decoding import decoding_params
+from bar_jax.runtime.arguments import check_labels, check_numbers
 
 
 class CausalDiffusion(nn.Module):
@@ -91,24 +91,11 @@ class CausalDiffusion(nn.Module):
         return self.predict(y, labels, self.draw(keys))
 
     @nn.nowrap
-    def sample(
-        self,
-        params: dict,
-        labels: jax.Array,
-        keys: jax.Array,
-        settings: Settings,
-        guidance_scale: jax.Array | float,
-        temperature: jax.Array | float,
-        order: jax.Array | None = None,
-    ) -> jax.Array:
+    def sample(self, params: dict, request: Request, order: jax.Array | None = None) -> jax.Array:
         """Draws tokens, each example's from its own key.
 
         Args:
-          labels: [B] in 0..num_classes; num_classes is "no class".
-          keys: [B].
-          settings: `steps`, those of the head.
-          guidance_scale: S, see `sample_tokens`; not used unless `settings.guided`.
-          temperature: what the noise of the head's steps is multiplied by.
+          request: of its settings, `steps` are those of the head.
           order: as for `predict`.
 
         Returns:
@@ -117,25 +104,14 @@ class CausalDiffusion(nn.Module):
 
         def noise(i):
             def one(key):
-                shape = (settings.steps + 1, self.channels)
+                shape = (request.settings.steps + 1, self.channels)
                 return jax.random.normal(jax.random.fold_in(key, i), shape)
 
-            drawn = jnp.moveaxis(jax.vmap(one)(keys), 1, 0)
+            drawn = jnp.moveaxis(jax.vmap(one)(request.keys), 1, 0)
             return drawn[0], drawn[1:]
 
-        return sample_tokens(
-            self,
-            params,
-            labels,
-            order=self._order(labels, order),
-            steps=settings.steps,
-            clip=settings.clip,
-            guidance_scale=guidance_scale if settings.guided else None,
-            temperature=temperature,
-            noise=noise,
-            attention=settings.attention,
-            weights=settings.weights,
-        )
+        order = self._order(request.labels, order)
+        return sample_tokens(self, params, request, order, noise)
 
     @nn.nowrap
     def _order(self, labels, order):
@@ -146,43 +122,27 @@ class CausalDiffusion(nn.Module):
 def sample_tokens(
     host: CausalDiffusion,
     params: dict,
-    labels: jax.Array,
-    *,
+    request: Request,
     order: jax.Array,
-    steps: int,
-    guidance_scale: jax.Array | float | None,
-    temperature: jax.Array | float,
     noise: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
-    clip: float = 0.0,
-    attention: str = "xla",
-    weights: Weights = "float32",
 ) -> jax.Array:
     """Draws tokens, with every random number given.
 
-    Guidance acts on the predicted noise, u + s (c - u), with s as in `token_guidance`.
+    Guidance acts on the predicted noise; its scale at token i of N is `request.guidance(i, N)`.
 
     Args:
       params: of the host.
-      labels: [B] in 0..num_classes; num_classes is "no class".
       order: [B, N], the place of each written token.
-      steps: T of the diffusion head.
-      guidance_scale: S; None runs without the unconditional branch.
-      temperature: what the noise of the head's steps is multiplied by.
       noise: index of a token in the order -> [B, d] where it starts, [T, B, d] noise of the steps.
-      clip: of the head, see `heads.diffusion.sample`.
-      attention: over the KV cache, of `nn.decode_attention.KINDS`.
-      weights: what layers' kernels are kept as, see `nn.decoding.decoding_params`.
 
     Returns:
       [B, N, d] float32, in the order in which they are written.
     """
-    trunk, guided, labels = host.trunk, guidance_scale is not None, jnp.asarray(labels)
-    check_labels(labels, trunk.num_classes)
-    check_scale("temperature", temperature)
-    if guided:
-        check_scale("guidance_scale", guidance_scale)
-    rows = (1 + guided) * len(labels)
-    head_params = decoding_params(params["head"], trunk.dtype, weights=weights, rows=rows)
+    trunk, settings = host.trunk, request.settings
+    request.check(trunk.num_classes)
+    head_params = decoding_params(
+        params["head"], trunk.dtype, weights=settings.weights, rows=request.rows
+    )
 
     def draw(z, i):
         first, of_steps = noise(i)
@@ -190,16 +150,13 @@ def sample_tokens(
             host.head,
             head_params,
             z,
-            steps=steps,
-            guidance=token_guidance(guidance_scale, i, trunk.num_tokens) if guided else None,
-            temperature=temperature,
+            steps=settings.steps,
+            guidance=request.guidance(i, trunk.num_tokens),
+            temperature=request.temperature,
             first=first,
             noise=of_steps,
-            clip=clip,
+            clip=settings.clip,
         )
         return token, None
 
-    tokens, _ = write_tokens(
-        trunk, params["trunk"], labels, order, draw, guided, attention=attention, weights=weights
-    )
-    return tokens
+    return write_tokens(trunk, params["trunk"], request, order, draw)[0]

@@ -51,14 +51,6 @@ def euler_maruyama(flow, x, t, after, noise):
     return x + drift(flow, x, t) * dt + jnp.sqrt(diffusion(t)) * jnp.sqrt(-dt) * noise
 
 
-def guided(conditional: jax.Array, unconditional: jax.Array, scale: jax.Array | float) -> jax.Array:
-    """Guidance: u + s (c - u).
-
-    Of flows that is the same as of drifts, which are linear in them.
-    """
-    return unconditional + scale * (conditional - unconditional)
-
-
 def solve(
     sampler: str,
     times: np.ndarray,

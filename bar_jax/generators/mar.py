@@ -29,7 +29,7 @@ from bar_jax.generators.kind import (
     written_width,
 )
 from bar_jax.generators.prediction import Prediction
-from bar_jax.generators.settings import Settings
+from bar_jax.generators.request import Request
 from bar_jax.heads import diffusion, make_head
 from bar_jax.nn.linear import NORMAL_02, XAVIER, linear, named
 from bar_jax.runtime.arguments import check_labels, check_numbers
@@ -217,28 +217,12 @@ class MAR(nn.Module):
         return x + gathered(self.output_positions)[places]
 
     @nn.nowrap
-    def sample(
-        self,
-        params: dict,
-        labels: jax.Array,
-        keys: jax.Array,
-        settings: Settings,
-        guidance_scale: jax.Array | float,
-        temperature: jax.Array | float,
-    ) -> jax.Array:
-        """Draws tokens, each example's from its own key.
+    def sample(self, params: dict, request: Request) -> jax.Array:
+        """Draws tokens [B, N, d] float32 for each label, each example's from its own key.
 
-        Args:
-          labels: [B] in 0..num_classes; num_classes is "no class".
-          keys: [B].
-          settings: `iterations`, how often tokens are revealed, and `steps`, those of the head.
-          guidance_scale: S, see `mar_sampler.guidance_scales`; not used unless `settings.guided`.
-          temperature: what the noise of the head's steps is multiplied by.
-
-        Returns:
-          [B, N, d] float32.
+        Of the settings, tokens are revealed `iterations` times, and `steps` are those of the head.
         """
-        return mar_sampler.sample(self, params, labels, keys, settings, guidance_scale, temperature)
+        return mar_sampler.sample(self, params, request)
 
 
 def _make(config: ConfigDict, remat: bool) -> BasisGenerator:

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bar_jax.bases import permutation
-from bar_jax.generators.settings import Settings
+from bar_jax.generators.request import Request
 from bar_jax.heads import diffusion
-from bar_jax.nn.decoding import Weights, decoding_params
+from bar_jax.nn.decoding import decoding_params
+from bar_jax.nn.guidance import both, branches
 
 # At most how many programs of the encoder there are, beside the one for classes alone, each with
 # slots for some number of known tokens. More waste less work on empty slots and compile longer.
@@ -41,143 +42,95 @@ def hidden_after(length: int, iterations: int) -> tuple[int, ...]:
     return tuple(hidden[1:])
 
 
-def guidance_scales(scale: jax.Array | float, length: int, iterations: int) -> jax.Array:
-    """Guidance of each iteration [I]: linear in the share of tokens revealed after it (published).
+def guidance_scales(request: Request, length: int) -> jax.Array | None:
+    """Scale of each iteration [I], by the tokens revealed after it; None without guidance.
 
-    1 + (S - 1) (L - hidden) / L: the last iteration does not quite reach S.
+    The last iteration does not quite reach S.
     """
-    revealed = length - np.array(hidden_after(length, iterations), np.float32)
-    return 1 + (scale - 1) * jnp.asarray(revealed) / length
+    revealed = length - np.array(hidden_after(length, request.settings.iterations), np.float32)
+    return request.guidance(jnp.asarray(revealed), length)
 
 
-def sample(
-    mar: nn.Module,
-    params: dict,
-    labels: jax.Array,
-    keys: jax.Array,
-    settings: Settings,
-    guidance_scale: jax.Array | float,
-    temperature: jax.Array | float,
-) -> jax.Array:
+def sample(mar: nn.Module, params: dict, request: Request) -> jax.Array:
     """See `mar.MAR.sample`: order and noise of each example are drawn from its own key."""
-    shape = (settings.steps + 1, mar.channels)
+    shape = (request.settings.steps + 1, mar.channels)
 
     def order(key):
-        return jax.random.permutation(key, mar.length)
+        return jax.random.permutation(jax.random.fold_in(key, 0), mar.length)
 
     def noise(iteration, places):
         def one(key):
             key = jax.random.fold_in(key, 1 + iteration)
             return jax.random.normal(key, (places.shape[1], *shape))
 
-        drawn = jnp.moveaxis(jax.vmap(one)(keys), 2, 0)
+        drawn = jnp.moveaxis(jax.vmap(one)(request.keys), 2, 0)
         return drawn[0], drawn[1:]
 
-    guidance = None
-    if settings.guided:
-        guidance = guidance_scales(guidance_scale, mar.length, settings.iterations)
-    return sample_tokens(
-        mar,
-        params,
-        labels,
-        order=jax.vmap(lambda key: order(jax.random.fold_in(key, 0)))(keys),
-        iterations=settings.iterations,
-        steps=settings.steps,
-        clip=settings.clip,
-        weights=settings.weights,
-        guidance=guidance,
-        temperature=temperature,
-        noise=noise,
-    )
+    return sample_tokens(mar, params, request, jax.vmap(order)(request.keys), noise)
 
 
 def sample_tokens(
-    mar: nn.Module,
-    params: dict,
-    labels: jax.Array,
-    *,
-    order: jax.Array,
-    iterations: int,
-    steps: int,
-    guidance: jax.Array | None,
-    temperature: jax.Array | float,
-    noise: Noise,
-    clip: float = 0.0,
-    weights: Weights = "float32",
-    record: bool = False,
-) -> jax.Array | tuple[jax.Array, list[dict[str, jax.Array]]]:
+    mar: nn.Module, params: dict, request: Request, order: jax.Array, noise: Noise
+) -> jax.Array:
     """Draws tokens, with every random number given.
 
     Args:
       mar: a `mar.MAR`.
       params: of `mar`.
-      labels: [B] in 0..num_classes; num_classes is "no class".
+      request: iterations that would reveal nothing (if there are more than N) are left out.
       order: [B, N], a permutation of the tokens; the last of it are revealed first.
-      iterations: I; those that would reveal nothing (if I is more than N) are left out.
-      steps: of the diffusion head.
-      guidance: [I] scale of each iteration; None runs without the unconditional branch.
-      temperature: what the noise of the head's steps is multiplied by.
       noise: see `Noise`.
-      clip: of the head, see `heads.diffusion.sample`.
-      weights: what layers' kernels are kept as, see `nn.decoding.decoding_params`.
-      record: also return what each iteration did, for tests.
 
     Returns:
-      [B, N, d] float32; with `record` also, for each iteration that reveals tokens, {`places`
-      [B, n] of the n tokens revealed, `z` [B or 2 B, n, D] what the head was told of them,
-      `tokens` [B, N, d] after it, 0 where hidden}.
+      [B, N, d] float32.
     """
-    labels, places = jnp.asarray(labels), jnp.flip(order, axis=1)
-    chex.assert_shape(places, (labels.shape[0], mar.length))
-    both = (lambda x: x) if guidance is None else (lambda x: jnp.concatenate([x, x]))
-    if guidance is not None:
-        labels = jnp.concatenate([labels, jnp.full_like(labels, mar.num_classes)])
-    plan = _plan(mar.length, iterations)
+    nothing = lambda z, tokens: None
+    return _reveal_all(mar, params, request, order, noise, nothing)[0]
+
+
+def record_tokens(
+    mar: nn.Module, params: dict, request: Request, order: jax.Array, noise: Noise
+) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
+    """As `sample_tokens`, with what each iteration that reveals tokens did.
+
+    Returns:
+      [B, N, d], and for each iteration {`places` [B, n] of the n tokens revealed, `z` [B or 2 B, n,
+      D] what the head was told of them, `tokens` [B, N, d] after it, 0 where hidden}.
+    """
+    kept = lambda z, tokens: (z, tokens)
+    tokens, recorded = _reveal_all(mar, params, request, order, noise, kept)
+    plan, places = _plan(mar.length, request.settings.iterations), jnp.flip(order, axis=1)
+    return tokens, [
+        {
+            "places": places[:, known : known + count],
+            "z": z[:, :count],
+            "tokens": permutation.scatter(after[:, : mar.length], places),
+        }
+        for z, after, known, count in zip(*recorded, plan.known, plan.counts, strict=True)
+    ]
+
+
+def _reveal_all(mar, params, request, order, noise, record) -> tuple[jax.Array, Any]:
+    """Tokens in raster order, and what is recorded of each iteration."""
+    request.check(mar.num_classes)
+    places = jnp.flip(order, axis=1)
+    chex.assert_shape(places, (*request.labels.shape, mar.length))
+    plan = _plan(mar.length, request.settings.iterations)
     slots, counts = (sorted(set(column)) for column in (plan.slots, plan.counts))
     most = counts[-1]
-    # Products of hundreds of rows in the transformers, of a few in the head.
-    rows = labels.shape[0] * most
-    head_params = decoding_params(params["head"], mar.dtype, weights=weights, rows=rows)
-    params = decoding_params(params, mar.dtype, output_first=False, weights=weights)
-
-    def apply(method, *args):
-        return mar.apply({"params": params}, *args, method=method)
-
-    classes = apply(mar.embed_class, labels)
-
-    def encode(size, tokens, known):
-        """With slots for `size` known tokens; the others are 0, like those not known."""
-        embedded = apply(mar.embed_tokens, tokens[:, :size], places[:, :size])
-        encoded = apply(mar.encode, classes, both(embedded), known)
-        return jnp.pad(encoded, ((0, 0), (0, slots[-1] - size), (0, 0)))
-
-    def draw(count, z, i, wanted):
-        """The first `count` of the wanted tokens; the others are 0."""
-        first, of_steps = noise(i, places[:, wanted[:count]])
-        flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])
-        drawn = diffusion.sample(
-            mar.head,
-            head_params,
-            flat(z[:, :count]),
-            steps=steps,
-            guidance=None if guidance is None else guidance[i],
-            temperature=temperature,
-            first=flat(first),
-            noise=flat(of_steps),
-            clip=clip,
-        )
-        drawn = drawn.reshape(first.shape)
-        return jnp.pad(drawn, ((0, 0), (0, most - count), (0, 0)))
+    encode, decode = _transformers(mar, params, request, places, slots[-1])
+    draw = _drawer(mar, params["head"], request, noise, most)
 
     def reveal(tokens, step):
         """One iteration. Programs for every size are there, one of each kind runs."""
         i, known, size, count = step
         encoded = jax.lax.switch(size, [partial(encode, n) for n in slots], tokens, known)
         wanted = jnp.minimum(known + jnp.arange(most), mar.length - 1)
-        z = apply(mar.decode, encoded, both(places), known, wanted)
-        drawn = jax.lax.switch(count, [partial(draw, n) for n in counts], z, i, wanted)
+        z = decode(encoded, known, wanted)
+        drawn = [partial(draw, n) for n in counts]
+        drawn = jax.lax.switch(count, drawn, z, i, places[:, wanted])
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn, known, axis=1)
-        return tokens, (z, tokens) if record else None
+        return tokens, record(z, tokens)
 
     # Room for the zeros that stand behind what the last iteration draws.
     tokens = jnp.zeros((places.shape[0], mar.length + most, mar.channels), jnp.float32)
@@ -185,19 +138,64 @@ def sample_tokens(
         *(plan.iterations, plan.known),
         *(np.searchsorted(slots, plan.slots), np.searchsorted(counts, plan.counts)),
     )
-    tokens, kept = jax.lax.scan(reveal, tokens, tuple(map(jnp.asarray, columns)))
-    at_places = lambda tokens: permutation.scatter(tokens[:, : mar.length], places)
-    if not record:
-        return at_places(tokens)
-    recorded = [
-        {
-            "places": places[:, known : known + count],
-            "z": z[:, :count],
-            "tokens": at_places(after),
-        }
-        for z, after, known, count in zip(*kept, plan.known, plan.counts, strict=True)
-    ]
-    return at_places(tokens), recorded
+    tokens, recorded = jax.lax.scan(reveal, tokens, tuple(map(jnp.asarray, columns)))
+    return permutation.scatter(tokens[:, : mar.length], places), recorded
+
+
+def _transformers(mar, params, request, places, most) -> tuple[Callable, Callable]:
+    """The encoder and the decoder of a request, whose tokens stand at `places` [B, N].
+
+    The encoder has slots for so many known tokens as its first argument says; the others are 0,
+    like those not known, up to `most`. The decoder gives the vectors of the wanted tokens.
+    """
+    guided, weights = request.settings.guided, request.settings.weights
+    params = decoding_params(params, mar.dtype, output_first=False, weights=weights)
+
+    def apply(method, *args):
+        return mar.apply({"params": params}, *args, method=method)
+
+    classes, rows = branches(jnp.asarray(request.labels), mar.num_classes, guided)
+    classes = apply(mar.embed_class, classes[rows])
+
+    def encode(size, tokens, known):
+        embedded = apply(mar.embed_tokens, tokens[:, :size], places[:, :size])
+        encoded = apply(mar.encode, classes, both(embedded, guided), known)
+        return jnp.pad(encoded, ((0, 0), (0, most - size), (0, 0)))
+
+    def decode(encoded, known, wanted):
+        return apply(mar.decode, encoded, both(places, guided), known, wanted)
+
+    return encode, decode
+
+
+def _drawer(mar, params, request, noise, most) -> Callable:
+    """Draws the first `count` of the wanted tokens in iteration i; others, up to `most`, are 0.
+
+    Args:
+      params: of the head.
+    """
+    settings, guidance = request.settings, guidance_scales(request, mar.length)
+    # Products of hundreds of rows in the transformers, of a few in the head.
+    params = decoding_params(params, mar.dtype, weights=settings.weights, rows=request.rows * most)
+    flat = lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1])
+
+    def draw(count, z, i, places):
+        first, of_steps = noise(i, places[:, :count])
+        drawn = diffusion.sample(
+            mar.head,
+            params,
+            flat(z[:, :count]),
+            steps=settings.steps,
+            guidance=None if guidance is None else guidance[i],
+            temperature=request.temperature,
+            first=flat(first),
+            noise=flat(of_steps),
+            clip=settings.clip,
+        )
+        drawn = drawn.reshape(first.shape)
+        return jnp.pad(drawn, ((0, 0), (0, most - count), (0, 0)))
+
+    return draw
 
 
 class Plan(NamedTuple):

@@ -11,12 +11,13 @@ import numpy as np
 
 from bar_jax.bases import RANDOM, Basis, permutation
 from bar_jax.generators.causal import CausalTransformer
-from bar_jax.generators.settings import Settings
+from bar_jax.generators.request import Request
 from bar_jax.generators.shuffle import shuffle, unshuffle
-from bar_jax.generators.writing import token_guidance, write_tokens
+from bar_jax.generators.writing import write_tokens
 from bar_jax.losses import Sums
-from bar_jax.nn.decoding import Weights, decoding_params
-from bar_jax.runtime.arguments import check_bits, check_labels, check_scale
+from bar_jax.nn.decoding import decoding_params
+from bar_jax.nn.guidance import drop_labels
+from bar_jax.runtime.arguments import check_bits, check_labels
 from bar_jax.runtime.errors import InputError
 
 
@@ -114,8 +115,7 @@ class MaskedBitGenerator(nn.Module):
         check_labels(labels, self.trunk.num_classes - 1)
         check_bits(bits, labels.shape[0], *self.token_shape)
         if not deterministic:
-            dropped = draws.label < self.label_dropout
-            labels = jnp.where(dropped, self.trunk.num_classes, labels)
+            labels = drop_labels(labels, draws.label, self.label_dropout, self.trunk.num_classes)
         random = draws.order_choice, draws.order_places
         order = permutation.draw_orders(random_share, *random, self._order())
         tokens = permutation.gather(shuffle(bits, self.token_grid, self.patch_size), order)
@@ -133,137 +133,103 @@ class MaskedBitGenerator(nn.Module):
         return self.basis.order((rows, columns), np.arange(rows * columns, dtype=np.int32))
 
     @nn.nowrap
-    def sample(
-        self,
-        params: dict,
-        labels: jax.Array,
-        keys: jax.Array,
-        settings: Settings,
-        guidance_scale: jax.Array | float,
-        temperature: jax.Array | float,
-        kept: tuple[jax.Array, jax.Array] | None = None,
-    ) -> jax.Array:
+    def sample(self, params: dict, request: Request) -> jax.Array:
         """Draws an image's bits [B, N, k] for each label; image i depends on keys[i] alone.
 
         With `settings.tokens` = m only the first m tokens are written, [B, m, k]: the same ones.
-
-        Args:
-          params: of the generator.
-          guidance_scale: S; not used where `settings.guided` is False.
-          kept: tokens that are given, see `sample_tokens`.
         """
-        length, labels = self.trunk.num_tokens, jnp.asarray(labels)
+        length, settings = self.trunk.num_tokens, request.settings
         if not 0 <= settings.tokens <= length:
             expected = f"1 to {length}, the tokens of an image, or 0 for all"
             raise InputError("settings.tokens", str(settings.tokens), expected)
         # Tokens use the folds 0 to L - 1 of an image's key; its order uses L.
         draw = lambda key: jax.random.uniform(jax.random.fold_in(key, length), (length,))
-        share = float(settings.order == "random")
-        order = permutation.draw_orders(
-            share, jnp.zeros(labels.shape), jax.vmap(draw)(keys), self._order()
-        )
-        return sample_tokens(
-            self,
-            params,
-            labels,
-            schedule=settings.unmasking_schedule,
-            guidance_scale=guidance_scale if settings.guided else None,
-            temperature=temperature,
-            noise=token_noise(self.head, keys, settings.unmasking_schedule),
-            order=order,
-            kept=kept,
-            count=settings.tokens,
-            attention=settings.attention,
-            weights=settings.weights,
-        )
+        share, zeros = float(settings.order == "random"), jnp.zeros(request.labels.shape)
+        drawn = jax.vmap(draw)(request.keys)
+        order = permutation.draw_orders(share, zeros, drawn, self._order())
+        noise = token_noise(self.head, request.keys, settings.unmasking_schedule)
+        return sample_tokens(self, params, request, order, noise)
 
     def initialize(self, bits: jax.Array, labels: jax.Array, keys: jax.Array) -> Sums:
         """Touches every parameter, for `init`: arguments as in `loss`."""
         return self.loss(bits, labels, self.draw(keys), 0.0, deterministic=True)
 
 
+# Index of a token in the order -> uniform draws [B, *noise_shape(schedule)] of the head.
+Noise = Callable[[jax.Array], jax.Array]
+
+
 def sample_tokens(
-    generator: MaskedBitGenerator,
-    params: dict,
-    labels: jax.Array,
-    *,
-    schedule: tuple[int, ...],
-    guidance_scale: jax.Array | float | None,
-    temperature: jax.Array | float,
-    noise: Callable[[jax.Array], jax.Array],
-    order: jax.Array,
-    kept: tuple[jax.Array, jax.Array] | None = None,
-    count: int = 0,
-    attention: str = "xla",
-    weights: Weights = "float32",
-    record: bool = False,
-) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+    generator: MaskedBitGenerator, params: dict, request: Request, order: jax.Array, noise: Noise
+) -> jax.Array:
     """Writes images' tokens one after another: one scan over tokens with a KV cache.
 
-    Guidance acts on the head's logits, u + s (c - u), with s = 1 + (S - 1) i / L at token i, so
-    none at the first token and never the full S (published).
+    Guidance acts on the head's logits; its scale at token i of L is `request.guidance(i, L)`, so
+    that the full S is never reached (published).
 
     Args:
-      params: of the generator.
-      labels: [B] in 0..num_classes; num_classes is "no class".
-      schedule: bits shown at each of the head's steps, summing to n.
-      guidance_scale: S; None runs without the unconditional branch.
-      temperature: tau.
-      noise: maps the index of a token in the order to uniform draws [B, *noise_shape(schedule)].
       order: [B, L], the place of each written token.
-      kept: tokens that are given, (bits [B, N, k], keep [B, N] bool with True where given); with
-        token shuffling a token is given where all of its parts are.
-      count: m, how many tokens are written, of those that are in raster order; 0: all.
-      attention: who computes it, of `nn.decode_attention.KINDS`.
-      weights: what layers' kernels are kept as, see `nn.decoding.decoding_params`.
-      record: also return what was drawn from, for tests.
 
     Returns:
-      bits [B, N or m, k] uint8 in raster order; with `record` also {`z`: [L, B or 2 B, W],
-      `logits`: of the head's `sample`, [L, ...]}.
+      bits [B, N, k] uint8 in raster order; of m = `settings.tokens` alone [B, m, k] as written.
     """
-    trunk, head, labels = generator.trunk, generator.head, jnp.asarray(labels)
-    check_labels(labels, trunk.num_classes)
-    check_scale("temperature", temperature)
-    guided = guidance_scale is not None
-    if guided:
-        check_scale("guidance_scale", guidance_scale)
-    rows = (1 + guided) * len(labels)
-    head_params = decoding_params(params["head"], trunk.dtype, weights=weights, rows=rows)
+    nothing = lambda z, logits: None
+    bits, _ = _write(generator, params, request, order, noise, nothing)
+    return bits if request.settings.tokens else _in_raster_order(generator, bits, order)
 
-    def in_order(tokens):
-        return permutation.gather(
-            shuffle(tokens, generator.token_grid, generator.patch_size), order
-        )
 
-    if kept is not None:
-        check_bits(kept[0], len(labels), *generator.token_shape)
-        given, keep = in_order(kept[0]), jnp.all(in_order(kept[1][..., None]), axis=-1)
+def record_tokens(
+    generator: MaskedBitGenerator, params: dict, request: Request, order: jax.Array, noise: Noise
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """As `sample_tokens`, of whole images, with what they were drawn from.
+
+    Returns:
+      bits [B, N, k], and {`z`: [L, B or 2 B, W], `logits`: of the head's `sample`, [L, ...]}.
+    """
+    record = lambda z, logits: {"z": z, "logits": logits}
+    bits, recorded = _write(generator, params, request, order, noise, record)
+    return _in_raster_order(generator, bits, order), recorded
+
+
+def _write(generator, params, request, order, noise, record) -> tuple[jax.Array, Any]:
+    """Tokens [B, m, n] in the order in which they are written, and what is recorded of each."""
+    trunk, head, settings = generator.trunk, generator.head, request.settings
+    request.check(trunk.num_classes)
+    head_params = decoding_params(
+        params["head"], trunk.dtype, weights=settings.weights, rows=request.rows
+    )
+    if request.kept is not None:
+        kept, mask = request.kept.tokens, request.kept.mask[..., None]
+        check_bits(kept, *request.labels.shape, *generator.token_shape)
+        kept, mask = (_as_written(generator, x, order) for x in (kept, mask))
+        mask = jnp.all(mask, axis=-1)
 
     def draw(z, i):
-        guidance = token_guidance(guidance_scale, i, trunk.num_tokens) if guided else None
+        guidance = request.guidance(i, trunk.num_tokens)
         bits, logits = head.apply(
             {"params": head_params},
-            *(z, guidance, temperature, schedule, noise(i)),
+            *(z, guidance, request.temperature, settings.unmasking_schedule, noise(i)),
             method=head.sample,
         )
-        if kept is not None:
-            bits = jnp.where(keep[:, i, None], given[:, i], bits)
-        return bits, {"z": z, "logits": logits} if record else None
+        if request.kept is not None:
+            bits = jnp.where(mask[:, i, None], kept[:, i], bits)
+        return bits, record(z, logits)
 
-    bits, recorded = write_tokens(
-        trunk, params["trunk"], labels, order, draw, guided, count, attention, weights
-    )
-    if count:
-        return bits
-    bits = permutation.scatter(bits, order)
-    bits = unshuffle(bits, generator.token_grid, generator.patch_size)
-    return (bits, recorded) if record else bits
+    return write_tokens(trunk, params["trunk"], request, order, draw)
 
 
-def token_noise(
-    head: nn.Module, keys: jax.Array, schedule: tuple[int, ...]
-) -> Callable[[jax.Array], jax.Array]:
+def _as_written(generator, tokens, order) -> jax.Array:
+    """[B, N, k] in raster order -> [B, L, n] in the order in which tokens are written."""
+    return permutation.gather(shuffle(tokens, generator.token_grid, generator.patch_size), order)
+
+
+def _in_raster_order(generator, tokens, order) -> jax.Array:
+    """The way back: [B, L, n] -> [B, N, k]."""
+    tokens = permutation.scatter(tokens, order)
+    return unshuffle(tokens, generator.token_grid, generator.patch_size)
+
+
+def token_noise(head: nn.Module, keys: jax.Array, schedule: tuple[int, ...]) -> Noise:
     """Noise for `sample_tokens` from one key per example [B]: each gets what its own key gives."""
 
     def noise(i):

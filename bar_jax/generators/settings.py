@@ -19,6 +19,7 @@ class Settings(NamedTuple):
       tokens: of basis tokens, how many are written; 0: all.
       attention: over the KV cache, of `nn.decode_attention.KINDS`.
       weights: what layers' kernels are kept as, see `nn.decoding`.
+      guidance_schedule: of `nn.guidance.SCHEDULES`.
     """
 
     guided: bool
@@ -31,3 +32,4 @@ class Settings(NamedTuple):
     tokens: int = 0
     attention: str = "xla"
     weights: Weights = "float32"
+    guidance_schedule: str = "linear"

@@ -22,7 +22,7 @@ from bar_jax.generators import xar_sampler
 from bar_jax.generators.basis import BasisGenerator, make_basis_generator
 from bar_jax.generators.kind import GeneratorKind, check_heads, written_grid, written_width
 from bar_jax.generators.prediction import Prediction
-from bar_jax.generators.settings import Settings
+from bar_jax.generators.request import Request
 from bar_jax.nn.attention import attend
 from bar_jax.nn.decode_attention import attend_cached
 from bar_jax.nn.decoding import layers
@@ -318,15 +318,9 @@ class XAR(nn.Module):
         return self.predict(y, labels, self.draw(keys))
 
     @nn.nowrap
-    def sample(self, params, labels, keys, settings: Settings, guidance_scale, temperature):
-        """Draws a sequence [B, N, d] for each label; image i depends on keys[i] alone.
-
-        Args:
-          guidance_scale: S.
-          temperature: scales the noise of each cell's start and of its steps.
-        """
-        scales = guidance_scale, temperature
-        return xar_sampler.sample(self, params, labels, keys, settings, *scales)
+    def sample(self, params: dict, request: Request) -> jax.Array:
+        """Draws a sequence [B, N, d] for each label; image i depends on keys[i] alone."""
+        return xar_sampler.sample(self, params, request)
 
 
 def noised(y: jax.Array, draws: Draws, cell: int) -> jax.Array:

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bar_jax.heads.kind import HeadKind
-from bar_jax.heads.logits import bit_cross_entropy, guided, gumbel
+from bar_jax.heads.logits import bit_cross_entropy, gumbel
 from bar_jax.losses import Sums
+from bar_jax.nn.guidance import guided
 from bar_jax.nn.linear import linear
 from bar_jax.runtime.arguments import check_bits
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from bar_jax.heads import gaussian_diffusion as diffusion
 from bar_jax.heads.kind import HeadKind
 from bar_jax.nn.decoding import layers
+from bar_jax.nn.guidance import guided
 from bar_jax.nn.linear import XAVIER, linear
 from bar_jax.nn.time import TimeEmbedding
 from bar_jax.runtime.errors import InputError
@@ -245,10 +246,7 @@ def sample(
     def one(x, step):
         here, modulations = step
         out = apply(x, modulations, method=head.evaluate)
-        eps, fraction = out[: x.shape[0], 0], out[: x.shape[0], 1]
-        if guidance is not None:
-            unconditional = out[x.shape[0] :, 0]
-            eps = unconditional + guidance * (eps - unconditional)
+        eps, fraction = guided(out[:, 0], guidance), out[: x.shape[0], 1]
         moments = diffusion.moments(eps, fraction, x, here["rows"], clip)
         spread = jnp.exp(0.5 * moments.log_variance) * here["noise"]
         return moments.mean + here["scale"] * spread, None

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bar_jax.heads.kind import HeadKind
-from bar_jax.heads.logits import guided, gumbel
+from bar_jax.heads.logits import gumbel
 from bar_jax.losses import Sums
+from bar_jax.nn.guidance import guided
 from bar_jax.nn.linear import linear
 from bar_jax.runtime.arguments import check_bits
 from bar_jax.runtime.errors import InputError

@@ -1,23 +1,7 @@
-"""What the heads share: cross-entropy of bits, guidance and Gumbel noise."""
+"""What the heads share: cross-entropy of bits and Gumbel noise."""
 
 import jax
 import jax.numpy as jnp
-
-
-def guided(logits: jax.Array, guidance: jax.Array | float | None) -> jax.Array:
-    """Classifier-free guidance on logits: u + s (c - u).
-
-    Args:
-      logits: [2 B, ...], the conditional half first; without guidance [B, ...].
-      guidance: s; None for no guidance.
-
-    Returns:
-      [B, ...].
-    """
-    if guidance is None:
-        return logits
-    conditional, unconditional = jnp.split(logits, 2)
-    return unconditional + guidance * (conditional - unconditional)
 
 
 def gumbel(uniform: jax.Array) -> jax.Array:

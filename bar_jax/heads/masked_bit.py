@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bar_jax.heads.kind import HeadKind
-from bar_jax.heads.logits import bit_cross_entropy, guided, gumbel
+from bar_jax.heads.logits import bit_cross_entropy, gumbel
 from bar_jax.losses import Sums
 from bar_jax.nn.decoding import layers
+from bar_jax.nn.guidance import guided
 from bar_jax.nn.linear import NORMAL_02, linear, lookup, named
 from bar_jax.nn.mlp import SwiGLU
 from bar_jax.runtime.arguments import check_bits

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from bar_jax.bases import LEARNED, RANDOM, Basis, energy, transform
 from bar_jax.data import codec
 from bar_jax.generators import sampling_settings
+from bar_jax.generators.request import Request
 from bar_jax.generators.shuffle import from_patches
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
@@ -178,18 +179,16 @@ def prefixes(config: ConfigDict, trained: models.Trained, tokenizer: models.Trai
       uint8 [K, B, H, W, 3], for the Ks of the paper: 1, 25, 50, ...; eighths of short sequences.
     """
     labels = np.arange(min(config.data.num_classes, PREFIX_IMAGES), dtype=np.int32)
-    key = stream_key(config.seed, "basis/prefixes")
-    y = _sequences(
-        trained.module,
-        sampling_settings(config),
-        trained.params,
-        labels,
-        jax.random.split(key, len(labels)),
-        jnp.float32(config.sample.guidance_scale),
-        jnp.float32(config.sample.temperature),
+    request = Request(
+        labels=labels,
+        keys=jax.random.split(stream_key(config.seed, "basis/prefixes"), len(labels)),
+        guidance_scale=jnp.float32(config.sample.guidance_scale),
+        temperature=jnp.float32(config.sample.temperature),
+        settings=sampling_settings(config),
     )
     module = trained.module
-    y, matrix = mesh_lib.whole(y), jnp.asarray(module.matrix_of(trained.params))
+    y = mesh_lib.whole(_sequences(module, trained.params, request))
+    matrix = jnp.asarray(module.matrix_of(trained.params))
     inverse = transform.inverse_matrix(matrix, module.basis.inverse)
 
     def decode(x):
@@ -200,10 +199,10 @@ def prefixes(config: ConfigDict, trained: models.Trained, tokenizer: models.Trai
     return pictures.progressive_decoding(y, inverse, decode, counts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _sequences(generator, settings, params, labels, keys, *scales):
+@functools.partial(jax.jit, static_argnums=0)
+def _sequences(generator, params, request):
     """Generated y [B, N', d]."""
-    return generator.sample_sequence(params, labels, keys, settings, *scales)
+    return generator.sample_sequence(params, request)
 
 
 def measure(

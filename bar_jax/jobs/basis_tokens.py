@@ -29,7 +29,6 @@ from ml_collections import ConfigDict
 
 from bar_jax import data
 from bar_jax.data import codec
-from bar_jax.generators import sampling_settings
 from bar_jax.inspection.basis import draw_rows
 from bar_jax.metrics import classifier, feature_networks, reference
 from bar_jax.metrics.features import FeatureNetwork, extract
@@ -40,11 +39,10 @@ from bar_jax.runtime import preemption, workdir
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import write_atomically
 from bar_jax.runtime.writer import update_summary
-from bar_jax.sampling.draw import drawn
+from bar_jax.sampling.draw import draw_tokens, make_request
 from bar_jax.tokenizers import basis_inside
 from bar_jax.tokenizers.fsq import bits_to_codes
 from bar_jax.training import restore as models
-from bar_jax.training.step import stream_key
 from bar_jax.visualize import basis as pictures
 from bar_jax.visualize.grid import save_png
 
@@ -104,16 +102,15 @@ def _real(config, mesh, tokenizer) -> Iterator[dict]:
 
 def _generated(config, mesh, generator) -> Iterator[dict]:
     """Batches of this process: bits of generated images, those that job=sample draws."""
-    section, size = config.sample, config.sample.batch_size
-    settings = sampling_settings(config)._replace(tokens=0)
-    scales = jnp.float32(section.guidance_scale), jnp.float32(section.temperature)
-    own, key = mesh_lib.batch_share(mesh).rows(size), stream_key(config.seed, "sample")
+    size = config.sample.batch_size
+    own = mesh_lib.batch_share(mesh).rows(size)
     for begin in range(0, IMAGES, size):
         preemption.check(NOTHING_KEPT)
         index = (begin + own).astype(np.int32)
         batch = {"index": index, "label": index % np.int32(config.data.num_classes)}
-        arrays = mesh_lib.put_batch(mesh, batch)
-        bits = drawn(generator.module, settings, generator.params, arrays, *scales, key)
+        request = make_request(config, mesh, batch)
+        request = request.replace(settings=request.settings._replace(tokens=0))
+        bits = draw_tokens(generator.module, generator.params, request)
         yield batch | {"bits": jax.block_until_ready(bits), "mask": index < IMAGES}
 
 

@@ -26,6 +26,7 @@ from bar_jax.config.validation import validate
 from bar_jax.data.codec import pixels, tokens
 from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.generators.kind import written_width
+from bar_jax.generators.request import Request
 from bar_jax.heads import make_head
 from bar_jax.inspection import timing
 from bar_jax.inspection.flops import product_flops
@@ -135,24 +136,25 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
     """Tokens of a batch of images, and from tokens to pixels."""
     section, generator = config.sample, models.make_sampler(config)
     tokenizer = models.make_codec(config)
-    settings = sampling_settings(config)
     init = lambda key: models.init_generator(generator, key)
     params = models.fresh_params(init, mesh, config.seed)
     batch = section.batch_size
     flops = sum(sampling_flops(config, params, batch).values()) / batch
 
-    def draw(params, labels, keys, guidance_scale, temperature):
-        return generator.sample(params, labels, keys, settings, guidance_scale, temperature)
-
     labels = np.arange(batch, dtype=np.int32) % config.data.num_classes
     tokens = np.zeros((batch, *generator.token_shape), generator.token_dtype)
     labels, tokens = jax.device_put((labels, tokens), batch_sharding(mesh))
-    keys = jax.random.split(jax.random.key(config.seed), batch)
-    numbers = jnp.float32(section.guidance_scale), jnp.float32(section.temperature)
+    request = Request(
+        labels=labels,
+        keys=jax.random.split(jax.random.key(config.seed), batch),
+        guidance_scale=jnp.float32(section.guidance_scale),
+        temperature=jnp.float32(section.temperature),
+        settings=sampling_settings(config),
+    )
     repeats = config.benchmark.repeats
     with jax.set_mesh(mesh):
         drawn = timing.timed(
-            jax.jit(draw), (params, labels, keys, *numbers), repeats, trace=config.benchmark.trace
+            jax.jit(generator.sample), (params, request), repeats, trace=config.benchmark.trace
         )
         del params
         init = lambda key: models.init_tokenizer(tokenizer, key)

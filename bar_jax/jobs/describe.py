@@ -18,6 +18,7 @@ from bar_jax import heads
 from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.generators.kind import written_width
 from bar_jax.generators.masked_bit import MaskedBitGenerator
+from bar_jax.generators.request import Request
 from bar_jax.inspection.flops import product_flops
 from bar_jax.jobs.plan import (
     compiled_sampler,
@@ -187,8 +188,8 @@ def _traced_sampling(config: ConfigDict, batch: int) -> int:
     # The same products on all devices; a kernel's cannot be seen.
     settings = sampling_settings(config)._replace(attention="xla")
     params = nn.unbox(jax.eval_shape(lambda k: models.init_generator(generator, k), key))
-    draw = lambda params, labels, keys: generator.sample(params, labels, keys, settings, 1.5, 1.0)
-    return product_flops(draw, params, jnp.zeros(batch, jnp.int32), jax.random.split(key, batch))
+    labels, keys = jnp.zeros(batch, jnp.int32), jax.random.split(key, batch)
+    return product_flops(generator.sample, params, Request(labels, keys, settings=settings))
 
 
 def _traced_forward(config: ConfigDict) -> int:

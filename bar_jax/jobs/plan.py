@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from bar_jax.data.codec import pixels
 from bar_jax.generators import make_generator, sampling_settings
+from bar_jax.generators.request import Request
 from bar_jax.inspection import gpus
 from bar_jax.inspection.compiled import compile_and_tell
 from bar_jax.jobs.train_generator import make_loss_fn
@@ -26,7 +27,7 @@ from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.pretrained import frozen
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import batch_sharding, batch_ways, replicated
-from bar_jax.sampling.draw import drawn
+from bar_jax.sampling.draw import draw_tokens
 from bar_jax.tokenizers import cached_as, make_tokenizer, real_valued
 from bar_jax.training import basis
 from bar_jax.training import restore as models
@@ -155,15 +156,17 @@ def compiled_sampler(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, o
     )
     shape = lambda sizes, dtype, sharding: jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
     numbers, rows = replicated(mesh), batch_sharding(mesh)
-    number, key = shape((), jnp.float32, numbers), jax.eval_shape(lambda: jax.random.key(0))
-    batch = {name: shape((size,), jnp.int32, rows) for name in ("index", "label")}
+    number, keys = shape((), jnp.float32, numbers), jax.eval_shape(lambda: jax.random.key(0))
+    request = Request(
+        labels=shape((size,), jnp.int32, rows),
+        keys=shape((size,), keys.dtype, rows),
+        guidance_scale=number,
+        temperature=number,
+        settings=sampling_settings(config, mesh.devices.flat[0].platform),
+    )
     tokens = shape((size, *generator.token_shape), generator.token_dtype, rows)
     with jax.set_mesh(mesh):
-        drawing = drawn.lower(
-            generator,
-            sampling_settings(config, mesh.devices.flat[0].platform),
-            *(params, batch, number, number, shape(key.shape, key.dtype, numbers)),
-        )
+        drawing = draw_tokens.lower(generator, params, request)
         decoding = pixels.lower(tokenizer, decoder, tokens)
         return {
             "batch_size": size,

@@ -12,19 +12,17 @@ import pathlib
 import time
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from bar_jax.config import token_grid
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption
 from bar_jax.runtime.job import Job, batches_of
 from bar_jax.runtime.writer import update_summary
 from bar_jax.sampling import provenance
-from bar_jax.sampling.draw import draw, sample_labels
-from bar_jax.sampling.kept import half_mask, real_images
+from bar_jax.sampling.draw import Models, draw, sample_labels
+from bar_jax.sampling.kept import given_halves
 from bar_jax.sampling.unfinished import Unfinished
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.visualize.grid import class_grid, save_png
 
 logger = logging.getLogger(__name__)
@@ -35,8 +33,9 @@ def run(config: ConfigDict) -> dict[str, object]:
     mesh = mesh_lib.make_mesh(**config.mesh)
     path = pathlib.Path(config.workdir) / "samples.npz"
     with jax.set_mesh(mesh):
-        generator = models.load_generator(config, mesh)
-        tokenizer = models.load_tokenizer(config, mesh)
+        generator, tokenizer = models = Models(
+            restore.load_generator(config, mesh), restore.load_tokenizer(config, mesh)
+        )
         weights = provenance.digests(config, generator=generator.step, tokenizer=tokenizer.step)
         settings = provenance.settings(config, generator.step, tokenizer.step) | weights
         # Sets that are older than the digests do not tell them.
@@ -45,12 +44,9 @@ def run(config: ConfigDict) -> dict[str, object]:
             return update_summary(config.workdir, settings)
         began = time.monotonic()
         labels = sample_labels(config)
-        given = ()
-        if config.sample.keep != "none":
-            half = half_mask(token_grid(config), config.sample.keep)
-            given = real_images(config, labels), np.tile(half, (len(labels), 1))
+        given = given_halves(config, labels)
         kept = Unfinished(config, settings, len(labels))
-        batches = draw(config, mesh, generator, tokenizer, labels, *given, start=kept.count)
+        batches = draw(config, mesh, models, labels, given, start=kept.count)
         with contextlib.closing(batches):
             for batch in batches:
                 kept.append(mesh_lib.whole(batch["image"]))

@@ -30,7 +30,7 @@ from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption, workdir
 from bar_jax.runtime.job import Job, batches_of
 from bar_jax.runtime.writer import update_summary
-from bar_jax.sampling.draw import sample_images
+from bar_jax.sampling.draw import Models, sample_images
 from bar_jax.sampling.evaluation import measure_generator
 from bar_jax.tokenizers import make_tokenizer, sequence_grid, token_width
 from bar_jax.training import loop
@@ -95,7 +95,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         step = int(state.step)
         trained = models.Trained(sampler, params, step)
         if tokenizer is not None:
-            picture = _sample_grid(config, mesh, trained, tokenizer)
+            picture = _sample_grid(config, mesh, Models(trained, tokenizer))
             if jax.process_index() == 0:
                 save_png(pathlib.Path(config.workdir) / "samples_during_training.png", picture)
             writer.image(step, "samples", picture)
@@ -104,7 +104,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             section.evaluate_images,
         )  # fmt: skip
         if metrics and measuring().metrics:
-            measured = (config, mesh, measuring(), trained, tokenizer)
+            measured = config, mesh, measuring(), Models(trained, tokenizer)
             found |= measure_generator(*measured)
         if watched:
             found |= basis_lib.evaluate_generator(config, moments(), trained, tokenizer, writer)
@@ -276,11 +276,11 @@ def _loss(generator, tokenizer, params, batch, key):
     )
 
 
-def _sample_grid(config, mesh, generator, tokenizer) -> np.ndarray:
+def _sample_grid(config, mesh, models) -> np.ndarray:
     """One batch of samples, a row per class."""
     classes = min(config.data.num_classes, GRID_ROWS)
     labels = np.arange(config.sample.batch_size, dtype=np.int32) % classes
-    images = sample_images(config, mesh, generator, tokenizer, labels)
+    images = sample_images(config, mesh, models, labels)
     return class_grid(images, labels)
 
 

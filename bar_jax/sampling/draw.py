@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,19 @@ from ml_collections import ConfigDict
 
 from bar_jax.data import codec, stream
 from bar_jax.generators import sampling_settings
+from bar_jax.generators.request import Kept, Request
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.progress import progress
-from bar_jax.training import restore as models
+from bar_jax.sampling.kept import Given
+from bar_jax.training.restore import Trained
 from bar_jax.training.step import stream_key
+
+
+class Models(NamedTuple):
+    """What images are drawn with."""
+
+    generator: Trained
+    tokenizer: Trained
 
 
 def sample_labels(config: ConfigDict) -> np.ndarray:
@@ -33,25 +44,21 @@ def sample_labels(config: ConfigDict) -> np.ndarray:
 def sample_images(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
-    generator: models.Trained,
-    tokenizer: models.Trained,
+    models: Models,
     labels: np.ndarray,
-    given: np.ndarray | None = None,
-    keep: np.ndarray | None = None,
+    given: Given | None = None,
 ) -> np.ndarray:
     """Images of `draw`, uint8 [B, H, W, 3], all of them on every process."""
-    batches = draw(config, mesh, generator, tokenizer, labels, given, keep)
+    batches = draw(config, mesh, models, labels, given)
     return np.concatenate([mesh_lib.whole(b["image"]) for b in batches])[: len(labels)]
 
 
 def draw(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
-    generator: models.Trained,
-    tokenizer: models.Trained,
+    models: Models,
     labels: np.ndarray,
-    given: np.ndarray | None = None,
-    keep: np.ndarray | None = None,
+    given: Given | None = None,
     *,
     start: int = 0,
 ) -> Iterator[dict[str, jax.Array | np.ndarray]]:
@@ -59,58 +66,57 @@ def draw(
 
     Args:
       labels: [B] integers; image i is drawn from key (seed, i).
-      given: uint8 [B, H, W, 3] images of which tokens are kept; None: none are.
-      keep: bool [B, N], True where a token of the given image is kept.
+      given: images of which tokens are kept; None: none are.
       start: the first image to draw.
 
     Returns:
       Batches: `image` uint8 [b, H, W, 3], cut over the mesh; and of the rows of this process
       `index` and `label`, and `mask`, False where the last batch is filled up.
     """
-    section, size = config.sample, config.sample.batch_size
-    key, own = stream_key(config.seed, "sample"), mesh_lib.batch_share(mesh).rows(size)
+    size, (generator, tokenizer) = config.sample.batch_size, models
+    own = mesh_lib.batch_share(mesh).rows(size)
     with progress("sample", len(labels), "image", done=start) as advance:
         for begin in range(start, len(labels), size):
             local = begin + own
             inside = np.minimum(local, len(labels) - 1)
             batch = {"index": local.astype(np.int32), "label": labels[inside]}
-            kept = {} if given is None else {"image": given[inside], "keep": keep[inside]}
-            drawn = _sample(
-                generator.module,
-                tokenizer.module,
-                sampling_settings(config),
-                generator.params,
-                tokenizer.params,
-                mesh_lib.put_batch(mesh, batch | kept),
-                jnp.float32(section.guidance_scale),
-                jnp.float32(section.temperature),
-                key,
-            )
-            yield {**batch, "image": drawn, "mask": local < len(labels)}
+            request = make_request(config, mesh, batch)
+            if given is not None:
+                kept = {"image": given.images[inside], "mask": given.mask[inside]}
+                kept = mesh_lib.put_batch(mesh, kept)
+                tokens = codec.tokens(tokenizer.module, tokenizer.params, kept["image"])
+                request = request.replace(kept=Kept(tokens, kept["mask"]))
+            tokens = draw_tokens(generator.module, generator.params, request)
+            images = codec.pixels(tokenizer.module, tokenizer.params, tokens)
+            yield {**batch, "image": images, "mask": local < len(labels)}
             advance(min(size, len(labels) - begin))
 
 
-@functools.partial(jax.jit, static_argnums=range(3))
-def _sample(
-    generator, tokenizer, settings, params, tokenizer_params, batch, guidance_scale, temperature,
-    key,
-):  # fmt: skip
-    """Tokens of a batch, decoded: uint8 [B, H, W, 3]."""
-    given = {}
-    if "keep" in batch:
-        given["kept"] = codec.tokens(tokenizer, tokenizer_params, batch["image"]), batch["keep"]
-    scales = guidance_scale, temperature
-    return codec.pixels(
-        tokenizer,
-        tokenizer_params,
-        drawn(generator, settings, params, batch, *scales, key, **given),
+def make_request(
+    config: ConfigDict, mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]
+) -> Request:
+    """What `config.sample` asks for, cut over the mesh.
+
+    Args:
+      batch: rows of this process, `index` and `label` [b] int32.
+    """
+    arrays = mesh_lib.put_batch(mesh, {name: batch[name] for name in ("index", "label")})
+    return Request(
+        labels=arrays["label"],
+        keys=_image_keys(stream_key(config.seed, "sample"), arrays["index"]),
+        guidance_scale=jnp.float32(config.sample.guidance_scale),
+        temperature=jnp.float32(config.sample.temperature),
+        settings=sampling_settings(config),
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def drawn(generator, settings, params, batch, guidance_scale, temperature, key, **given):
-    """Tokens of a batch, for its `label` [B]; image `index[i]` is drawn from key (seed, index)."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-    return generator.sample(
-        params, batch["label"], keys, settings, guidance_scale, temperature, **given
-    )
+@jax.jit
+def _image_keys(key, index) -> jax.Array:
+    """[B]: image i is drawn from key (seed, i)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def draw_tokens(generator: nn.Module, params: dict, request: Request) -> jax.Array:
+    """Tokens of a batch, [B, N, k] bits {0, 1} or real numbers."""
+    return generator.sample(params, request)

@@ -10,16 +10,14 @@ from bar_jax.metrics import scores
 from bar_jax.metrics.features import extract
 from bar_jax.metrics.measuring import Measuring, measure
 from bar_jax.runtime import preemption
-from bar_jax.sampling.draw import draw
-from bar_jax.training import restore as models
+from bar_jax.sampling.draw import Models, draw
 
 
 def measure_generator(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
     measuring: Measuring,
-    generator: models.Trained,
-    tokenizer: models.Trained,
+    models: Models,
 ) -> dict[str, float]:
     """The numbers of `train_generator.evaluate_samples` samples, drawn as job=sample draws them.
 
@@ -28,7 +26,7 @@ def measure_generator(
     """
     count = config.train_generator.evaluate_samples
     labels = np.arange(count, dtype=np.int32) % config.data.num_classes
-    batches = _until_told(draw(config, mesh, generator, tokenizer, labels))
+    batches = _until_told(draw(config, mesh, models, labels))
     outputs = scores.outputs_of(measuring.metrics)
     features = extract(mesh, measuring.networks, batches, **outputs)
     return measure(measuring, features) | {"evaluated_samples": float(features.count)}

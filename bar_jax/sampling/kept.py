@@ -2,12 +2,34 @@
 
 import collections
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax import data
+from bar_jax.config import token_grid
 from bar_jax.runtime.errors import InputError
+
+
+class Given(NamedTuple):
+    """Images of which tokens are kept.
+
+    Attributes:
+      images: uint8 [B, H, W, 3].
+      mask: bool [B, N], True where a token of the image is kept.
+    """
+
+    images: np.ndarray
+    mask: np.ndarray
+
+
+def given_halves(config: ConfigDict, labels: np.ndarray) -> Given | None:
+    """A validation image of each label's class, of which `sample.keep` names a half; None: none."""
+    if config.sample.keep == "none":
+        return None
+    half = half_mask(token_grid(config), config.sample.keep)
+    return Given(real_images(config, labels), np.tile(half, (len(labels), 1)))
 
 
 def half_mask(grid: tuple[int, int], half: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 from bar_jax.bases import Basis
 from bar_jax.generators.basis import BasisGenerator
 from bar_jax.generators.prediction import Prediction
-from bar_jax.generators.settings import Settings
+from bar_jax.generators.request import Request
 from bar_jax.generators.xar import XAR
 
 GRID, N, CHANNELS, CLASSES, DRAWS = (2, 4), 8, 3, 4, 2
@@ -55,9 +55,9 @@ class Host(nn.Module):
         return Prediction(loss, weight, beside if self.with_beside else None, clean, snr)
 
     @nn.nowrap
-    def sample(self, params, labels, keys, settings, guidance_scale, temperature, order=None):
+    def sample(self, params, request, order=None):
         """The place that the host was told of in every channel, or -1."""
-        shape = (labels.shape[0], self.length, self.channels)
+        shape = (request.labels.shape[0], self.length, self.channels)
         return jnp.full(shape, -1.0) if order is None else jnp.broadcast_to(order[..., None], shape)
 
 
@@ -259,14 +259,7 @@ def test_random_orders_are_told_to_the_host(key, x):
 def test_sampled_tokens_land_in_the_places_that_the_host_was_told(key, kind, order):
     """It writes the place, so that in raster order they count up; untold it writes -1."""
     generator = make(kind, Host(takes_order=True))
-    arguments = (
-        {"host": PARAMS},
-        jnp.array([0, 1]),
-        jax.random.split(key),
-        Settings(False),
-        1.0,
-        1.0,
-    )
+    arguments = {"host": PARAMS}, Request(jnp.array([0, 1]), jax.random.split(key))
     y = generator.sample_sequence(*arguments)
     np.testing.assert_array_equal(y[:, :, 0], [list(order)] * 2)
     np.testing.assert_array_equal(generator.sample(*arguments)[:, :, 0], [list(range(N))] * 2)
@@ -275,8 +268,8 @@ def test_sampled_tokens_land_in_the_places_that_the_host_was_told(key, kind, ord
 @pytest.mark.parametrize("kind, told", [("learned", True), ("cells", False)])
 def test_rows_of_a_matrix_have_no_places(key, kind, told):
     generator = make(kind, Host(takes_order=told))
-    arguments = jnp.array([0]), key[None], Settings(False), 1.0, 1.0
-    assert np.all(generator.sample_sequence({"host": PARAMS}, *arguments) == -1)
+    request = Request(jnp.array([0]), key[None])
+    assert np.all(generator.sample_sequence({"host": PARAMS}, request) == -1)
 
 
 # --- the loss ------------------------------------------------------------------------------------

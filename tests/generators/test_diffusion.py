@@ -10,6 +10,7 @@ from flax.core import meta
 
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.diffusion import CausalDiffusion, sample_tokens
+from bar_jax.generators.request import Request
 from bar_jax.generators.settings import Settings
 from bar_jax.heads import diffusion
 from bar_jax.nn.decoding import decoding_params
@@ -88,20 +89,13 @@ def test_the_cache_changes_nothing(params, inputs, key, guided):
     """Every token anew, from what the trunk makes of the whole sequence before it."""
     _, labels, order = inputs
     noise = jax.random.normal(key, (LENGTH, STEPS + 1, 2, CHANNELS))
-    settings = {"steps": STEPS, "temperature": 0.5}
+    settings = Settings(guided, steps=STEPS)
+    request = Request(labels, None, 3.0, 0.5, settings=settings)
     small = params | {"head": jax.tree.map(lambda p: p / 4, params["head"])}
 
     @jax.jit
     def run(params, noise):
-        return sample_tokens(
-            HOST,
-            params,
-            labels,
-            order=order,
-            guidance_scale=3.0 if guided else None,
-            noise=lambda i: (noise[i, 0], noise[i, 1:]),
-            **settings,
-        )
+        return sample_tokens(HOST, params, request, order, lambda i: (noise[i, 0], noise[i, 1:]))
 
     tokens = run(small, noise)
     scales = 1 + 2 * jnp.arange(LENGTH) / LENGTH
@@ -118,7 +112,8 @@ def test_the_cache_changes_nothing(params, inputs, key, guided):
                 guidance=scale if guided else None,
                 first=noise[0],
                 noise=noise[1:],
-                **settings,
+                steps=STEPS,
+                temperature=0.5,
             ),
             in_axes=(1, 0, 0),
             out_axes=1,
@@ -129,7 +124,8 @@ def test_the_cache_changes_nothing(params, inputs, key, guided):
 
 def test_an_example_is_the_same_alone_and_in_a_batch(params, key):
     settings = Settings(guided=True, steps=STEPS)
-    run = jax.jit(lambda labels, keys: HOST.sample(params, labels, keys, settings, 2.0, 1.0))
+    asked = lambda labels, keys: Request(labels, keys, 2.0, settings=settings)  # noqa: E731
+    run = jax.jit(lambda *rows: HOST.sample(params, asked(*rows)))
     labels, keys = jnp.array([0, 3]), jax.random.split(key)
     together = run(labels, keys)
     np.testing.assert_allclose(together[1:], run(labels[1:], keys[1:]), rtol=1e-3, atol=1)

@@ -7,6 +7,7 @@ import pytest
 
 from bar_jax.config.file import load_config
 from bar_jax.generators import diffusion, make_generator, mar_sampler, masked_bit, sampling_settings
+from bar_jax.generators.request import Request
 
 COUNT = 400
 
@@ -66,19 +67,20 @@ SAMPLERS = {
 
 
 def given(file, monkeypatch):
-    """What an image's tokens are drawn from: `noise`, `order`."""
+    """What an image's tokens are drawn from: order and noise."""
     config = load_config(f"configs/{file}.py:tiny")
     config.model.basis.kind, config.sample.order = "raster", "random"
     generator = make_generator(config)
     host = getattr(generator, "host", generator)
-    monkeypatch.setattr(SAMPLERS[file], "sample_tokens", lambda *_, **options: options)
+    monkeypatch.setattr(SAMPLERS[file], "sample_tokens", lambda *given: given[-2:])
     keys = jax.random.split(jax.random.key(0), 1)
-    return host.sample({}, jnp.zeros(1, int), keys, sampling_settings(config), 2.0, 1.0)
+    request = Request(jnp.zeros(1, int), keys, 2.0, settings=sampling_settings(config))
+    return host.sample({}, request)
 
 
 @pytest.mark.parametrize("file", SAMPLERS)
 def test_every_token_has_noise_of_its_own(file, monkeypatch):
-    noise = given(file, monkeypatch)["noise"]
+    _, noise = given(file, monkeypatch)
     places = [jnp.zeros((1, 1), int)] if SAMPLERS[file] is mar_sampler else []
     drawn = [
         np.concatenate([np.ravel(x) for x in jax.tree.leaves(noise(i, *places))]) for i in range(8)
@@ -90,6 +92,6 @@ def test_noise_of_bits_is_not_that_of_the_order(monkeypatch):
     monkeypatch.setattr(
         masked_bit.permutation, "draw_orders", lambda _, choice, places, order: places
     )
-    sampled = given("masked_bit/bar_b", monkeypatch)
-    for i in range(sampled["order"].shape[1]):
-        assert np.mean(np.isin(sampled["order"], sampled["noise"](i))) < 0.2
+    order, noise = given("masked_bit/bar_b", monkeypatch)
+    for i in range(order.shape[1]):
+        assert np.mean(np.isin(order, noise(i))) < 0.2

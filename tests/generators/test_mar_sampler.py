@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bar_jax.generators import mar_sampler
+from bar_jax.generators.request import Request
 from bar_jax.generators.settings import Settings
 from bar_jax.runtime import mesh as mesh_lib
 from tests.generators.test_mar import CHANNELS, CLASSES, LENGTH, make, params
@@ -22,9 +23,8 @@ def small_params():
 @functools.cache
 def sampler(guided=True, iterations=4, steps=3):
     settings = Settings(guided, iterations=iterations, steps=steps)
-    return jax.jit(
-        lambda p, labels, keys, scale: make().sample(p, labels, keys, settings, scale, 1.0)
-    )
+    asked = lambda labels, keys, scale: Request(labels, keys, scale, settings=settings)
+    return jax.jit(lambda params, *numbers: make().sample(params, asked(*numbers)))
 
 
 def assert_close(one, other):
@@ -46,7 +46,8 @@ def test_how_many_tokens_stay_hidden(length, iterations):
 
 def test_guidance_grows_with_the_share_of_revealed_tokens():
     """10 tokens, 9, 7, 3 and 1 of them hidden after each of 4 iterations."""
-    np.testing.assert_allclose(mar_sampler.guidance_scales(3.0, 10, 4), [1.2, 1.6, 2.4, 2.8])
+    request = Request(jnp.zeros(1, int), None, 3.0, settings=Settings(True, iterations=4))
+    np.testing.assert_allclose(mar_sampler.guidance_scales(request, 10), [1.2, 1.6, 2.4, 2.8])
 
 
 @pytest.mark.parametrize("iterations", [1, 4, 30])

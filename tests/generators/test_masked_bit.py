@@ -10,7 +10,13 @@ from flax.core import meta
 
 from bar_jax.bases import Basis, permutation
 from bar_jax.generators.causal import CausalTransformer
-from bar_jax.generators.masked_bit import MaskedBitGenerator, sample_tokens, token_noise
+from bar_jax.generators.masked_bit import (
+    MaskedBitGenerator,
+    record_tokens,
+    sample_tokens,
+    token_noise,
+)
+from bar_jax.generators.request import Kept, Request
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.shuffle import shuffle
 from bar_jax.heads.bit import BitHead
@@ -67,18 +73,11 @@ def sampler(patch_size, guided, forced=False):
 
     @jax.jit
     def run(params, labels, order, keys, temperature, *kept):
-        return sample_tokens(
-            generator,
-            params,
-            labels,
-            schedule=schedule,
-            guidance_scale=3.0 if guided else None,
-            temperature=temperature,
-            noise=token_noise(generator.head, keys, schedule),
-            order=order,
-            kept=kept if forced else None,
-            record=True,
-        )
+        settings = Settings(guided, schedule)
+        kept = Kept(*kept) if forced else None
+        request = Request(labels, keys, 3.0, temperature, kept, settings)
+        noise = token_noise(generator.head, keys, schedule)
+        return record_tokens(generator, params, request, order, noise)
 
     return functools.partial(run, params_of(patch_size))
 
@@ -137,19 +136,8 @@ def test_every_head_samples_with_the_trunk(key, kind):
     rng = np.random.default_rng(1)
     params["head"] = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
     labels, order, keys = jnp.array([1, 3]), raster(2, 1), jax.random.split(key, 2)
-    bits, recorded = jax.jit(
-        lambda params: sample_tokens(
-            generator,
-            params,
-            labels,
-            schedule=(),
-            guidance_scale=None,
-            temperature=0.0,
-            noise=token_noise(head, keys, ()),
-            order=order,
-            record=True,
-        )
-    )(params)
+    request, noise = Request(labels, temperature=0.0), token_noise(head, keys, ())
+    bits, recorded = jax.jit(lambda p: record_tokens(generator, p, request, order, noise))(params)
     z = trunk(1)(written(bits, 1, order), labels, order)
     np.testing.assert_allclose(recorded["z"].swapaxes(0, 1), z, atol=2e-5)
     likeliest = np.argmax(head.apply({"params": params["head"]}, z), axis=-1)
@@ -353,19 +341,12 @@ def test_samples_in_the_order_of_the_basis(key):
     """Each token lands in its place: as `sample_tokens` writes them in that order."""
     generator, _ = ordered_loss("cells")
     labels, keys = jnp.array([0, 3]), jax.random.split(key)
-    settings = Settings(guided=False, unmasking_schedule=(1, 3))
-    draw = jax.jit(generator.sample, static_argnums=3)
-    found = draw(random_params(generator), labels, keys, settings, 1.0, 1.0)
-    expected = sample_tokens(
-        generator,
-        random_params(generator),
-        labels,
-        schedule=(1, 3),
-        guidance_scale=None,
-        temperature=1.0,
-        noise=token_noise(generator.head, keys, (1, 3)),
-        order=jnp.tile(jnp.array(ORDERS["cells"])[None], (2, 1)),
-    )
+    request = Request(labels, keys, settings=Settings(guided=False, unmasking_schedule=(1, 3)))
+    params = random_params(generator)
+    found = jax.jit(generator.sample)(params, request)
+    order = jnp.tile(jnp.array(ORDERS["cells"])[None], (2, 1))
+    noise = token_noise(generator.head, keys, (1, 3))
+    expected = sample_tokens(generator, params, request, order, noise)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -380,8 +361,8 @@ def test_the_first_tokens_alone_are_those_of_the_whole(tokens, guidance_scale):
     settings = Settings(guidance_scale > 1, SETTINGS[1][2])
 
     def bits(settings):
-        draw = jax.jit(generator.sample, static_argnums=3)
-        return draw(params, labels, keys, settings, guidance_scale, 1.5)
+        request = Request(labels, keys, guidance_scale, 1.5, settings=settings)
+        return jax.jit(generator.sample)(params, request)
 
     whole, part = bits(settings), bits(settings._replace(tokens=tokens))
     assert len(np.unique(np.asarray(whole).reshape(-1, 4), axis=0)) > 3

@@ -8,6 +8,7 @@ from flax.core import meta
 from bar_jax import jobs
 from bar_jax.config.file import load_config
 from bar_jax.generators import causal, make_generator, sampling_settings, xar_sampler
+from bar_jax.generators.request import Request
 from bar_jax.nn.decode_attention import empty_cache
 from bar_jax.runtime.errors import InputError
 from bar_jax.training import restore as models
@@ -36,8 +37,8 @@ def test_caches_are_those_of_the_settings(name, kind, monkeypatch):
     generator, key = make_generator(_config(name, "auto")), jax.random.key(0)
     settings = sampling_settings(_config(name, "auto"))._replace(attention=kind)
     params = meta.unbox(jax.eval_shape(lambda: models.init_generator(generator, key)))
-    draw = lambda params: generator.sample(params, jnp.array([0]), key[None], settings, 2.0, 1.0)
-    jax.eval_shape(draw, params)
+    request = Request(jnp.array([0]), key[None], 2.0, settings=settings)
+    jax.eval_shape(generator.sample, params, request)
     assert set(made) == {kind}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
+from bar_jax.generators.request import Request
 from bar_jax.generators.settings import Settings
 from tests.generators import test_diffusion, test_mar, test_masked_bit, test_xar
 
@@ -61,9 +62,8 @@ def sampler(name, weights):
     """params -> tokens of one image; compiles anew."""
     module, _, settings = SAMPLERS[name]
     settings = settings._replace(weights=weights)
-    arguments = jnp.array([1]), jax.random.key(3)[None]
-    draw = lambda params: module.sample(params, *arguments, settings, 3.0, 0.5)  # noqa: E731
-    return jax.jit(draw)
+    request = Request(jnp.array([1]), jax.random.key(3)[None], 3.0, 0.5, settings=settings)
+    return jax.jit(lambda params: module.sample(params, request))
 
 
 @pytest.mark.parametrize(

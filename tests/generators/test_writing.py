@@ -11,6 +11,8 @@ from flax.core import meta
 from jax.sharding import SingleDeviceSharding
 
 from bar_jax.generators.causal import CausalTransformer
+from bar_jax.generators.request import Request
+from bar_jax.generators.settings import Settings
 from bar_jax.generators.writing import write_tokens
 from bar_jax.jobs import plan
 
@@ -36,7 +38,8 @@ def compiled(attention, device, width=32, dtype=jnp.float32):
         return (z[:BATCH] > z[BATCH:]).astype(jnp.uint8), None
 
     def write(params, labels, order):
-        return write_tokens(trunk, params, labels, order, draw, True, attention=attention)
+        request = Request(labels, settings=Settings(guided=True, attention=attention))
+        return write_tokens(trunk, params, request, order, draw)
 
     arguments = on_device((BATCH,), jnp.int32), on_device((BATCH, length), jnp.int32)
     return jax.jit(write).lower(params, *arguments).compile().as_text()

@@ -10,6 +10,7 @@ import pytest
 from flax.core import meta
 from scipy import stats
 
+from bar_jax.generators.request import Request
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.xar import XAR
 from bar_jax.generators.xar_sampler import sample_sequence
@@ -46,8 +47,9 @@ def sampler(guided, kind):
 
     @jax.jit
     def run(params, labels, start, noise):
-        scale = SCALE if guided else None
-        return sample_sequence(make(), params, labels, kind, STEPS, scale, start, noise)
+        settings = Settings(bool(guided), sampler=kind, steps=STEPS)
+        request = Request(labels, None, SCALE, settings=settings)
+        return sample_sequence(make(), params, request, start, noise)
 
     return run
 
@@ -258,16 +260,18 @@ SETTINGS = Settings(guided=True, sampler="euler_maruyama", steps=STEPS)
 
 @functools.cache
 def drawer(dtype):
-    return jax.jit(make(dtype=dtype).sample, static_argnums=3)
+    """(params, labels, keys, guidance scale, temperature) -> y."""
+    draw = make(dtype=dtype).sample
+    return jax.jit(lambda p, *numbers: draw(p, Request(*numbers, settings=SETTINGS)))
 
 
 def test_an_image_depends_on_its_own_key_alone(key):
     labels, keys = jnp.array([0, 3, 1]), jax.random.split(key, 3)
     draw = drawer(jnp.float32)
-    together = draw(params(), labels, keys, SETTINGS, SCALE, 1.0)
-    alone = draw(params(), labels[1:2], keys[1:2], SETTINGS, SCALE, 1.0)
+    together = draw(params(), labels, keys, SCALE, 1.0)
+    alone = draw(params(), labels[1:2], keys[1:2], SCALE, 1.0)
     np.testing.assert_allclose(together[1:2], alone, rtol=1e-4, atol=1e-4)
-    swapped = draw(params(), labels, keys[jnp.array([2, 1, 0])], SETTINGS, SCALE, 1.0)
+    swapped = draw(params(), labels, keys[jnp.array([2, 1, 0])], SCALE, 1.0)
     np.testing.assert_allclose(together[1], swapped[1], rtol=1e-4, atol=1e-4)
     changed = np.any(np.asarray(together - swapped)[[0, 2]] > 1e-2, axis=(1, 2))
     assert np.all(changed)
@@ -276,9 +280,9 @@ def test_an_image_depends_on_its_own_key_alone(key):
 def test_temperature_scales_the_noise(key):
     """Of the start and of the steps: at 0 keys make no difference."""
     draw, labels, keys = drawer(jnp.float32), jnp.array([2, 2, 2]), jax.random.split(key, 3)
-    cold = draw(params(), labels, keys, SETTINGS, SCALE, 0.0)
+    cold = draw(params(), labels, keys, SCALE, 0.0)
     np.testing.assert_array_equal(cold[0], cold[1])
-    warm = draw(params(), labels, keys, SETTINGS, SCALE, 0.5)
+    warm = draw(params(), labels, keys, SCALE, 0.5)
     shape = (CELLS, STEPS, CELL, CHANNELS)
     noise = 0.5 * jnp.stack([jax.random.normal(k, shape) for k in keys[:2]], axis=2)
     expected = sampler(True, "euler_maruyama")(params(), labels[:2], noise[:, 0], noise[:, 1:])
@@ -288,8 +292,7 @@ def test_temperature_scales_the_noise(key):
 def test_bfloat16_draws_nearly_the_same(key):
     labels, keys = jnp.array([0, 3, 1]), jax.random.split(key, 3)
     found, exact = (
-        drawer(dtype)(params(), labels, keys, SETTINGS, SCALE, 1.0)
-        for dtype in (jnp.bfloat16, jnp.float32)
+        drawer(dtype)(params(), labels, keys, SCALE, 1.0) for dtype in (jnp.bfloat16, jnp.float32)
     )
     assert found.dtype == jnp.float32
     assert np.linalg.norm(found - exact) < 0.1 * np.linalg.norm(exact)
@@ -298,8 +301,8 @@ def test_bfloat16_draws_nearly_the_same(key):
 def test_a_single_cell_is_written_without_guidance(key):
     """Nothing stands before it: the unconditional branch would be of no use."""
     module = make().clone(cell_size=4)
-    run = jax.jit(module.sample, static_argnums=3)
-    draw = lambda guided: run(  # noqa: E731
-        params(), LABELS, jax.random.split(key), SETTINGS._replace(guided=guided), SCALE, 1.0
-    )
-    np.testing.assert_allclose(draw(True), draw(False), rtol=1e-5, atol=1e-5)
+    request = Request(LABELS, jax.random.split(key), SCALE, settings=SETTINGS)
+    run = jax.jit(module.sample)
+    without = request.replace(settings=SETTINGS._replace(guided=False))
+    found, expected = run(params(), request), run(params(), without)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bar_jax.heads.logits import bit_cross_entropy, guided, gumbel
+from bar_jax.heads.logits import bit_cross_entropy, gumbel
 
 
 def test_cross_entropy_is_minus_log_softmax():
@@ -21,17 +21,6 @@ def test_cross_entropy_stays_finite():
         lambda logits: bit_cross_entropy(logits, jnp.array([0, 0])).sum()
     )(logits)
     assert value == 1e4 and np.all(np.isfinite(grad))
-
-
-def test_guidance_is_unconditional_plus_scale_times_the_difference():
-    """Conditional logits come first: 1 + 3 (2 - 1) = 4."""
-    logits = jnp.concatenate([jnp.full((2, 4), 2.0), jnp.full((2, 4), 1.0)])
-    np.testing.assert_allclose(guided(logits, 3.0), np.full((2, 4), 4.0))
-
-
-def test_without_guidance_logits_are_as_they_are():
-    logits = jnp.arange(6.0).reshape(3, 2)
-    np.testing.assert_array_equal(guided(logits, None), logits)
 
 
 def test_gumbel_is_minus_log_minus_log():

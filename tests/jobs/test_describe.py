@@ -12,6 +12,8 @@ from bar_jax.config import default_config
 from bar_jax.config.presets import tiny
 from bar_jax.generators import make_generator
 from bar_jax.generators.masked_bit import sample_tokens
+from bar_jax.generators.request import Request
+from bar_jax.generators.settings import Settings
 from bar_jax.jobs import describe
 from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.runtime.mesh import make_mesh
@@ -75,18 +77,11 @@ def test_sampling_flops_are_those_of_the_sampler(head, guidance_scale, patch_siz
     params = models.param_shapes(lambda k: models.init_generator(generator, k), mesh)
     length = generator.trunk.num_tokens
 
-    def program(params):
-        return sample_tokens(
-            generator,
-            params,
-            jnp.zeros(batch, jnp.int32),
-            schedule=schedule,
-            guidance_scale=guidance_scale if guidance_scale > 1 else None,
-            temperature=1.0,
-            noise=lambda i: jnp.full((batch, *generator.head.noise_shape(schedule)), 0.5),
-            order=jnp.tile(jnp.arange(length), (batch, 1)),
-        )
-
+    settings = Settings(guided=guidance_scale > 1, unmasking_schedule=schedule)
+    request = Request(jnp.zeros(batch, jnp.int32), None, guidance_scale, settings=settings)
+    order = jnp.tile(jnp.arange(length), (batch, 1))
+    noise = lambda i: jnp.full((batch, *generator.head.noise_shape(schedule)), 0.5)
+    program = lambda params: sample_tokens(generator, params, request, order, noise)
     jaxpr = jax.make_jaxpr(program)(params).jaxpr
     # Without what the compiler drops: the prefix's outputs, of which nothing is drawn.
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))

@@ -405,7 +405,7 @@ def test_samples_of_training_are_of_every_class(config, monkeypatch):
     config.evaluate.weights.inception = "random"
     drawn = []
 
-    def draw(config, mesh, generator, tokenizer, labels):
+    def draw(config, mesh, models, labels):
         drawn.append(labels)
         for begin in range(0, 26, 13):
             rows = np.arange(begin, begin + 16)
@@ -416,7 +416,7 @@ def test_samples_of_training_are_of_every_class(config, monkeypatch):
     monkeypatch.setattr(evaluation, "draw", draw)
     mesh, trained = make_mesh(), models.Trained(None, {}, 0)
     measuring = measuring_lib.prepare(config, mesh, measuring_lib.training_metrics(config), 26)
-    found = evaluation.measure_generator(config, mesh, measuring, trained, trained)
+    found = evaluation.measure_generator(config, mesh, measuring, (trained, trained))
     np.testing.assert_array_equal(drawn[0], [*range(10), *range(10), *range(6)])
     real, own = (stand_ins.features("inception", "pool", images) for images in (REAL, DRAWN))
     assert found == {"fid": pytest.approx(frechet(real, own), rel=1e-5), "evaluated_samples": 26}

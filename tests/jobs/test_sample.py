@@ -31,13 +31,12 @@ def config(tmp_path, monkeypatch):
     for name in ("load_generator", "load_tokenizer"):
         monkeypatch.setattr(models, name, lambda *_: trained)
 
-    def paint(*arguments):
-        batch = arguments[5]
-        return jnp.broadcast_to(
-            batch["index"][:, None, None, None].astype(jnp.uint8), (len(batch["index"]), 4, 4, 3)
-        )
+    def paint(module, params, index):
+        return jnp.tile(index[:, None, None, None].astype(jnp.uint8), (1, 4, 4, 3))
 
-    monkeypatch.setattr(draw, "_sample", paint)
+    monkeypatch.setattr(draw, "_image_keys", lambda key, index: index)
+    monkeypatch.setattr(draw, "draw_tokens", lambda module, params, request: request.keys)
+    monkeypatch.setattr(draw.codec, "pixels", paint)
     return config
 
 
@@ -82,13 +81,13 @@ def test_the_rest_alone_is_drawn(config, monkeypatch, tmp_path):
     with pytest.raises(preemption.Preempted):
         sample.run(config)
     monkeypatch.setattr(preemption, "check", lambda where: None)
-    painted, paint = [], draw._sample
+    painted, paint = [], draw.codec.pixels
 
-    def count(*arguments):
-        painted.extend(np.asarray(arguments[5]["index"]).tolist())
-        return paint(*arguments)
+    def count(module, params, index):
+        painted.extend(np.asarray(index).tolist())
+        return paint(module, params, index)
 
-    monkeypatch.setattr(draw, "_sample", count)
+    monkeypatch.setattr(draw.codec, "pixels", count)
     config.sample.batch_size = 16
     sample.run(config)
     assert painted == list(range(8, 24))  # the last four fill up the batch

@@ -31,7 +31,7 @@ def reconstructions(mesh, patch):
 def samples(mesh, patch):
     patch.setattr(evaluation, "draw", lambda *_: BATCHES)
     measuring = SimpleNamespace(networks=[], metrics=())
-    evaluation.measure_generator(default_config(), mesh, measuring, NOTHING, NOTHING)
+    evaluation.measure_generator(default_config(), mesh, measuring, (NOTHING, NOTHING))
 
 
 def psnr_of_prefixes(mesh, patch):

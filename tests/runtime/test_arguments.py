@@ -12,6 +12,7 @@ from bar_jax.bases import Basis
 from bar_jax.generators.basis import BasisGenerator
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.masked_bit import MaskedBitGenerator
+from bar_jax.generators.request import Request
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.xar import XAR
 from bar_jax.heads.bit import BitHead
@@ -124,7 +125,8 @@ def real_loss(tokens, labels):
 def sample(generator, labels=LABELS, guidance_scale=2.0, temperature=1.0, **settings):
     keys = jax.random.split(jax.random.key(0), 2)
     settings = Settings(True, (1, 3), **settings)
-    return generator.sample({}, labels, keys, settings, guidance_scale, temperature)
+    request = Request(labels, keys, guidance_scale, temperature, settings=settings)
+    return generator.sample({}, request)
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 99])
