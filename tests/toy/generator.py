@@ -67,16 +67,16 @@ class Turns(nn.Module):
         return self.loss(tokens, labels, self.draw(keys), 0.0, deterministic=True)
 
     @nn.nowrap
-    def sample(self, params, labels, keys, settings, guidance_scale, temperature):
+    def sample(self, params, request):
         """Bits [B, N, k] of a batch; image i depends on keys[i] alone."""
-        schedule = settings.unmasking_schedule
+        schedule = request.settings.unmasking_schedule
         shape = (self.length, *self.head.noise_shape(schedule))
-        noise = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+        noise = jax.vmap(lambda key: jax.random.uniform(key, shape))(request.keys)
         bits, _ = self.head.apply(
             {"params": params["head"]},
-            self.apply({"params": params}, labels, method=self.states),
-            guidance_scale if settings.guided else None,
-            temperature,
+            self.apply({"params": params}, request.labels, method=self.states),
+            None,
+            request.temperature,
             schedule,
             noise.reshape(-1, *shape[1:]),
             method=self.head.sample,
