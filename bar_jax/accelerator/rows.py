@@ -39,7 +39,7 @@ class Row(NamedTuple):
     platform: str = ""
 
 
-# Beside what `config_presets.tiny` sets: less to compile, and the same for rows that differ in a
+# Beside what `config.presets.tiny` sets: less to compile, and the same for rows that differ in a
 # size or the dtype alone, see `kinds`.
 TINY = {
     **{

@@ -6,7 +6,7 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
-# Formats that say what white is in grey of more than 8 bits.
+# Formats that define white in grey of more than 8 bits.
 DEEP_GREY = ("PNG", "PPM", "JPEG2000", "TIFF")
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags
 
@@ -68,7 +68,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _deep_grey_to_rgb(image)
     if image.mode == "F":
         raise ValueError("mode F: floating-point pixels have no known range")
-    if image.mode == "La":  # which converts to nothing else
+    if image.mode == "La":  # Pillow converts it to nothing else
         image = image.convert("LA")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")

@@ -14,7 +14,7 @@ from bar_jax.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# A folder of nothing but damaged images should end the run, not be searched from end to end.
+# A folder of nothing but damaged images should end the run, not be searched to its end.
 MAX_DAMAGED_IN_A_ROW = 100
 
 

@@ -67,7 +67,7 @@ def plan_cache(
     num_shards: int,
     older: Sequence[str] = (),
 ) -> CachePlan:
-    """Starts a cache, or takes up one that was started with the same fields.
+    """Starts a cache, or continues one that was started with the same fields.
 
     Every process of a run may call this.
 

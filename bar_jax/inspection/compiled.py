@@ -107,7 +107,7 @@ def work(program: hlo.Program, mesh: jax.sharding.Mesh, images: int) -> dict[str
 def look_for_faults(
     program: hlo.Program, sent: list[collectives.Collective], cache: int
 ) -> dict[str, object]:
-    """What a compiled program does that it might not need to do.
+    """What a compiled program may do needlessly.
 
     Returns:
       `copies_share`, `copies`: of all bytes the part that copies, transposes, joins, pads and casts

@@ -33,7 +33,7 @@ def loop_copies(program: hlo.Program, elements: int) -> list[hlo.Instruction]:
 def moves(program: hlo.Program, found: list[Operation]) -> list[Operation]:
     """Operations that compute nothing: copies, transposes, joins, padding and casts.
 
-    What brings an array to a memory on the chip as it is, is none of them.
+    Without those that bring an array as it is to a memory on the chip.
     """
     return [o for o in found if o.bytes and _only_moves(program, o.instruction)]
 

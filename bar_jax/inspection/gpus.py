@@ -1,4 +1,4 @@
-"""NVIDIA GPUs to compile for that are not here: `pip install "jax[cuda12]"`, no driver is needed.
+"""NVIDIA GPUs to compile for without having one: `pip install "jax[cuda12]"`, no driver is needed.
 
 XLA is given a description of the GPU, as in jax's own test of this (tests/deviceless_aot_test.py).
 Without one nothing can be tried out, so every product is left to cuBLAS.

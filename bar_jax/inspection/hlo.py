@@ -121,7 +121,7 @@ class Visit(NamedTuple):
 
     Attributes:
       computation: its name.
-      times: how often the way is gone.
+      times: how often it is taken.
       fused: whether it leads through a fusion.
       loops: names of the loops that it leads through, outermost first.
     """
@@ -171,7 +171,7 @@ def written(i: Instruction) -> tuple[Array, ...]:
 
 
 def visits(program: Program) -> Iterator[Visit]:
-    """Every way to every computation. Of a condition all branches are gone."""
+    """Every way to every computation. Of a condition all branches are taken."""
     yield from _visits(program, Visit(program.entry, 1, False, ()))
 
 

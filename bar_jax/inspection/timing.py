@@ -153,5 +153,5 @@ def rates(flops: int, batch: int, seconds: list[float], peak: float) -> dict[str
 
 
 def rounded(number: float) -> float:
-    """Four digits are more than a timing has."""
+    """Rounded to four digits, more than a timing has."""
     return float(f"{number:.4g}")

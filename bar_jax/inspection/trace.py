@@ -113,7 +113,7 @@ def _device_lines(data: ProfileData) -> tuple[str, list[list[Event]]]:
     GPUs have a line for each stream; TPUs one of operations, among others that repeat them in
     coarser terms; a CPU has its operations, marked, among those of the CPU's threads.
     """
-    # Where the reader's own types warn and that is an error, they end the process.
+    # Where a warning of the reader's own types is an error, it ends the process.
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         return _lines_of_first(data)
 

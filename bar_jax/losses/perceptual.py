@@ -41,7 +41,7 @@ class LinearHeads(nn.Module):
 def vgg_pair(
     net: VGG16, params: dict, images: jax.Array, reconstructions: jax.Array, size: int
 ) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
-    """What VGG16 sees in images and in their reconstructions: its stages' features (see there).
+    """VGG16's features of images and of their reconstructions, by stage (see `nn.vgg`).
 
     LPIPS's own normalisation is ImageNet's, so that LPIPS and the Gram loss can share them.
 

@@ -38,7 +38,7 @@ from bar_jax.training.optimizer import adamw, warmup_cosine
 
 logger = logging.getLogger(__name__)
 
-RECIPE = 2  # what trained classifiers are kept by: raise it with what is trained
+RECIPE = 2  # part of the name of a kept classifier: raise it with every change of the training
 
 LARGEST_SIDE = 32  # pixels; larger images are shrunk, for a number of seconds on two cores
 

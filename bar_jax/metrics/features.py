@@ -1,7 +1,7 @@
 """Features of images in the eyes of frozen networks, over batches and processes.
 
-A network's output is named `NETWORK/OUTPUT`, such as `inception/pool`. Of an output are kept its
-moments (float64 sums, for Frechet distances), its rows (a vector per image), or both.
+A network's output is named `NETWORK/OUTPUT`, such as `inception/pool`. What is kept of an output
+is its moments (float64 sums, for Frechet distances), its rows (a vector per image), or both.
 """
 
 import functools
@@ -40,7 +40,7 @@ class Features(NamedTuple):
     """Features of a set of images; the same on every process.
 
     Attributes:
-      count: of images; damaged ones and padding are none.
+      count: number of images, without damaged ones and padding.
       moments: by output.
       rows: by output, float32 [M, D], of the images that rows were kept of, in their order.
       labels: [M] of these images.
@@ -73,7 +73,7 @@ def extract(
     """Shows images to networks and keeps what is asked for of their outputs.
 
     While the devices compute a batch, the CPU adds up the one before and reads the next. The
-    numbers depend neither on how images are put into batches nor, but for the rounding of float32
+    numbers do not depend on how images are put into batches nor, up to the rounding of float32
     convolutions, on processes and devices; rows come in the order of `index`.
 
     Args:

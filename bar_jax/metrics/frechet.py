@@ -31,7 +31,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     root_trace = linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
     traces = np.trace(a.covariance) + np.trace(b.covariance)
     distance = np.sum(np.square(a.mean - b.mean)) + traces - 2 * root_trace
-    return max(float(distance), 0.0)  # rounding alone gets it below 0
+    return max(float(distance), 0.0)  # only rounding makes it negative
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
 
 
 def few_for_features(samples: int, compared: int | None, size: int) -> str:
-    """What is to be known of a Frechet distance of few images; "" if they are enough.
+    """A remark on a Frechet distance of few images; "" if they are enough.
 
     Args:
       compared: reference images, None if their number is not known.

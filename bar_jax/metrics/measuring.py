@@ -32,7 +32,7 @@ class Measuring(NamedTuple):
       settings: of networks, reference and versions, for the summary; and what is left out, why.
       reference_images: metric -> of how many images the reference is to it, if that is known.
       sizes: output -> features of an image.
-      notes: what is to be known of numbers of few images, by the number's name.
+      notes: remarks on numbers of few images, by the number's name.
     """
 
     metrics: tuple[str, ...]

@@ -27,8 +27,8 @@ def precision_recall(
     of 10,000 reference images and 50,000 samples, of the pool features of Inception, with k = 3.
 
     Distances are computed on the device in float32 (the ADM evaluator takes float16 where that does
-    not overflow), of features less the reference's mean, which leaves more of their digits. In
-    memory are both sets, a float32 copy of them, and a few arrays [block, block].
+    not overflow), of features less the reference's mean, which leaves more of their digits. Memory
+    holds both sets, a float32 copy of them, and a few arrays [block, block].
 
     Source: Kynkaanniemi et al. 2019; Dhariwal & Nichol 2021 (ADM).
 

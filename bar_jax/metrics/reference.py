@@ -67,8 +67,8 @@ def open_reference(config: ConfigDict, metrics: Collection[str]) -> Opened:
     """Opens `evaluate.reference` for some metrics.
 
     Raises:
-      InputError: it cannot be opened, or is an .npz of images of another size, or one by which
-        none of the metrics can be had.
+      InputError: it cannot be opened, or is an .npz of images of another size, or one that
+        suffices for none of the metrics.
     """
     spec, size = config.evaluate.reference, config.data.image_size
     stored, missing, name = {}, {}, spec
@@ -129,7 +129,7 @@ def lacking(path: pathlib.Path, metrics: Collection[str]) -> dict[str, str]:
     """Metrics that an .npz does not suffice for, as ADM's or pytorch-fid's, with the reason.
 
     Raises:
-      InputError: the file cannot be read, or none of those that are compared can be had of it.
+      InputError: the file cannot be read, or it suffices for none of those that are compared.
     """
     names = image_sets.npz_names(path)
     wanted, reasons = compared(metrics), {}

@@ -90,7 +90,7 @@ def notes(
     reference_images: Mapping[str, int],
     sizes: Mapping[str, int],
 ) -> dict[str, str]:
-    """What is to be known of numbers of few images, by the number's name: a line each.
+    """Remarks on numbers of few images, by the number's name: a line each.
 
     Args:
       samples, reference_images: as for `omitted`.

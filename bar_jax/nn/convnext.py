@@ -21,7 +21,7 @@ class ConvNeXtBlock(nn.Module):
         """[B, h, w, C] -> the same, and what `nn.scan` stacks: nothing."""
         x = constrain_batch(x)
         channels = x.shape[-1]
-        # Whole on every device: to meet a kernel that is cut along the channels, the compiler would
+        # Whole on every device: for a kernel that is cut along the channels, the compiler would
         # cut the images so too, and send them all to and fro; 49 weights a channel are little.
         h = nn.Conv(
             channels,

@@ -1,4 +1,4 @@
-"""The colours that frozen networks expect: by default those of networks trained on ImageNet."""
+"""Normalised colours as frozen networks expect them: by default those trained on ImageNet."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Resizing of images as frozen networks saw it when they were trained.
+"""Resizing of images as frozen networks saw it in their training.
 
 All modes but `bilinear_tf1` take half-pixel centres. Each is separable: one matrix per axis, in
 float32.

@@ -1,7 +1,7 @@
 """The Vision Transformer that every ViT of the project is made of (Dosovitskiy et al. 2021).
 
 It works on tokens: what turns an image into tokens (a patch embedding) or tokens into an image
-stands with its caller.
+is its caller's.
 """
 
 import flax.linen as nn
@@ -145,7 +145,7 @@ class ViT(nn.Module):
         )
         kept, slots = None, None
         if self.keep:
-            # A layer writes where the next kept one will; after the last, to a place of no use.
+            # A layer writes where the next kept one will; after the last, to an unused place.
             slots = jnp.searchsorted(jnp.array(self.keep), jnp.arange(self.depth))
             kept = jnp.broadcast_to(x, (len(self.keep) + 1, *x.shape))
         (x, kept), _ = blocks(

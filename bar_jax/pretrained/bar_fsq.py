@@ -1,8 +1,8 @@
 """The published BAR-FSQ tokenizers: their tensor names, and their arrays in our layout.
 
-Read are the decoder with its feature predictor, where the file has one, the quantizer, and the
+What is read: the decoder with its feature predictor, where the file has one, the quantizer, and the
 trained copy of the SigLIP2 encoder on top of the embeddings that both copies share. The rest of a
-file (NOT_READ) is no part of a tokenizer here: the frozen copy, stored twice, which
+file (NOT_READ) is not part of a tokenizer here: the frozen copy, stored twice, which
 `pretrained.siglip2` reads, and its pooling head, which nothing uses.
 """
 

@@ -37,7 +37,7 @@ VISION: Layout = {
     ),
     **same("vision/class_embedding", "vision_model.embeddings.class_embedding"),
     **same("vision/position_embedding", "vision_model.embeddings.position_embedding.weight"),
-    **layer_norm("vision/pre_norm", "vision_model.pre_layrnorm"),  # so spelt
+    **layer_norm("vision/pre_norm", "vision_model.pre_layrnorm"),  # sic
     **_tower("vision", "vision_model"),
     **layer_norm("vision/norm", "vision_model.post_layernorm"),
     "image_projection/kernel": ("visual_projection.weight", "o i -> i o"),

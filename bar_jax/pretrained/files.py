@@ -21,9 +21,9 @@ from safetensors.numpy import save_file
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import replacing
 
-# What training wraps around a model leaves its mark on the names.
+# Prefixes of names that wrappers of a model leave in training.
 PREFIXES = ("_orig_mod.", "module.")
-# What a training checkpoint holds its state dict under, the one to sample from first.
+# Keys of the state dict in a training checkpoint, the one to sample from first.
 WRAPPINGS = ("model_ema", "ema", "state_dict", "model")
 
 # What a pickle may hold beside tensors and plain containers: the options that a training run keeps

@@ -24,7 +24,7 @@ def progress(name: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
     Args:
       name: of the work, as it is to be read.
       total: units of all of it.
-      unit: what is counted, singular.
+      unit: what is counted, in the singular.
       done: units that were done before.
     """
     terminal = has_terminal()

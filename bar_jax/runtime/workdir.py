@@ -83,7 +83,7 @@ def in_use(config: ConfigDict) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writing(path: pathlib.Path) -> Iterator[None]:
-    """Tells of a workdir that cannot be one."""
+    """Raises InputError for a workdir that cannot be made or written to."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Grids of images, enlarged so that a person can see them."""
+"""Grids of images, enlarged to a visible size."""
 
 import io
 import math
