@@ -98,8 +98,8 @@ def _run(config: ConfigDict, cluster: distributed.Cluster | None, by_hand: Itera
     distributed.start(cluster)
     jobs.check_devices(config)
     if idle := config_effects.without_effect(config, by_hand):
-        told = ", ".join(f"{field} (acts with {needed})" for field, needed in idle.items())
-        logger.warning("without effect in this run: %s", told)
+        words = ", ".join(f"{field} (acts with {needed})" for field, needed in idle.items())
+        logger.warning("without effect in this run: %s", words)
     with contextlib.ExitStack() as stack:
         if job.has_workdir:
             mesh.first_alone(lambda: workdir.check(config))

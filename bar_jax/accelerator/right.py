@@ -49,7 +49,7 @@ GAIN, CALM = 0.5, 0.15
 
 
 def run(names: tuple[str, ...], tiny: bool) -> dict[str, object]:
-    """Makes the checks; each is logged when it is made, and one that raises is told as failed.
+    """Makes the checks; each is logged when it is made, and one that raises is reported as failed.
 
     Returns:
       `device`, `jax`, and for each check its `error` with its `tolerance` (or what else it found),
@@ -61,7 +61,7 @@ def run(names: tuple[str, ...], tiny: bool) -> dict[str, object]:
     else:
         options = {"xla_backend_optimization_level": 0}
         setting = Setting(jax.devices()[0], cpus[0], options, tiny)
-    told = {"device": setting.device.device_kind, "jax": jax.__version__}
+    report = {"device": setting.device.device_kind, "jax": jax.__version__}
     with jax.default_matmul_precision("highest"):
         for name in names:
             try:
@@ -69,9 +69,9 @@ def run(names: tuple[str, ...], tiny: bool) -> dict[str, object]:
             except Exception as error:  # the next check may still say something
                 logger.exception("%s", name)
                 found = {"ok": False, "raised": f"{type(error).__name__}: {str(error)[:300]}"}
-            told[name] = found
+            report[name] = found
             logger.info("benchmark: %s: %s", name, json.dumps(found))
-    return told
+    return report
 
 
 # --- checks --------------------------------------------------------------------------------------
@@ -89,14 +89,14 @@ def loss(setting: Setting) -> dict[str, object]:
 
 
 def tokens(setting: Setting) -> dict[str, object]:
-    """The masked-bit generator's tokens at temperature 0, with guidance: share that differs."""
+    """The masked-bit generator's tokens at temperature 0, with guidance: fraction that differs."""
     _, generator, params = _model(setting, BITS)
     here, there = both(setting, functools.partial(_draw, generator), params)
     return judged(tokens=(float(np.mean(here != there)), 0.0))
 
 
 def tokenizer(setting: Setting) -> dict[str, object]:
-    """Bits of images (share that differs), and the images that are made of bits."""
+    """Bits of images (fraction that differs), and the images that are made of bits."""
     config, _, _ = _model(setting, BITS)
     module = make_tokenizer(config)
     params = _params(lambda key: models.init_tokenizer(module, key))
@@ -152,13 +152,13 @@ def mar(setting: Setting) -> dict[str, object]:
 
 def training(setting: Setting) -> dict[str, object]:
     """Five training steps of the masked-bit generator and of xAR on a learned basis."""
-    told, models_of = {}, {"masked_bit": BITS, "xar": XAR}
+    errors, models_of = {}, {"masked_bit": BITS, "xar": XAR}
     for name, file in list(models_of.items())[: 1 if setting.tiny else None]:
         here = _trained(_config(setting, file), [setting.device], {})
         there = _trained(_config(setting, file), [setting.other], setting.options)
-        told[f"{name}_metrics"] = distance(here[0], there[0]), 1e-4
-        told[f"{name}_params"] = distance(here[1], there[1]), 1e-4
-    return judged(**told)
+        errors[f"{name}_metrics"] = distance(here[0], there[0]), 1e-4
+        errors[f"{name}_params"] = distance(here[1], there[1]), 1e-4
+    return judged(**errors)
 
 
 def attention(setting: Setting) -> dict[str, object]:
@@ -237,7 +237,7 @@ def low_precision(setting: Setting) -> dict[str, object]:
     def draw(generator):
         return on(setting.device, {}, functools.partial(_draw, generator), params)
 
-    exact, wanted, told, shares = gradient(generator), draw(generator), {}, {}
+    exact, wanted, errors, differing = gradient(generator), draw(generator), {}, {}
     config.dtype = "bfloat16"
     low = make_generator(config)
     for name, module, precision, bounds in (
@@ -246,11 +246,11 @@ def low_precision(setting: Setting) -> dict[str, object]:
     ):
         with jax.default_matmul_precision(precision):
             found = gradient(module)
-            shares[f"{name}_tokens"] = float(np.mean(draw(module) != wanted))
-        told[f"{name}_loss"] = abs(found[0] - exact[0]) / abs(exact[0]), bounds[0]
-        told[f"{name}_gradient"] = distance(found[1], exact[1]), bounds[1]
+            differing[f"{name}_tokens"] = float(np.mean(draw(module) != wanted))
+        errors[f"{name}_loss"] = abs(found[0] - exact[0]) / abs(exact[0]), bounds[0]
+        errors[f"{name}_gradient"] = distance(found[1], exact[1]), bounds[1]
     # What a token that is drawn differently does to the next ones has no bound.
-    return {"differing": shares} | judged(**told)
+    return {"differing": differing} | judged(**errors)
 
 
 def layouts(setting: Setting) -> dict[str, object]:
@@ -259,18 +259,18 @@ def layouts(setting: Setting) -> dict[str, object]:
     if len(devices) == 1:
         return {"ok": None, "not_applicable": "there is one device"}
     devices = devices[: 1 << min(len(devices), BATCH).bit_length() - 1]  # they share the batch
-    config, told = _config(setting, BITS), {}
+    config, errors = _config(setting, BITS), {}
     alone = _trained(config, devices[:1], {})
     for axis in ("fsdp",) if setting.tiny else ("data", "fsdp"):
         config.mesh.update(dict(data=1, fsdp=1) | {axis: -1})
         found = _trained(config, devices, {})
-        told[f"{axis}_metrics"] = distance(found[0], alone[0]), 1e-4
-        told[f"{axis}_params"] = distance(found[1], alone[1]), 1e-4
-    return {"devices": len(devices)} | judged(**told)
+        errors[f"{axis}_metrics"] = distance(found[0], alone[0]), 1e-4
+        errors[f"{axis}_params"] = distance(found[1], alone[1]), 1e-4
+    return {"devices": len(devices)} | judged(**errors)
 
 
 def saved(setting: Setting) -> dict[str, object]:
-    """Parameters saved on the accelerator and restored on the CPU: share that differs."""
+    """Parameters saved on the accelerator and restored on the CPU: fraction that differs."""
     config, generator, params = _model(setting, BITS)
     here = jax.device_put(params, setting.device)
     shapes = models.param_shapes(
@@ -406,8 +406,8 @@ def _trained(config: ConfigDict, devices: list[jax.Device], options: dict) -> tu
         state = jax.device_put(zeros.replace(params=start), layout)
         batch = jax.device_put(_batch(config, generator), batch_sharding(mesh))
         key = jax.device_put(jax.random.key(1), replicated(mesh))
-        told = []
+        logged = []
         for _ in range(STEPS):
             state, metrics = step(state, batch, key, program.frozen)
-            told.append(metrics)
-    return jax.device_get((told, state.params))
+            logged.append(metrics)
+    return jax.device_get((logged, state.params))

@@ -102,7 +102,7 @@ class BasisGenerator(nn.Module):
 
     @property
     def takes_order(self) -> bool:
-        """Whether the host is told where each token belongs."""
+        """Whether the host network takes the place of each token."""
         return getattr(self.host, "takes_order", False)
 
     def setup(self):
@@ -117,7 +117,7 @@ class BasisGenerator(nn.Module):
 
     @nn.nowrap
     def matrix_of(self, params: dict) -> np.ndarray:
-        """A [N', N] float32 on the host, also of a basis that is an order (not `random`)."""
+        """A [N', N] float32 in main memory, also of a basis that is an order (not `random`)."""
         return whole(params[MATRIX]) if MATRIX in params else self.start().astype(np.float32)
 
     def draw(self, keys: jax.Array, batch_key: jax.Array | None = None) -> Draws:
@@ -187,7 +187,7 @@ class BasisGenerator(nn.Module):
         return jnp.mean(snr * objectives.residual(x, found.clean, self.matrix), axis=0)
 
     def _sequence(self, x, draws, random_share):
-        """y, and the order that a host is told of."""
+        """y, and the order that a host takes."""
         if self.basis.has_matrix:
             return transform.forward(self.matrix, x), None
         order = self._order(x.shape[0])

@@ -19,7 +19,7 @@ def predict_tokens(
     """The head's prediction of a sequence, each token at R noise levels.
 
     Args:
-      z: [B, N, D], what the head is told of each token.
+      z: [B, N, D], the head's condition for each token.
       y: [B, N, d] tokens.
       draws: times [B, R, N] and noise [B, R, N, d].
       hidden: [B, N] bool, False where a token was given and does not count; None: all count.

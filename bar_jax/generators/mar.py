@@ -200,7 +200,7 @@ class MAR(nn.Module):
           wanted: [W] integers, which of them to return; None: all.
 
         Returns:
-          [B, N, D] or [B, W, D], what the head is told of each token.
+          [B, N, D] or [B, W, D], the head's condition for each token.
         """
         classes, x = jnp.split(self.decoder_proj(encoded), [self.class_repeats], axis=1)
         mask = jnp.broadcast_to(self.mask_token, (x.shape[0], self.length, x.shape[2]))

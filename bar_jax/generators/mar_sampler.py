@@ -95,7 +95,7 @@ def record_tokens(
 
     Returns:
       [B, N, d], and for each iteration {`places` [B, n] of the n tokens revealed, `z` [B or 2 B, n,
-      D] what the head was told of them, `tokens` [B, N, d] after it, 0 where hidden}.
+      D] the head's condition for them, `tokens` [B, N, d] after it, 0 where hidden}.
     """
     kept = lambda z, tokens: (z, tokens)
     tokens, recorded = _reveal_all(mar, params, request, order, noise, kept)

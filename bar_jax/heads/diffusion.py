@@ -1,6 +1,6 @@
 """MAR's diffusion head: a small MLP that takes the noise out of one token at a time.
 
-What it is told of the token is the transformer's vector z (Li et al. 2024, Autoregressive Image
+Its condition is the transformer's vector z of the token (Li et al. 2024, Autoregressive Image
 Generation without Vector Quantization). Where that paper is silent, this follows what the
 published weights need.
 """

@@ -22,7 +22,7 @@ class Tables(NamedTuple):
     """What a schedule of T steps needs, float64 numpy arrays [T], from the least noise up.
 
     Attributes:
-      timesteps: int64, the steps of training that are kept: what the network is told.
+      timesteps: int64, the steps of training that are kept: what the network gets.
       betas: variance added by each step.
       alphas_cumprod: alpha_bar, the share of the signal's variance that is left.
       posterior_log_variance_clipped: of q(x_{t-1} | x_t, x_0), the first as the second.

@@ -305,7 +305,7 @@ def hide(bits: jax.Array, ratio: jax.Array, uniform: jax.Array) -> tuple[jax.Arr
 
     Returns:
       symbols [..., n] int32 with HIDDEN at hidden places; hidden [..., n] bool; the ratio clipped
-      to [1/n, 1] but not rounded, which is what the head is told (published).
+      to [1/n, 1] but not rounded, which is what the head gets (published).
     """
     n = bits.shape[-1]
     ratio = jnp.clip(ratio, 1 / n, 1.0)

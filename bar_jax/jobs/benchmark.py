@@ -104,9 +104,9 @@ def _at_each_size(
     def measure(size: int) -> dict[str, object]:
         own = config.copy_and_resolve_references()
         own[SECTIONS[name]].batch_size = size
-        told = part(own, mesh, peak)
-        logger.info("benchmark: %s: %s", name, json.dumps(told))
-        return told
+        result = part(own, mesh, peak)
+        logger.info("benchmark: %s: %s", name, json.dumps(result))
+        return result
 
     benchmark, size = config.benchmark, config[SECTIONS[name]].batch_size
     if not benchmark.batches:
@@ -193,10 +193,10 @@ def _training(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
     )
     program = generator_program(config, mesh, generator)
     batch = _training_batch(config, generator)
-    told, params = _time_step(config, mesh, section, program, batch, step=0)
+    result, params = _time_step(config, mesh, section, program, batch, step=0)
     flops = training_flops(config, params)
-    rate = flops * told["images_per_second"]
-    return told | {
+    rate = flops * result["images_per_second"]
+    return result | {
         "flops_per_image": flops,
         "flops_per_second": timing.rounded(rate),
         "model_flops_utilisation": timing.rounded(rate / peak),
@@ -228,7 +228,7 @@ def _basis(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str
         "bar": dict(kind=LEARNED, objective="bar"),
         "residual": dict(kind=LEARNED, objective="residual"),
     }
-    steps, args, told = {}, {}, {}
+    steps, args, result = {}, {}, {}
     for name, fields in variants.items():
         own = config.copy_and_resolve_references()
         own.model.basis.update(fields)
@@ -238,7 +238,7 @@ def _basis(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str
         step, args[name], _ = _training_step(own, mesh, program, _training_batch(own, generator), 0)
         with jax.set_mesh(mesh):
             steps[name] = step.lower(*args[name]).compile()
-        told[name] = {"memory_bytes_per_device": timing.program_bytes(steps[name]), "seconds": []}
+        result[name] = {"memory_bytes_per_device": timing.program_bytes(steps[name]), "seconds": []}
     for turn in range(1 + config.benchmark.repeats):
         for name, step in steps.items():
             began = time.perf_counter()
@@ -246,13 +246,13 @@ def _basis(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str
             seconds = time.perf_counter() - began
             args[name] = (state, *args[name][1:])
             if turn:  # the first is not counted
-                told[name]["seconds"].append(timing.rounded(seconds))
-    for found in told.values():
-        pairs = zip(found["seconds"], told["host"]["seconds"], strict=True)
+                result[name]["seconds"].append(timing.rounded(seconds))
+    for found in result.values():
+        pairs = zip(found["seconds"], result["host"]["seconds"], strict=True)
         found["time_ratio"] = timing.rounded(statistics.median(own / host for own, host in pairs))
-        memory = found["memory_bytes_per_device"] / told["host"]["memory_bytes_per_device"]
+        memory = found["memory_bytes_per_device"] / result["host"]["memory_bytes_per_device"]
         found["memory_ratio"] = timing.rounded(memory)
-    return {"batch_size": config.train_generator.batch_size, **told}
+    return {"batch_size": config.train_generator.batch_size, **result}
 
 
 def _tokenizer_training(
@@ -271,14 +271,14 @@ def _tokenizer_training(
         0, 256, (section.batch_size, size, size, 3), np.uint8
     )
     steps = {"tokenizer": 0} | ({"discriminator": 1} if section.loss.gan else {})
-    batch, told = {"image": images}, {}
+    batch, result = {"image": images}, {}
     key = jax.random.key(config.seed)
     state = nn.unbox(jax.eval_shape(program.init, key))
     for player, step in steps.items():
         flops = product_flops(program.step(step), state, batch, key, program.frozen)
-        told[player], _ = _time_step(config, mesh, section, program, batch, step)
-        told[player] |= timing.rates(flops, section.batch_size, told[player]["seconds"], peak)
-    return told
+        result[player], _ = _time_step(config, mesh, section, program, batch, step)
+        result[player] |= timing.rates(flops, section.batch_size, result[player]["seconds"], peak)
+    return result
 
 
 def _training_step(config, mesh, program, batch, step) -> tuple[Callable, tuple, dict]:
@@ -307,7 +307,7 @@ def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, o
             feed=lambda args, out: (out[0], *args[1:]),
             trace=config.benchmark.trace,
         )
-    told = {
+    result = {
         "batch_size": section.batch_size,
         "accumulate": section.accumulate,
         "remat": section.remat,
@@ -317,7 +317,7 @@ def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, o
         "memory_bytes_per_device": timed.memory,
         **({"trace": timed.trace} if timed.trace else {}),
     }
-    return told, params
+    return result, params
 
 
 def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
@@ -333,7 +333,7 @@ def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict
     params = models.fresh_params(
         lambda key: models.init_tokenizer(tokenizer, key), mesh, config.seed
     )
-    told = {"batch_size": batch}
+    result = {"batch_size": batch}
     with jax.set_mesh(mesh):
         for name, function, inputs in (("encode", tokens, images), ("decode", pixels, x)):
             function = functools.partial(function, tokenizer)
@@ -342,14 +342,14 @@ def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict
                 (params, jax.device_put(inputs, batch_sharding(mesh))),
                 config.benchmark.repeats,
             )
-            told[name] = {
+            result[name] = {
                 "compile_seconds": timed.compile_seconds,
                 "seconds": timed.seconds,
                 "images_per_second": timing.rounded(batch / statistics.median(timed.seconds)),
                 "memory_bytes_per_device": timed.memory,
                 **timing.rates(product_flops(function, params, inputs), batch, timed.seconds, peak),
             }
-    return told
+    return result
 
 
 def _input(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:

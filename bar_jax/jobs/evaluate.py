@@ -2,7 +2,7 @@
 
 A number is worth what is known of how it came about. Beside the metrics, `summary.json` holds all
 that they depend on: number of images, classes, seed, guidance, schedule, checkpoint (as the set
-itself tells, under `evaluated_...`), the reference and its digest, the networks with their weights
+itself holds, under `evaluated_...`), the reference and its digest, the networks with their weights
 and how they resize, and versions. All of it is of one evaluation and is replaced by the next;
 `evaluations.jsonl` keeps a line of every one.
 """
@@ -42,7 +42,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         return read_summary(config.workdir)
     check(config)
     mesh = mesh_lib.make_mesh(**config.mesh)
-    samples, told = open_samples(config)
+    samples, origin = open_samples(config)
     count, found = len(samples), {}
     with jax.set_mesh(mesh):
         unlabelled = getattr(samples, "unlabelled", "")
@@ -61,7 +61,7 @@ def run(config: ConfigDict) -> dict[str, object]:
             )
         if real := [metric for metric in measuring.metrics if KINDS[metric].real]:
             found |= _real(config, mesh, measuring, real)
-    settings = {"evaluated_samples": count, **told, **measuring.settings}
+    settings = {"evaluated_samples": count, **origin, **measuring.settings}
     seconds = {"seconds_evaluate": round(time.monotonic() - began, 1)}
     _tell(found, settings)
     if jax.process_index() == 0:
@@ -101,8 +101,8 @@ def open_samples(config: ConfigDict) -> tuple[Sequence, dict[str, object]]:
     spec, section = config.evaluate.samples, config.data
     if spec in reference_lib.SPLITS:
         source = data.open_images(config, validation=spec == "validation")
-        told = {"evaluated": f"{spec} images of {section.source} {section.name}".strip()}
-        return source, told | {"evaluated_crop": reference_lib.CROP}
+        origin = {"evaluated": f"{spec} images of {section.source} {section.name}".strip()}
+        return source, origin | {"evaluated_crop": reference_lib.CROP}
     path = spec or str(pathlib.Path(config.workdir) / "samples.npz")
     names = _class_names(config) if any(KINDS[m].labels for m in config.evaluate.metrics) else ()
     source, size = image_sets.open_set(path, section.num_classes, names), section.image_size
@@ -145,8 +145,8 @@ def _tell(found: dict[str, object], settings: dict[str, object]) -> None:
     """One line of numbers and of what they depend on."""
     plain = lambda value: value if isinstance(value, str) else f"{value:.5g}"
     numbers = ", ".join(f"{name} {plain(value)}" for name, value in found.items()) or "no number"
-    told = "; ".join(f"{k.removeprefix('evaluated_')} {v}" for k, v in settings.items())
-    logger.info("evaluate: %s (%s)", numbers, told)
+    words = "; ".join(f"{k.removeprefix('evaluated_')} {v}" for k, v in settings.items())
+    logger.info("evaluate: %s (%s)", numbers, words)
 
 
 JOB = Job(run, batches_of("evaluate"))

@@ -29,8 +29,8 @@ def run(config: ConfigDict) -> dict[str, object]:
             workdir.trained(config, "tokenizer")  # missed now, not when there is all to be drawn
     evaluate.check(config)  # the same
     if others := mesh.first_says(lambda: workdir.trained_otherwise(config)):
-        told = ", ".join(f"{name}={value}" for name, value in others.items())
-        logger.warning("pipeline: the finished tokenizer is used as it is; it has %s", told)
+        words = ", ".join(f"{name}={value}" for name, value in others.items())
+        logger.warning("pipeline: the finished tokenizer is used as it is; it has %s", words)
         stages.remove(train_tokenizer)
         train_tokenizer.report_finished(config)
     for job in stages:

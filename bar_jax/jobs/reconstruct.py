@@ -2,7 +2,7 @@
 
 Writes `reconstructions.png` (originals above their reconstructions, a pair of rows per class) and
 into `summary.json` the numbers, named `reconstruction_...`. Of KL-16 the mean of the posterior is
-decoded, not a sample of it; where tokens are no bits, nothing is told of bits. What cannot be
+decoded, not a sample of it; where tokens are no bits, nothing is said of bits. What cannot be
 measured is named `reconstruction_..._omitted`, with the reason: SSIM and LPIPS of small images,
 LPIPS without `evaluate.weights.vgg16` and `evaluate.weights.lpips`, rFID (`reconstruction_fid`)
 without `evaluate.weights.inception` or of a single image. What is to be known of a distance of few
@@ -139,8 +139,8 @@ def frechet_distances(
     feature_networks.check(config.evaluate.weights, [n.network for n in needs.values()], "metric")
     networks = [feature_networks.load(config, mesh, need.network) for need in needs.values()]
     sizes, images = sizes_of(networks, config.data.image_size), dict.fromkeys(needs, len(source))
-    told = notes(needs, len(source), images, sizes)
-    for metric, note in told.items():
+    remarks = notes(needs, len(source), images, sizes)
+    for metric, note in remarks.items():
         logger.warning("reconstruct: %s: %s", metric, note)
     digest, originals = image_sets.fingerprint(source), {}
     for network in networks:
@@ -157,7 +157,7 @@ def frechet_distances(
         metric: frechet_distance(gaussian(found[need.moments]), originals[need.moments])
         for metric, need in needs.items()
     }
-    numbers |= {f"{metric}_note": note for metric, note in told.items()}
+    numbers |= {f"{metric}_note": note for metric, note in remarks.items()}
     settings = {f"features_{n.name}": f"{n.weights}; resized {n.resize}" for n in networks}
     settings |= {"crop": CROP, "originals_digest": digest, **environment()}
     return numbers, settings

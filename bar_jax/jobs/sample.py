@@ -38,7 +38,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         )
         weights = provenance.digests(config, generator=generator.step, tokenizer=tokenizer.step)
         settings = provenance.settings(config, generator.step, tokenizer.step) | weights
-        # Sets that are older than the digests do not tell them.
+        # Sets that are older than the digests lack them.
         if mesh_lib.first_says(lambda: weights | (provenance.stored(path) or {}) == settings):
             logger.info("sample: %s is finished, nothing to do", path)
             return update_summary(config.workdir, settings)
@@ -51,8 +51,8 @@ def run(config: ConfigDict) -> dict[str, object]:
             for batch in batches:
                 kept.append(mesh_lib.whole(batch["image"]))
                 if kept.count < len(labels):
-                    told = f"sample: {kept.count} of {len(labels)} images are kept"
-                    preemption.check(told)
+                    kept_so_far = f"sample: {kept.count} of {len(labels)} images are kept"
+                    preemption.check(kept_so_far)
     seconds = {"seconds_sample": round(time.monotonic() - began, 1)}
     summary = update_summary(config.workdir, settings | seconds)
     with mesh_lib.all_or_none():

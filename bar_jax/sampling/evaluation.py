@@ -33,7 +33,7 @@ def measure_generator(
 
 
 def _until_told(batches: Iterable) -> Iterator:
-    """Batches, unless the run is told to stop."""
+    """Batches, unless the run is asked to stop."""
     for batch in batches:
         preemption.check("evaluation: not finished")
         yield batch

@@ -15,7 +15,7 @@ from bar_jax.sampling.draw import sample_labels
 from bar_jax.training import checkpoint
 
 logger = logging.getLogger(__name__)
-CHECKPOINT = "generator_checkpoint"  # the setting that tells where it lay
+CHECKPOINT = "generator_checkpoint"  # the setting that says where it lay
 
 
 def settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> dict[str, object]:
@@ -45,7 +45,7 @@ def settings(config: ConfigDict, generator_step: int, tokenizer_step: int) -> di
 def digests(config: ConfigDict, **steps: int) -> dict[str, str]:
     """Names of the weights that are used, of all parts that have a checkpoint.
 
-    Steps do not tell a tokenizer from the same one with its decoder tuned for as long.
+    Steps do not distinguish a tokenizer from the same one with its decoder tuned for as long.
     """
     folders = {part: pathlib.Path(config.workdir) / part for part in steps}
     return {
@@ -61,7 +61,7 @@ def schedule(config: ConfigDict) -> dict[str, object]:
 
 
 def stored(path: pathlib.Path) -> dict | None:
-    """The settings that a set of samples tells of itself; None if there is no such set."""
+    """The settings that a set of samples holds of itself; None if there is no such set."""
     if not path.exists():
         return None
     try:

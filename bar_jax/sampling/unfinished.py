@@ -33,8 +33,8 @@ class Unfinished:
 
     def __init__(self, config: ConfigDict, settings: dict[str, object], total: int):
         """Opens what is there of a set of `total` images."""
-        told = json.dumps(settings, sort_keys=True)
-        digest = hashlib.sha256(told.encode()).hexdigest()[:12]
+        identity = json.dumps(settings, sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         self._folder = pathlib.Path(config.workdir) / f"samples.partial-{digest}"
         self._total, self.images, found = total, None, 0
         if jax.process_index() == 0 and (self._folder / "count.json").exists():
