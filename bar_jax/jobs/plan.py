@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from bar_jax import generators
 from bar_jax.data.codec import pixels
 from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.generators.request import Request
@@ -28,7 +29,7 @@ from bar_jax.pretrained import frozen
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import batch_sharding, batch_ways, replicated
 from bar_jax.sampling.draw import draw_tokens
-from bar_jax.tokenizers import cached_as, make_tokenizer, real_valued
+from bar_jax.tokenizers import cached_as, is_trained, make_tokenizer
 from bar_jax.training import basis
 from bar_jax.training import restore as models
 from bar_jax.training.players import Program, one_player
@@ -181,10 +182,9 @@ def cache_elements(config: ConfigDict) -> int:
 
     Without what a layout may add to the positions.
     """
-    if config.model.generator.kind == "mar":
+    if not generators.KINDS[config.model.generator.kind].queries(config):
         return 0
-    generator = make_generator(config)
-    tokens = generator.host.length if real_valued(config) else generator.trunk.num_tokens
+    tokens = make_generator(config).length
     rows = config.sample.batch_size * (2 if config.sample.guidance_scale > 1 else 1)
     return rows * tokens * config.model.generator.width
 
@@ -235,7 +235,7 @@ def _program(config, mesh, step) -> tuple[Program, dict[str, jax.ShapeDtypeStruc
             "label": shape((section.batch_size,), jnp.int32),
         }
         return generator_program(config, None, generator), batch, 0
-    if real_valued(config):
+    if not is_trained(config):
         raise InputError("describe.steps", step, "generator: no tokenizer is trained here")
     section, size = config.train_tokenizer, config.data.image_size
     if step == "discriminator" and not section.loss.gan:
