@@ -63,12 +63,14 @@ def test_a_toy_job_works_on_them(workdir, capsys):
 
 
 def test_they_are_described(one_device, capsys):
-    assert main([*RUN, "--config.job=describe"]) == 0
+    steps = "--config.describe.steps=tokenizer,generator,sampler"
+    assert main([*RUN, "--config.job=describe", steps]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["bit_budget"] == 16 and found["sequence_length"] == 4
     analysis, synthesis = 4 * (48 + 1), 48 * (4 + 1)
     assert found["parameters"]["tokenizer_total"] == analysis + synthesis
     assert found["parameters"]["generator"]["head"] == 4 * (16 + 1)
+    assert found["steps"].keys() == {"tokenizer", "generator", "sampler"}
 
 
 @pytest.mark.parametrize(
