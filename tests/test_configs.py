@@ -16,8 +16,8 @@ from bar_jax.config.file import load_config
 from bar_jax.config.validation import validate
 from bar_jax.generators import make_generator
 from bar_jax.generators.kind import written_width
+from bar_jax.inspection.model_flops import count
 from bar_jax.jobs import describe, train_generator, train_tokenizer
-from bar_jax.jobs.describe import count
 from bar_jax.pretrained import published
 from bar_jax.tokenizers import make_tokenizer, real_valued, sequence_grid, token_width
 from bar_jax.training import loop

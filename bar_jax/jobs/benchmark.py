@@ -30,7 +30,7 @@ from bar_jax.generators.request import Request
 from bar_jax.heads import make_head
 from bar_jax.inspection import timing
 from bar_jax.inspection.flops import product_flops
-from bar_jax.jobs.describe import count, sampling_flops, training_flops
+from bar_jax.inspection.model_flops import count, sampling_flops, training_flops
 from bar_jax.jobs.plan import generator_program
 from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.metrics import feature_networks

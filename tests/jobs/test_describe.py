@@ -14,6 +14,7 @@ from bar_jax.generators import make_generator
 from bar_jax.generators.masked_bit import sample_tokens
 from bar_jax.generators.request import Request
 from bar_jax.generators.settings import Settings
+from bar_jax.inspection.model_flops import sampling_flops, training_flops
 from bar_jax.jobs import describe
 from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.runtime.mesh import make_mesh
@@ -85,7 +86,7 @@ def test_sampling_flops_are_those_of_the_sampler(head, guidance_scale, patch_siz
     jaxpr = jax.make_jaxpr(program)(params).jaxpr
     # Without what the compiler drops: the prefix's outputs, of which nothing is drawn.
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    assert sum(describe.sampling_flops(config, params, batch).values()) == _products(jaxpr)
+    assert sum(sampling_flops(config, params, batch).values()) == _products(jaxpr)
 
 
 @pytest.mark.parametrize("head, patch_size", [("masked_bit", 1), ("bit", 2)])
@@ -99,7 +100,7 @@ def test_training_flops_are_three_times_those_of_the_loss(head, patch_size):
     key = jax.random.key(0)
     program = lambda params: loss(params, batch, key[None], key, 0)["loss"]  # noqa: E731
     jaxpr = jax.make_jaxpr(program)(params).jaxpr
-    assert describe.training_flops(config, params) == 3 * _products(jaxpr)
+    assert training_flops(config, params) == 3 * _products(jaxpr)
 
 
 def test_parameters_are_those_of_the_models(described):

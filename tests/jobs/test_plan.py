@@ -10,6 +10,7 @@ from bar_jax.config import default_config
 from bar_jax.config.file import load_config
 from bar_jax.config.presets import tiny
 from bar_jax.generators import make_generator
+from bar_jax.inspection.model_flops import sampling_flops
 from bar_jax.jobs import describe, plan
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
@@ -114,7 +115,7 @@ def test_a_compiled_sampler_computes_what_is_counted_by_hand():
     params = models.param_shapes(
         lambda key: models.init_generator(make_generator(config), key), mesh
     )
-    by_hand = sum(describe.sampling_flops(config, params, 4).values())
+    by_hand = sum(sampling_flops(config, params, 4).values())
     assert 0.95 * by_hand < found["work"]["flops"] <= by_hand
     assert found["faults"]["host_transfers"] == []
 
