@@ -3,7 +3,6 @@
 Their `:tiny` size is trained in tests/test_pipeline.py, for one config of each architecture.
 """
 
-import functools
 import re
 from pathlib import Path
 
@@ -11,18 +10,20 @@ import jax
 import numpy as np
 import pytest
 
-from bar_jax.config import default_config, duration, flatten, token_grid
+from bar_jax.config import default_config, flatten, token_grid
 from bar_jax.config.file import load_config
 from bar_jax.config.validation import validate
 from bar_jax.generators import make_generator
 from bar_jax.generators.kind import written_width
 from bar_jax.inspection.model_flops import count
-from bar_jax.jobs import describe, train_generator, train_tokenizer
+from bar_jax.jobs import describe
 from bar_jax.pretrained import published
 from bar_jax.tokenizers import make_tokenizer, real_valued, sequence_grid, token_width
-from bar_jax.training import loop
+from bar_jax.training import generator as generator_lib
+from bar_jax.training import loop, optimizer
 from bar_jax.training import restore as models
 from bar_jax.training.optimizer import decays
+from bar_jax.training.tokenizer import check_discriminator
 from bar_jax.visualize import figures
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,19 +83,14 @@ def test_its_schedules_fit_its_training(path, size, caplog):
     """Nothing is told of what is run as it is written."""
     config, images = load_config(f"{ROOT / path}{size}"), 1_281_167
     for stage in ("train_tokenizer", "train_generator"):
-        section = config[stage]
-        count = functools.partial(duration, batch_size=section.batch_size, images=images)
-        warmup, constant = (
-            count(section.optimizer, f"{name}_", required=False) for name in ("warmup", "constant")
-        )
-        loop.warn_of_schedule(stage, section, count(section, ""), warmup, constant)
-    start, end = (train_generator.anneal_step(config, point, images) for point in ("start", "end"))
+        durations = optimizer.durations(stage, config[stage], images)
+        loop.warn_of_schedule(stage, config[stage], durations)
     if config.model.basis.kind == "random":
-        train_generator.warn_of_order(count(section, ""), start, end)
+        anneal = generator_lib.anneal_steps(config, images)
+        generator_lib.warn_of_order(durations.steps, *anneal)
     section = config.train_tokenizer
-    train_tokenizer.check_discriminator(
-        section, images, duration(section, "", section.batch_size, images)
-    )
+    steps = optimizer.durations("train_tokenizer", section, images).steps
+    check_discriminator(section, images, steps)
     assert not caplog.messages
 
 

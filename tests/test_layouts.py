@@ -14,10 +14,11 @@ import pytest
 from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.generators.request import Request
-from bar_jax.jobs.train_tokenizer import make_loss_fn
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import restore as models
+from bar_jax.training.step import Keys
+from bar_jax.training.tokenizer import make_loss_fn
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BATCH = 8
@@ -92,7 +93,7 @@ def tokenizer_gradient(layout):
     images = np.random.default_rng(0).integers(0, 256, (BATCH, 16, 16, 3), np.uint8)
 
     def gradients(params, batch, keys):
-        loss = lambda params: loss_fn(params, batch, keys, key, 0, {})["loss"][0]
+        loss = lambda params: loss_fn(params, batch, Keys(keys, key, 0), None)["loss"][0]
         return jax.grad(loss)(params)
 
     with jax.set_mesh(mesh):

@@ -21,7 +21,7 @@ from bar_jax.config import flatten
 from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.generators.request import Request
-from bar_jax.jobs import plan
+from bar_jax.inspection import plan
 from bar_jax.nn import attention
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer, real_valued

@@ -21,6 +21,7 @@ from bar_jax.generators.request import Request
 from bar_jax.jobs import train_tokenizer
 from bar_jax.main import main
 from bar_jax.pretrained import siglip2
+from bar_jax.pretrained.frozen import Networks
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
@@ -28,7 +29,9 @@ from bar_jax.tokenizers.basis_fsq import BasisFSQ
 from bar_jax.training import checkpoint
 from bar_jax.training import restore as models
 from bar_jax.training.basis import plain_params
+from bar_jax.training.optimizer import Durations
 from bar_jax.training.step import stream_key
+from bar_jax.training.tokenizer import make_program
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs/unified/digits.py:tiny")
 TOKENS, BITS = 16, 16
@@ -147,10 +150,10 @@ def test_another_basis_is_not_trained_on(run):
 
 def trained(config, steps=3, networks=None):
     """The state after a few steps on random images, and what the last step told."""
-    arguments = dict(examples=100, steps=steps, warmup=1)
-    program = train_tokenizer.make_program(config, networks or {}, **arguments)
+    networks = Networks(**networks or {})
+    program = make_program(config, networks, Durations(steps, warmup=1), images=100)
     state = meta.unbox(program.init(jax.random.key(0)))
-    params = state.params | program.pretrained | (program.fixed or {})
+    params = state.params | program.pretrained | program.fixed
     state, step = state.replace(params=params), jax.jit(program.step(0))
     images = np.random.default_rng(0).integers(0, 256, (steps, 8, 16, 16, 3), np.uint8)
     for batch in images:

@@ -12,7 +12,7 @@ import numpy as np
 from bar_jax.data.codec import pixels
 from bar_jax.generators import sampling_settings
 from bar_jax.generators.request import Request
-from bar_jax.jobs import plan
+from bar_jax.inspection import plan
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import real_valued
 from bar_jax.training import restore as models
@@ -40,7 +40,7 @@ def _programs(config) -> Iterator[tuple[str, Callable, tuple]]:
             state = nn.unbox(jax.eval_shape(program.init, key))
             yield f"{step}, fresh", program.init, (key,)
             yield f"{step}, given", lambda p=program: (p.pretrained, p.fixed), ()
-            yield f"{step}, step", program.step(number), (state, batch, key, {})
+            yield f"{step}, step", program.step(number), (state, batch, key, program.frozen)
 
         generator, codec = models.make_sampler(config), models.make_codec(config)
         params = nn.unbox(jax.eval_shape(lambda k: models.init_generator(generator, k), key))

@@ -25,7 +25,7 @@ from bar_jax.generators import make_generator, mar_sampler, xar_sampler
 from bar_jax.generators.masked_bit import sample_tokens
 from bar_jax.generators.request import Request
 from bar_jax.generators.settings import Settings
-from bar_jax.jobs.plan import generator_program
+from bar_jax.inspection.plan import generator_program
 from bar_jax.nn import decode_attention
 from bar_jax.nn.attention import attend
 from bar_jax.runtime import workdir

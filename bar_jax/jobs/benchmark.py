@@ -31,8 +31,7 @@ from bar_jax.heads import make_head
 from bar_jax.inspection import timing
 from bar_jax.inspection.flops import product_flops
 from bar_jax.inspection.model_flops import count, sampling_flops, training_flops
-from bar_jax.jobs.plan import generator_program
-from bar_jax.jobs.train_tokenizer import make_program, with_both_players
+from bar_jax.inspection.plan import generator_program, tokenizer_program
 from bar_jax.metrics import feature_networks
 from bar_jax.metrics import timing as metric_timing
 from bar_jax.pretrained import frozen
@@ -262,10 +261,10 @@ def _tokenizer_training(
 
     FLOPs are those of the step as it is traced, with every frozen network and rematerialisation.
     """
-    config = with_both_players(config)
+    config = config.copy_and_resolve_references()
     section = config.train_tokenizer
     section.weights.update(dict.fromkeys(section.weights, RANDOM))
-    program = make_program(config, frozen.load(config, mesh), examples=1, steps=4, warmup=1)
+    program = tokenizer_program(config, frozen.load(config, mesh))
     size = config.data.image_size
     images = np.random.default_rng(config.seed).integers(
         0, 256, (section.batch_size, size, size, 3), np.uint8
@@ -274,10 +273,11 @@ def _tokenizer_training(
     batch, result = {"image": images}, {}
     key = jax.random.key(config.seed)
     state = nn.unbox(jax.eval_shape(program.init, key))
-    for player, step in steps.items():
+    for network, step in steps.items():
         flops = product_flops(program.step(step), state, batch, key, program.frozen)
-        result[player], _ = _time_step(config, mesh, section, program, batch, step)
-        result[player] |= timing.rates(flops, section.batch_size, result[player]["seconds"], peak)
+        result[network], _ = _time_step(config, mesh, section, program, batch, step)
+        seconds = result[network]["seconds"]
+        result[network] |= timing.rates(flops, section.batch_size, seconds, peak)
     return result
 
 

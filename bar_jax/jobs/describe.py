@@ -7,21 +7,24 @@ memory per device, FLOPs, bytes moved and the time that they take at least, what
 other, and what the program does that it might not need to do.
 """
 
+import logging
+
 import flax.linen as nn
 import jax
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from bar_jax.generators import make_generator
 from bar_jax.generators.kind import written_width
 from bar_jax.inspection.model_flops import count, sampling_flops, training_flops
-from bar_jax.jobs.plan import (
+from bar_jax.inspection.plan import (
     compiled_sampler,
     compiled_step,
     devices,
     generator_program,
     layout_bytes,
+    tokenizer_program,
 )
-from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.pretrained import frozen
 from bar_jax.runtime.job import Job
 from bar_jax.runtime.mesh import make_mesh
@@ -35,8 +38,9 @@ from bar_jax.tokenizers import (
     token_width,
 )
 from bar_jax.training import restore as models
-from bar_jax.training.players import Program
-from bar_jax.training.step import TrainState, init_state
+from bar_jax.training.step import Program, TrainState, init_state
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict) -> dict[str, object]:
@@ -47,6 +51,9 @@ def run(config: ConfigDict) -> dict[str, object]:
         "tokenizer": models.param_shapes(lambda k: models.init_tokenizer(tokenizer, k), mesh),
         "generator": models.param_shapes(lambda k: models.init_generator(generator, k), mesh),
     }
+    for name, params in shapes.items():
+        table = parameter_overview.get_parameter_overview(params, include_stats="sharding")
+        logger.info("%s: parameters\n%s", name, table)
     flops = sampling_flops(config, shapes["generator"])
     return {
         "parameters": {
@@ -92,7 +99,7 @@ def tokenizer_bytes(config: ConfigDict, params: dict, mesh: jax.sharding.Mesh) -
     """Bytes on each device: of its training or, where it is not trained here, of its parameters."""
     if not is_trained(config):
         return {"tokenizer": layout_bytes(params)}
-    program = make_program(with_both_players(config), {}, examples=1, steps=2, warmup=1)
+    program = tokenizer_program(config, frozen.Networks())
     return {
         "tokenizer": layout_bytes(_state(program, mesh)),
         "tokenizer_frozen_networks": layout_bytes(frozen.shapes(config, mesh)),

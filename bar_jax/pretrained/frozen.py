@@ -29,6 +29,21 @@ def published_modules(dtype: jnp.dtype) -> Modules:
     return Modules(VGG16(dtype=dtype), ConvNeXt(dtype=dtype), Discriminator(dtype=dtype))
 
 
+class Networks(NamedTuple):
+    """Parameters of the frozen networks; None of one that is not needed.
+
+    Attributes:
+      siglip2: {patch_embedding, encoder_vit}, of the configured tokenizer's shapes.
+      vgg16, lpips, convnext_s, dino_s8: see `pretrained.networks`.
+    """
+
+    siglip2: dict | None = None
+    vgg16: dict | None = None
+    lpips: dict | None = None
+    convnext_s: dict | None = None
+    dino_s8: dict | None = None
+
+
 # The networks, and the terms of the loss that need each.
 TERMS = {
     "siglip2": ("alignment",),
@@ -64,25 +79,22 @@ def check(config: ConfigDict) -> None:
         networks.check_file(name, path, field, " and ".join(fields))
 
 
-def shapes(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
-    """Shapes and layouts of the needed networks' parameters, by name."""
-    return {name: models.param_shapes(_makers(config, name)[0], mesh) for name in needed(config)}
+def shapes(config: ConfigDict, mesh: jax.sharding.Mesh) -> Networks:
+    """Shapes and layouts of the needed networks' parameters."""
+    shapes = lambda name: models.param_shapes(_makers(config, name)[0], mesh)
+    return Networks(**{name: shapes(name) for name in needed(config)})
 
 
-def load(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
-    """Parameters of the needed networks by name, on the mesh.
-
-    `siglip2` is a tree {patch_embedding, encoder_vit} of the configured tokenizer's shapes.
+def load(config: ConfigDict, mesh: jax.sharding.Mesh) -> Networks:
+    """Parameters of the needed networks, on the mesh.
 
     Raises:
       InputError: as `check`; a file that cannot be read, or is another network's.
     """
     check(config)
     paths = config.train_tokenizer.weights
-    return {
-        name: networks.load(paths[name], mesh, *_makers(config, name), config.seed)
-        for name in needed(config)
-    }
+    load = lambda name: networks.load(paths[name], mesh, *_makers(config, name), config.seed)
+    return Networks(**{name: load(name) for name in needed(config)})
 
 
 def _makers(config: ConfigDict, name: str) -> tuple[Callable, Callable]:

@@ -1,6 +1,7 @@
 """A basis in training: what it starts as, and how it is moved or kept as it is."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,10 +19,25 @@ from bar_jax.runtime import workdir
 from bar_jax.tokenizers import basis_inside
 from bar_jax.tokenizers.basis_fsq import BasisFSQ
 from bar_jax.training import restore as models
-from bar_jax.training.step import stream_key
+from bar_jax.training.step import Path, everything, stream_key
 
 IMAGES = 50_000  # that second moments are taken over, at most
 BATCH = 256
+
+
+class BasisTraining(NamedTuple):
+    """What a basis starts as, and how it is moved or kept as it is.
+
+    Attributes:
+      pretrained, fixed: see `training.step.Program`.
+      trained: path of a parameter -> whether it changes.
+      after: what is done to updates in the end.
+    """
+
+    pretrained: dict = {}
+    fixed: dict = {}
+    trained: Callable[[Path], bool] = everything
+    after: tuple[optax.GradientTransformation, ...] = ()
 
 
 def training(
@@ -29,8 +45,8 @@ def training(
     mesh: jax.sharding.Mesh | None,
     module: nn.Module,
     second_moment: np.ndarray | None = None,
-) -> dict[str, object]:
-    """What `players` needs to know of a basis: how it starts, whether it is trained.
+) -> BasisTraining:
+    """How the basis of a generator or a tokenizer is trained.
 
     Args:
       mesh: where the basis starts; None for a program that is compiled and not run.
@@ -39,15 +55,15 @@ def training(
         tokens starts as a random one.
     """
     if not (module.basis.has_matrix or isinstance(module, BasisFSQ)):
-        return {}
+        return BasisTraining()
     section, matrix = config.model.basis, np.asarray(module.start(second_moment), np.float32)
     place = lambda x: x if mesh is None else jax.device_put(x, mesh_lib.replicated(mesh))
     start = {MATRIX: place(matrix)}
     if module.basis.kind != LEARNED:
-        return {"fixed": start, "trained": lambda path: not is_basis(path)}
+        return BasisTraining(fixed=start, trained=lambda path: not is_basis(path))
     select = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: is_basis(path), params)
-    last = optax.masked(projected(section.projection, section.delta), select)
-    return {"pretrained": start, "last": last}
+    project = optax.masked(projected(section.projection, section.delta), select)
+    return BasisTraining(pretrained=start, after=(project,))
 
 
 class Moments(NamedTuple):

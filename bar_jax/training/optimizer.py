@@ -3,16 +3,35 @@
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from bar_jax.config import default_config
+from bar_jax.config import default_config, duration
 
 logger = logging.getLogger(__name__)
 NO_DECAY = default_config().train_generator.optimizer.no_decay
+
+
+class Durations(NamedTuple):
+    """Steps of a run: all of them, its warm-up, and up to which the learning rate is constant."""
+
+    steps: int
+    warmup: int = 0
+    constant: int = 0
+
+
+def durations(stage: str, section: ConfigDict, images: int) -> Durations:
+    """Those of a stage's section, with so many images in an epoch."""
+    size = section.batch_size
+    warmup, constant = (
+        duration(section.optimizer, f"{stage}.optimizer.{name}_", size, images, required=False)
+        for name in ("warmup", "constant")
+    )
+    return Durations(duration(section, f"{stage}.", size, images), warmup, constant)
 
 
 def warmup_cosine(
@@ -28,29 +47,30 @@ def warmup_cosine(
     """
     start = max(warmup, constant)
 
-    def schedule(step):
-        step = jnp.asarray(step, float)
-        progress = (step - start) / max(total - start, 1)
+    def cosine(step):
         # (1 + cos(pi p)) / 2, in the form that keeps its precision near p = 1.
-        cosine = end + (peak - end) * jnp.cos(jnp.pi / 2 * progress) ** 2
-        cosine = jnp.where((step < start) | (0 < total <= constant), peak, cosine)
-        return jnp.where(step < warmup, peak * step / max(warmup, 1), cosine)
+        return end + (peak - end) * jnp.cos(jnp.pi / 2 * (step / max(total - start, 1))) ** 2
 
-    return schedule
+    schedules = [lambda step: peak * step / max(warmup, 1), optax.constant_schedule(peak)]
+    boundaries = [warmup]
+    if not 0 < total <= constant:
+        schedules, boundaries = [*schedules, cosine], [*boundaries, start]
+    joined = optax.join_schedules(schedules, boundaries)
+    return lambda step: joined(jnp.asarray(step, float))
 
 
-def warn_of_warmup(field: str, peak: float, warmup: int, moves: int) -> None:
+def warn_of_warmup(field: str, peak: float, warmup: int, updates: int) -> None:
     """Says of a warm-up that it is not over when training ends.
 
     Args:
       field: the optimiser's section.
-      moves: updates of the whole run.
+      updates: of the whole run.
     """
-    if warmup >= moves:
-        reached = peak * (moves - 1) / warmup
+    if warmup >= updates:
+        reached = peak * (updates - 1) / warmup
         logger.warning(
             "%s.warmup: %d steps, in a run of %d; the learning rate ends at %.3g, not at %.3g",
-            *(field, warmup, moves, reached, peak),
+            *(field, warmup, updates, reached, peak),
         )
 
 
@@ -84,56 +104,40 @@ def adamw(
     weight_decay: float,
     no_decay: Sequence[str],
     clip_norm: float,
-    share: Callable[[tuple], float] | None = None,
-    last: optax.GradientTransformation | None = None,
+    after: Sequence[optax.GradientTransformation] = (),
 ) -> optax.GradientTransformation:
     """AdamW on gradients clipped to a global norm.
 
     Args:
       no_decay: see `decays`.
-      share: path of a parameter -> what its learning rate is of the schedule's; None: all of it.
-      last: what is done to the updates in the end, such as a projection; None: nothing.
+      after: what is done to the updates in the end, such as a projection.
     """
     mask = functools.partial(decays, no_decay=tuple(no_decay))
-    chain = [
+    return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask),
-    ]
+        *after,
+    )
 
-    def scale(updates, state, params=None):
-        del params
-        scaled = jax.tree_util.tree_map_with_path(lambda path, u: share(path) * u, updates)
-        return scaled, state
 
-    if share is not None:
-        chain.append(optax.GradientTransformation(lambda params: optax.EmptyState(), scale))
-    return optax.chain(*chain, *([last] if last else []))
+def scaled(share: Callable[[tuple], float]) -> optax.GradientTransformation:
+    """Multiplies each parameter's update by its share, given its path.
+
+    Without a state, so that it has no place in checkpoints; that of `optax.partition` would.
+    """
+    by_path = lambda path, update: share(path) * update
+    return optax.stateless(lambda tree, _: jax.tree_util.tree_map_with_path(by_path, tree))
 
 
 def from_section(
-    section: ConfigDict,
-    warmup: int,
-    total: int,
-    share: Callable[[tuple], float] | None = None,
-    constant: int = 0,
-    last: optax.GradientTransformation | None = None,
+    section: ConfigDict, durations: Durations, *after: optax.GradientTransformation
 ) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
     """The optimiser and the schedule of a config's `optimizer` section.
 
     Args:
-      warmup, total, constant: steps, see `warmup_cosine`.
-      share, last: see `adamw`.
+      after: see `adamw`.
     """
     ends = (section.learning_rate, section.end_learning_rate)
-    schedule = warmup_cosine(*ends, warmup, total, constant)
-    tx = adamw(
-        schedule,
-        b1=section.b1,
-        b2=section.b2,
-        weight_decay=section.weight_decay,
-        no_decay=section.no_decay,
-        clip_norm=section.clip_norm,
-        share=share,
-        last=last,
-    )
-    return tx, schedule
+    schedule = warmup_cosine(*ends, durations.warmup, durations.steps, durations.constant)
+    names = ("b1", "b2", "weight_decay", "no_decay", "clip_norm")
+    return adamw(schedule, **{name: section[name] for name in names}, after=after), schedule

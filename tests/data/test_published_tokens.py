@@ -31,6 +31,8 @@ from bar_jax.runtime.errors import InputError
 from bar_jax.sampling.kept import real_images
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import restore as models
+from bar_jax.training.generator import validation_batches, validation_loss
+from bar_jax.training.step import stream_key
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (16, 16)  # tokens and bits of the tiny configs
@@ -446,10 +448,9 @@ def test_the_validation_loss_is_of_the_held_out_tokens(run):
     cache = open_cache(cache_path(config, "validation"))
     np.testing.assert_array_equal(cache.read([0, 1])["tokens"], [tokens_of(19), tokens_of(39)])
     with jax.set_mesh(mesh):
-        again = train_generator.validation_loss(
-            make_generator(config), make_tokenizer(config), generator.params, cache, mesh,
-            config.seed, 16, 16,
-        )  # fmt: skip
+        batches = validation_batches(cache, mesh, 16, 16)
+        modules, key = (make_generator(config), make_tokenizer(config)), stream_key(0, "validation")
+        again = validation_loss(*modules, generator.params, batches, key)
     assert again["bits_per_bit"] == pytest.approx(summary["generator_loss_bits"], rel=1e-5)
 
 

@@ -14,7 +14,7 @@ from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.request import Request
 from bar_jax.generators.settings import Settings
 from bar_jax.generators.writing import write_tokens
-from bar_jax.jobs import plan
+from bar_jax.inspection import plan
 
 BATCH, GRID, BITS = 4, (6, 10), 3
 ROWS, POSITIONS = 2 * BATCH, 64  # with guidance; 1 + 3 + 60

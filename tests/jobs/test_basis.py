@@ -22,8 +22,7 @@ from bar_jax.bases.matrices import principal_components
 from bar_jax.config.file import load_config
 from bar_jax.data import open_cache
 from bar_jax.generators import make_generator
-from bar_jax.inspection import basis
-from bar_jax.jobs import describe
+from bar_jax.inspection import basis, plan
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
@@ -232,7 +231,7 @@ def test_measures_of_the_principal_components():
 def fresh(config):
     """A fresh state with the basis that training starts from, and the step that it is taken by."""
     generator, mesh = make_generator(config), make_mesh(1, 1, 1)
-    program = describe.generator_program(config, mesh, generator)
+    program = plan.generator_program(config, mesh, generator)
     state = init_state(program.init, jax.random.key(0), mesh)[0]()
     return state.replace(params=state.params | program.pretrained | program.fixed), program.step(0)
 
@@ -309,7 +308,7 @@ def test_pca_is_made_of_the_training_tokens(change):
     factor = np.random.default_rng(0).normal(size=(16, 16))
     mesh, generator = make_mesh(1, 1, 1), make_generator(config)
     start = basis_training.training(config, mesh, generator, factor @ factor.T)
-    start = start["fixed" if change == "kind" else "pretrained"]["basis"]
+    start = (start.fixed if change == "kind" else start.pretrained)["basis"]
     _, vectors = np.linalg.eigh(factor @ factor.T)
     expected = np.abs(vectors.T[::-1])  # rows are as good with the other sign
     np.testing.assert_allclose(np.abs(start), expected, atol=1e-5)
@@ -317,4 +316,5 @@ def test_pca_is_made_of_the_training_tokens(change):
 
 def test_orders_need_nothing_of_the_trainer():
     config = configured("xar", model__basis__kind="cells")
-    assert basis_training.training(config, make_mesh(1, 1, 1), make_generator(config)) == {}
+    found = basis_training.training(config, make_mesh(1, 1, 1), make_generator(config))
+    assert found == basis_training.BasisTraining()

@@ -16,12 +16,12 @@ from bar_jax.generators.request import Request
 from bar_jax.generators.settings import Settings
 from bar_jax.inspection.model_flops import sampling_flops, training_flops
 from bar_jax.jobs import describe
-from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import restore as models
-from bar_jax.training.optimizer import from_section
-from bar_jax.training.step import fresh_state, init_state
+from bar_jax.training.generator import make_loss_fn
+from bar_jax.training.optimizer import Durations, from_section
+from bar_jax.training.step import Keys, fresh_state, init_state
 
 LAYOUT = dict(data=2, fsdp=2, tensor=2)
 
@@ -98,7 +98,7 @@ def test_training_flops_are_three_times_those_of_the_loss(head, patch_size):
     loss = make_loss_fn(generator, make_tokenizer(config), 0, 0)
     batch = {"tokens": jnp.zeros((1, 16, 16), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
     key = jax.random.key(0)
-    program = lambda params: loss(params, batch, key[None], key, 0)["loss"]  # noqa: E731
+    program = lambda params: loss(params, batch, Keys(key[None], key, 0))["loss"]  # noqa: E731
     jaxpr = jax.make_jaxpr(program)(params).jaxpr
     assert training_flops(config, params) == 3 * _products(jaxpr)
 
@@ -150,7 +150,7 @@ def test_state_bytes_are_those_of_a_real_state(described, part):
         "tokenizer": lambda k: models.init_tokenizer(module, k),
         "generator": lambda k: models.init_generator(module, k),
     }[part]
-    tx, _ = from_section(section.optimizer, 1, 2)
+    tx, _ = from_section(section.optimizer, Durations(2, 1))
     _, shapes = init_state(
         lambda k: fresh_state(init(k), tx, section.ema_decay > 0), jax.random.key(0), mesh
     )

@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 
 from bar_jax.config import default_config
-from bar_jax.jobs import basis_tokens, train_generator
+from bar_jax.jobs import basis_tokens
 from bar_jax.metrics import tokenizer as tokenizer_metrics
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption
 from bar_jax.sampling import evaluation
+from bar_jax.training import generator as generator_lib
 
 BATCHES = [{"image": np.zeros((8, 2, 2, 3), np.uint8), "mask": np.ones(8, bool), "bits": None}] * 2
 NOTHING = SimpleNamespace(module=None, params=None)
 
 
 def validation_loss(mesh, patch):
-    patch.setattr(train_generator.data, "token_eval_batches", lambda *_, **__: BATCHES)
-    train_generator.validation_loss(None, None, None, None, mesh, 0, 8, 16)
+    patch.setattr(generator_lib.data, "token_eval_batches", lambda *_, **__: BATCHES)
+    batches = generator_lib.validation_batches(None, mesh, 8, 16)
+    generator_lib.validation_loss(None, None, None, batches, None)
 
 
 def reconstructions(mesh, patch):

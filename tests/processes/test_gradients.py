@@ -11,12 +11,14 @@ import pytest
 from bar_jax.config import token_grid
 from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator
-from bar_jax.jobs import train_tokenizer
-from bar_jax.jobs.describe import generator_program
+from bar_jax.inspection.plan import generator_program
+from bar_jax.pretrained.frozen import Networks
 from bar_jax.runtime import distributed
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.tokenizers import cached_as
+from bar_jax.training.optimizer import Durations
 from bar_jax.training.step import init_state, stream_key
+from bar_jax.training.tokenizer import make_program
 from tests import two_processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +40,7 @@ def gradient(network: str, layout: str) -> np.ndarray:
     if network == "tokenizer":
         size = config.train_tokenizer.batch_size
         batch = {"image": rng.integers(0, 256, (size, 8, 8, 3), np.uint8)}
-        program = train_tokenizer.make_program(config, {}, examples=1, steps=4, warmup=0)
+        program = make_program(config, Networks(), Durations(steps=4), images=1)
     else:
         size, (kind, width) = config.train_generator.batch_size, cached_as(config)
         shape = (size, *token_grid(config), width)

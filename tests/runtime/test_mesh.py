@@ -20,7 +20,7 @@ from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers.bar_fsq import BarFSQ
 from bar_jax.training.optimizer import adamw
-from bar_jax.training.step import fresh_state, init_state, make_train_step
+from bar_jax.training.step import UpdateRule, fresh_state, init_state, train_step
 
 STEPS, BATCH = 20, 16
 
@@ -198,8 +198,8 @@ def generator_problem():
         inputs = jnp.zeros((1, 4, 4), jnp.uint8), jnp.zeros(1, jnp.int32), key[None]
         return module.init(key, *inputs, method=module.initialize)["params"]
 
-    def loss(params, batch, keys, dropout_key, step):
-        args = batch["bits"], batch["labels"], module.draw(keys), 0.5, False
+    def loss(params, batch, keys, frozen):
+        args = batch["bits"], batch["labels"], module.draw(keys.examples), 0.5, False
         return module.apply({"params": params}, *args, method=module.loss)
 
     return init, loss, batch
@@ -213,7 +213,7 @@ def tokenizer_problem():
     def init(key):
         return module.init(key, jnp.zeros((1, 8, 8, 3)))["params"]
 
-    def loss(params, batch, keys, dropout_key, step):
+    def loss(params, batch, keys, frozen):
         error = module.apply({"params": params}, batch["image"])[0] - batch["image"]
         return {"loss": (jnp.sum(error**2), jnp.array(error.size, jnp.float32))}
 
@@ -259,7 +259,7 @@ def trained(problem, layout):
     """Gradient of the first step, losses of all, and the share of the parameters on each device."""
     _, loss, batch = PROBLEMS[problem]()
     mesh, _, shapes = start(problem, layout)
-    step = make_train_step(loss, TX, lambda step: 1e-3)
+    step = functools.partial(train_step, loss_fn=loss, rule=UpdateRule(TX, lambda step: 1e-3))
     step = jax.jit(step, donate_argnums=0, compiler_options=FAST)
     with jax.set_mesh(mesh):
         shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)

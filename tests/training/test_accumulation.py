@@ -1,5 +1,7 @@
 """A batch in pieces has the gradient of the whole batch, whatever is trained."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +13,10 @@ from bar_jax.bases import MATRIX
 from bar_jax.config import token_grid
 from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator
-from bar_jax.jobs.train_generator import make_loss_fn
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import restore as models
-from bar_jax.training.step import TrainState, make_train_step
+from bar_jax.training.generator import make_loss_fn
+from bar_jax.training.step import TrainState, UpdateRule, train_step
 
 BATCH, PIECES = 8, 4
 
@@ -43,7 +45,8 @@ def keeps_the_gradient() -> optax.GradientTransformation:
 def gradient_of(loss_fn, params, batch, accumulate):
     """The gradient that the optimiser is given, and the step's metrics."""
     tx = keeps_the_gradient()
-    step = make_train_step(loss_fn, tx, lambda step: 1.0, accumulate=accumulate)
+    rule = UpdateRule(tx, lambda step: 1.0, accumulate=accumulate)
+    step = functools.partial(train_step, loss_fn=loss_fn, rule=rule)
     quick = {"xla_backend_optimization_level": 0}  # compiles fast
     state = TrainState(jnp.ones((), jnp.int32), params, None, tx.init(params))
     state, metrics = jax.jit(step, compiler_options=quick)(state, batch, jax.random.key(3))

@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 from bar_jax.config import default_config
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import preemption, progress
-from bar_jax.runtime.errors import InputError
-from bar_jax.training import checkpoint, loop, save_clock
-from bar_jax.training.players import Opponent, one_player, two_players
-from bar_jax.training.step import TrainState
+from bar_jax.runtime.errors import InputError, NonFinite
+from bar_jax.training import checkpoint, gan, loop, optimizer, save_clock
+from bar_jax.training import step as step_lib
+from bar_jax.training.step import TrainState, UpdateRule
 
 BATCH = 8
 
@@ -41,12 +41,18 @@ def init_params(key):
     return {"kernel": jax.random.normal(key, (4, 4)), "bias": jnp.zeros(4)}
 
 
-def squares(params, batch, keys, dropout_key, step, nan_at=-1):
+def squares(params, batch, keys, frozen, nan_at=-1):
     """A regression with noise from each example's key; NaN in one step if that is asked for."""
-    noise = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys.examples)
     error = (batch["x"] + 0.1 * noise) @ params["kernel"] + params["bias"][None] - batch["x"]
-    weight = jnp.where(step == nan_at, jnp.nan, 1.0)
+    weight = jnp.where(keys.step == nan_at, jnp.nan, 1.0)
     return {"loss": (weight * jnp.sum(error**2), jnp.float32(batch["x"].shape[0]))}
+
+
+def rule(section, durations):
+    """How the section says that parameters are updated."""
+    rate = optimizer.from_section(section.optimizer, durations)
+    return UpdateRule(*rate, section.ema_decay, section.accumulate)
 
 
 class Fake:
@@ -56,8 +62,8 @@ class Fake:
         self.folder, self.section, self.calls = folder, section(**changes), []
         self.closed, self.loss_fn, self.profile = 0, squares, ""
 
-    def make_program(self, *durations):
-        return one_player(init_params, self.loss_fn, self.section, *durations)
+    def make_program(self, durations):
+        return step_lib.make_program(init_params, self.loss_fn, rule(self.section, durations))
 
     def batches(self, start):
         try:
@@ -72,12 +78,11 @@ class Fake:
         return {"score": float(jnp.sum(state.params["bias"]))}
 
     def train(self, init_from=None):
-        return loop.train(
-            "train_fake",
-            self.section,
+        stage = loop.Stage(
+            name="train_fake",
+            section=self.section,
             seed=0,
             examples=100,
-            mesh=mesh_lib.make_mesh(devices=jax.devices()[:1]),
             make_program=self.make_program,
             batches=self.batches,
             evaluate=self.evaluate,
@@ -86,6 +91,7 @@ class Fake:
             config={"seed": 0, "profile": self.profile},
             advice="read faster",
         )
+        return loop.train(stage, mesh_lib.make_mesh(devices=jax.devices()[:1]))
 
     def saved(self):
         return sorted(int(path.name) for path in self.folder.iterdir())
@@ -153,7 +159,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(fake, log_every, first, saved):
     fake.loss_fn = functools.partial(squares, nan_at=4)
     seen = 5 if log_every == 1 else 6
     message = f"train_fake: loss became nan between steps {first} and {seen}; .* step 4"
-    with pytest.raises(loop.NonFinite, match=message):
+    with pytest.raises(NonFinite, match=message):
         fake.train()
     assert fake.saved() == saved
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fake.params()))
@@ -162,7 +168,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(fake, log_every, first, saved):
 
 def test_a_loss_that_is_not_finite_from_the_start(fake):
     fake.loss_fn = functools.partial(squares, nan_at=0)
-    with pytest.raises(loop.NonFinite, match="between steps 0 and 1; no checkpoint was saved"):
+    with pytest.raises(NonFinite, match="between steps 0 and 1; no checkpoint was saved"):
         fake.train()
     assert not fake.saved()
 
@@ -170,12 +176,12 @@ def test_a_loss_that_is_not_finite_from_the_start(fake):
 def test_a_gradient_that_is_not_finite_ends_the_run(fake):
     """The loss is finite: the square root of zero."""
 
-    def root(params, batch, keys, dropout_key, step):
+    def root(params, batch, keys, frozen):
         zero = 0.0 * jnp.sum(params["kernel"] ** 2)
         return {"loss": (jnp.sqrt(zero), jnp.float32(BATCH))}
 
     fake.loss_fn = root
-    with pytest.raises(loop.NonFinite, match="grad_norm became nan between steps 0 and 1"):
+    with pytest.raises(NonFinite, match="grad_norm became nan between steps 0 and 1"):
         fake.train()
 
 
@@ -221,38 +227,34 @@ def test_a_stopped_run_goes_on_to_the_same_end(fake, tmp_path, sigterm):
         assert fake.logged(name) == whole.logged(name)
 
 
-def game(steps, warmup, constant, section):
+def game(durations, section):
     """A discriminator from step 2 on: `critic` is moved by the batch and moves the network."""
-    del constant  # the learning rate's cosine begins at once
 
-    def network_loss(params, batch, keys, dropout_key, step, frozen):
-        sums = squares(params, batch, keys, dropout_key, step)
-        if "discriminator" not in frozen:
+    def network_loss(params, batch, keys, frozen, adversary=None):
+        sums = squares(params, batch, keys, frozen)
+        if adversary is None:
             return sums
-        other, vectors = frozen["discriminator"]
-        total, count = sums["loss"]
-        return {"loss": (total + vectors["v"] * other["critic"] * params["bias"].sum(), count)}
+        (total, count), critic = sums["loss"], adversary.params["critic"]
+        return {"loss": (total + adversary.vectors["v"] * critic * params["bias"].sum(), count)}
 
-    def opponents_loss(params, batch, keys, dropout_key, step, frozen):
-        error = params["critic"] - batch["x"].sum() - frozen["generator"]["bias"].sum()
+    def discriminators_loss(params, batch, keys, frozen, network, vectors):
+        error = params["critic"] - batch["x"].sum() - network["bias"].sum()
         return {"loss": (error**2 + frozen["scale"] * params["critic"] ** 2, jnp.ones(()))}
 
-    opponent = Opponent(
+    own = durations._replace(constant=0)  # the learning rate's cosine begins at once
+    discriminator = gan.Gan(
         init=lambda key: ({"critic": jnp.array(1.0)}, {"v": jnp.array(1.0)}),
         power_iteration=lambda params, vectors: {"v": 0.5 * vectors["v"] + 0.1 * params["critic"]},
-        loss_fn=opponents_loss,
-        section=section.optimizer,
+        loss_fn=discriminators_loss,
+        rule=rule(section, own._replace(steps=own.steps - 2, warmup=0)),
         start=2,
-        warmup=0,
     )
     frozen = {"scale": jnp.array(0.1)}
-    return two_players(
-        init_params, network_loss, section, steps, warmup, opponent=opponent, frozen=frozen
-    )
+    return gan.make_program(init_params, network_loss, rule(section, own), discriminator, frozen)
 
 
 def test_a_stopped_game_goes_on_to_the_same_end(fake, tmp_path, sigterm):
-    """Stopped after every step, so before the opponent plays and in either player's turn."""
+    """Stopped after every step, so before the discriminator is trained and in either's turn."""
     whole = Fake(tmp_path / "whole" / "fake")
     for one in (fake, whole):
         one.make_program = functools.partial(game, section=one.section)
@@ -266,7 +268,7 @@ def test_a_stopped_game_goes_on_to_the_same_end(fake, tmp_path, sigterm):
     preemption.install()
     fake.train()
     equal(fake.params(), whole.params())
-    # A run that was just started knows of one player's step alone.
+    # A run that was just started knows of one network's step alone.
     for step, name in ((5, "loss"), (5, "grad_norm"), (6, "discriminator_loss")):
         assert fake.logged(name)[step] == whole.logged(name)[step]
 
@@ -282,7 +284,7 @@ def test_stopped_before_the_first_step(fake, sigterm):
 def test_stopped_again_before_a_step(fake, sigterm):
     """Nothing is lost of a run that goes on and is stopped at once; it says where it stands."""
     fake.loss_fn = functools.partial(squares, nan_at=4)
-    with pytest.raises(loop.NonFinite):
+    with pytest.raises(NonFinite):
         fake.train()
     sigterm()
     with pytest.raises(preemption.Preempted, match="^train_fake: saved at step 4$"):

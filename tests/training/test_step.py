@@ -12,19 +12,26 @@ from flax.core import meta
 from bar_jax.generators.causal import CausalTransformer
 from bar_jax.generators.masked_bit import MaskedBitGenerator
 from bar_jax.heads.masked_bit import MaskedBitHead
-from bar_jax.training.step import TrainState, ema_rate, make_train_step, quotients, stream_key
+from bar_jax.training.step import (
+    TrainState,
+    UpdateRule,
+    ema_rate,
+    quotients,
+    stream_key,
+    train_step,
+)
 
 LEARNING_RATE = 0.1
 
 
-def weighted_square(params, batch, keys, dropout_key, step):
+def weighted_square(params, batch, keys, frozen):
     """sum w (p - x)^2 and sum w; `noise` is what each example draws."""
     error = params["p"] - batch["x"]
-    noise = jax.vmap(jax.random.normal)(keys)
+    noise = jax.vmap(jax.random.normal)(keys.examples)
     return {
         "loss": (jnp.sum(batch["w"] * error**2), jnp.sum(batch["w"])),
         "noise": (jnp.sum(noise), jnp.ones(())),
-        "step": (step.astype(jnp.float32), jnp.ones(())),
+        "step": (keys.step.astype(jnp.float32), jnp.ones(())),
     }
 
 
@@ -32,18 +39,15 @@ def fresh(tx, params, ema=None, step=0):
     return TrainState(jnp.array(step, jnp.int32), params, ema, tx.init(params))
 
 
+def jitted(loss_fn, rate=LEARNING_RATE, **options):
+    """The step of gradient descent."""
+    rule = UpdateRule(optax.sgd(rate), lambda step: rate + 0.0 * step, **options)
+    return jax.jit(functools.partial(train_step, loss_fn=loss_fn, rule=rule))
+
+
 @functools.cache
-def toy_step(accumulate=1, largest_ema_decay=0.0):
-    schedule = lambda step: LEARNING_RATE + 0.0 * step  # noqa: E731
-    return jax.jit(
-        make_train_step(
-            weighted_square,
-            optax.sgd(LEARNING_RATE),
-            schedule,
-            largest_ema_decay=largest_ema_decay,
-            accumulate=accumulate,
-        )
-    )
+def toy_step(accumulate=1, ema_decay=0.0):
+    return jitted(weighted_square, ema_decay=ema_decay, accumulate=accumulate)
 
 
 def toy_state(p=1.0, **changes):
@@ -81,12 +85,11 @@ def test_pieces_draw_what_the_whole_batch_draws(key, accumulate):
 def test_pieces_have_dropout_keys_of_their_own(key):
     """The mean of the squares of what they draw is more than the square of the mean."""
 
-    def loss_fn(params, batch, keys, dropout_key, step):
-        drawn, one = jax.random.uniform(dropout_key), jnp.ones(())
+    def loss_fn(params, batch, keys, frozen):
+        drawn, one = jax.random.uniform(keys.dropout), jnp.ones(())
         return {"loss": (params["p"], one), "drawn": (drawn, one), "square": (drawn**2, one)}
 
-    step = make_train_step(loss_fn, optax.sgd(0.1), lambda step: 0.1, accumulate=4)
-    _, metrics = jax.jit(step)(toy_state(), BATCH, key)
+    _, metrics = jitted(loss_fn, accumulate=4)(toy_state(), BATCH, key)
     assert metrics["square"] > 1.01 * metrics["drawn"] ** 2
 
 
@@ -97,7 +100,7 @@ def test_draws_follow_the_key_and_the_step(key):
     assert noise(0, key) != noise(0, jax.random.key(1))
 
 
-def test_the_loss_is_told_the_step(key):
+def test_the_loss_is_given_the_step(key):
     assert toy_step()(toy_state(step=7), BATCH, key)[1]["step"] == 7
 
 
@@ -111,7 +114,7 @@ def test_ema_rate_falls_to_that_of_the_largest_decay(update, rate):
 
 def test_ema_follows_the_parameters(key):
     """The first update copies them, whatever the average was; then 2/11, then 0.2 at most."""
-    step = toy_step(largest_ema_decay=0.2)
+    step = toy_step(ema_decay=0.2)
     state, params = toy_state(ema={"p": jnp.array(99.0)}), []
     for _ in range(3):
         state, _ = step(state, BATCH, key)
@@ -159,17 +162,17 @@ def updated(generator):
         lambda s: jnp.asarray(rng.normal(size=s.shape) / 2, jnp.float32), meta.unbox(shapes)
     )
 
-    def loss(params, batch, keys, dropout_key, step):
-        draws = generator.draw(keys)
+    def loss(params, batch, keys, frozen):
+        draws = generator.draw(keys.examples)
         args = batch["bits"], batch["labels"], draws, 0.5, False
         return generator.apply(params, *args, method=generator.loss)
 
     def update(accumulate):
         tx = optax.sgd(1.0)
-        step = make_train_step(loss, tx, lambda step: 1.0, accumulate=accumulate)
-        step = jax.jit(
-            step, compiler_options={"xla_backend_optimization_level": 0}
-        )  # compiles fast
+        rule = UpdateRule(tx, lambda step: 1.0, accumulate=accumulate)
+        step = functools.partial(train_step, loss_fn=loss, rule=rule)
+        quick = {"xla_backend_optimization_level": 0}  # compiles fast
+        step = jax.jit(step, compiler_options=quick)
         state, metrics = step(fresh(tx, params), batch, key)
         return jax.tree.map(jnp.subtract, params, state.params), metrics
 

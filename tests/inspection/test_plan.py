@@ -1,4 +1,4 @@
-"""Tests of bar_jax/jobs/plan.py."""
+"""Tests of bar_jax/inspection/plan.py."""
 
 import importlib.util
 import math
@@ -10,8 +10,9 @@ from bar_jax.config import default_config
 from bar_jax.config.file import load_config
 from bar_jax.config.presets import tiny
 from bar_jax.generators import make_generator
+from bar_jax.inspection import plan
 from bar_jax.inspection.model_flops import sampling_flops
-from bar_jax.jobs import describe, plan
+from bar_jax.jobs import describe
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer

@@ -1,8 +1,8 @@
-"""Tests of bar_jax/training/players.py, against the game played by hand in float64.
+"""Tests of bar_jax/training/gan.py, against the game played by hand in float64.
 
 The network has two numbers, `slow` (a tenth of the learning rate) and `fast`, and `fixed`, which
 is not trained. Its loss is mean (slow + fast + fixed - x)^2, and in the game + mean d v (slow +
-fast); the opponent's is mean (d (slow + fast) - x v)^2. v counts power iterations.
+fast); the discriminator's is mean (d (slow + fast) - x v)^2. v counts power iterations.
 """
 
 import functools
@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from bar_jax.config import default_config
-from bar_jax.training.players import Opponent, moves, one_player, two_players
+from bar_jax.training import gan
+from bar_jax.training.optimizer import Durations, from_section, scaled
+from bar_jax.training.step import UpdateRule, make_program
 
 STEPS, START, WARMUP, OTHER_WARMUP = 12, 5, 2, 1
 PEAK, END, CLIP, B1, B2, EMA = 0.1, 0.01, 2.0, 0.9, 0.999, 0.8
@@ -35,43 +37,39 @@ def init_params(key):
     return {"slow": jnp.array(0.3), "fast": jnp.array(-0.2), "fixed": jnp.array(0.7)}
 
 
-def network_loss(params, batch, keys, dropout_key, step, frozen):
+def network_loss(params, batch, keys, frozen, adversary=None):
     made = params["slow"] + params["fast"]
     error = made + params["fixed"] + frozen["offset"] - batch["x"]
     total = jnp.sum(error**2)
-    if "discriminator" in frozen:
-        other, vectors = frozen["discriminator"]
-        total += batch["x"].size * other["d"] * vectors["v"] * made
+    if adversary is not None:
+        total += batch["x"].size * adversary.params["d"] * adversary.vectors["v"] * made
     return {"loss": (total, jnp.float32(batch["x"].size))}
 
 
-def opponents_loss(params, batch, keys, dropout_key, step, frozen):
-    made = frozen["generator"]["slow"] + frozen["generator"]["fast"]
-    real, generated = (vectors["v"] for vectors in frozen["vectors"])
-    error = params["d"] * made * generated - batch["x"] * real
+def discriminators_loss(params, batch, keys, frozen, network, vectors):
+    made = network["slow"] + network["fast"]
+    error = params["d"] * made * vectors.generated["v"] - batch["x"] * vectors.real["v"]
     return {"loss": (jnp.sum(error**2), jnp.float32(batch["x"].size))}
 
 
-def program(section, with_opponent=True):
-    opponent = Opponent(
+def program(section, with_discriminator=True):
+    share = lambda path: 0.1 if path[0].key == "slow" else 1.0
+    durations = Durations(STEPS, WARMUP)
+    rate = from_section(section.optimizer, durations, scaled(share))
+    trained = lambda path: path[0].key != "fixed"
+    rule = UpdateRule(*rate, section.ema_decay, section.accumulate, trained)
+    if not with_discriminator:
+        return make_program(init_params, network_loss, rule, FROZEN)
+    durations = Durations(STEPS - START, OTHER_WARMUP)
+    rate = from_section(section.discriminator.optimizer, durations)
+    discriminator = gan.Gan(
         init=lambda key: ({"d": jnp.array(0.4)}, {"v": jnp.array(0.1)}),
         power_iteration=lambda params, vectors: {"v": vectors["v"] + 0.1},
-        loss_fn=opponents_loss,
-        section=section.discriminator.optimizer,
+        loss_fn=discriminators_loss,
+        rule=UpdateRule(*rate, accumulate=section.accumulate),
         start=START,
-        warmup=OTHER_WARMUP,
     )
-    return two_players(
-        init_params,
-        network_loss,
-        section,
-        STEPS,
-        WARMUP,
-        opponent=opponent if with_opponent else None,
-        trained=lambda path: path[0].key != "fixed",
-        share=lambda path: 0.1 if path[0].key == "slow" else 1.0,
-        frozen=FROZEN,
-    )
+    return gan.make_program(init_params, network_loss, rule, discriminator, FROZEN)
 
 
 def batches():
@@ -145,13 +143,13 @@ def test_the_game_is_played_as_by_hand(section, accumulate):
         state = states[step]
         found = {
             "network": [state.params["slow"], state.params["fast"]],
-            "opponent": state.discriminator.params["d"],
+            "discriminator": state.discriminator.params["d"],
             "vectors": state.discriminator.vectors["v"],
             "average": [state.ema["slow"], state.ema["fast"]],
             "rate": logged[step]["discriminator_learning_rate" if turn else "learning_rate"],
         }
         expected = {
-            "network": w, "opponent": d, "vectors": v, "average": ema,
+            "network": w, "discriminator": d, "vectors": v, "average": ema,
             "rate": rates[1 if turn else 0],
         }  # fmt: skip
         for name, value in expected.items():
@@ -167,19 +165,13 @@ def test_what_is_not_trained_stays_and_has_no_moments(section):
     assert len(moments) == 4  # two each of slow and fast
 
 
-def test_without_an_opponent_the_first_player_plays_alone(section):
-    """Up to the opponent's start both games are the same, and no second state is kept."""
-    alone, _ = played(program(section, with_opponent=False))
+def test_without_a_discriminator_the_network_is_trained_alone(section):
+    """Up to the discriminator's start both are the same, and no second state is kept."""
+    alone, _ = played(program(section, with_discriminator=False))
     game, _ = played(program(section))
     assert alone[-1].discriminator is None
     assert alone[START - 1].params == game[START - 1].params
     assert alone[START].params != game[START].params
-
-
-def test_one_player_is_the_game_without_frozen_networks_and_opponent(section):
-    loss = lambda *args: network_loss(*args, FROZEN)  # noqa: E731
-    states, _ = played(one_player(init_params, loss, section, STEPS, WARMUP))
-    assert states[-1].params["fixed"] != np.float32(0.7)  # here it is trained
 
 
 def test_each_kind_of_step_is_one_function(section):
@@ -191,7 +183,7 @@ def test_each_kind_of_step_is_one_function(section):
     assert len({one.step(i) for i in range(START)}) == 1
 
 
-def test_moves_of_the_first_player():
-    """Five alone, then every second, itself first."""
+def test_updates_of_the_network():
+    """Five alone, then every second, its own first."""
     expected = [0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 8]
-    assert [int(moves(step, START)) for step in range(STEPS)] == expected
+    assert [int(gan.updates(step, START)) for step in range(STEPS)] == expected

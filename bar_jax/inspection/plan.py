@@ -23,17 +23,17 @@ from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.generators.request import Request
 from bar_jax.inspection import gpus
 from bar_jax.inspection.compiled import compile_and_tell
-from bar_jax.jobs.train_generator import make_loss_fn
-from bar_jax.jobs.train_tokenizer import make_program, with_both_players
 from bar_jax.pretrained import frozen
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import batch_sharding, batch_ways, replicated
 from bar_jax.sampling.draw import draw_tokens
 from bar_jax.tokenizers import cached_as, is_trained, make_tokenizer
 from bar_jax.training import basis
+from bar_jax.training import generator as generator_lib
 from bar_jax.training import restore as models
-from bar_jax.training.players import Program, one_player
-from bar_jax.training.step import Batch, Step, TrainState, init_state
+from bar_jax.training import tokenizer as tokenizer_lib
+from bar_jax.training.optimizer import Durations
+from bar_jax.training.step import Batch, Program, Step, TrainState, init_state
 
 
 def devices(name: str) -> list[jax.Device]:
@@ -60,7 +60,7 @@ def devices(name: str) -> list[jax.Device]:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:  # whatever libtpu may raise
         reason = str(error).strip().splitlines()[0][:200]
-        expected = "a TPU slice such as v5e:16x16, and libtpu, see bar_jax/jobs/plan.py"
+        expected = "a TPU slice such as v5e:16x16, and libtpu, see bar_jax/inspection/plan.py"
         raise InputError("describe.devices", f"{name}: {reason}", expected) from error
 
 
@@ -87,14 +87,23 @@ def generator_program(
     Args:
       mesh: where a basis starts; None for a program that is not run.
     """
-    return one_player(
-        lambda key: models.init_generator(generator, key),
-        make_loss_fn(generator, make_tokenizer(config), 0, 0),
+    return generator_lib.make_program(
+        generator,
+        generator_lib.make_loss_fn(generator, make_tokenizer(config), 0, 0),
         config.train_generator,
-        steps=2,
-        warmup=1,
-        **basis.training(config, mesh, generator),
+        Durations(steps=2, warmup=1),
+        basis.training(config, mesh, generator),
     )
+
+
+def tokenizer_program(config: ConfigDict, networks: frozen.Networks) -> Program:
+    """What `train_tokenizer` trains, without data: with its discriminator from the first step on.
+
+    Args:
+      networks: parameters of the frozen networks, or their shapes.
+    """
+    config = tokenizer_lib.with_discriminator_at_once(config)
+    return tokenizer_lib.make_program(config, networks, Durations(steps=4, warmup=1), images=1)
 
 
 def compiled_step(config: ConfigDict, mesh: jax.sharding.Mesh, step: str) -> dict[str, object]:
@@ -191,7 +200,7 @@ def cache_elements(config: ConfigDict) -> int:
 
 def step_and_shapes(
     config: ConfigDict, mesh: jax.sharding.Mesh, step: str
-) -> tuple[Step, tuple[TrainState, Batch, jax.Array, dict]]:
+) -> tuple[Step, tuple[TrainState, Batch, jax.Array, object]]:
     """One training step on a mesh, and its arguments' shapes with their shardings.
 
     Arguments and errors as of `compiled_step`.
@@ -240,7 +249,6 @@ def _program(config, mesh, step) -> tuple[Program, dict[str, jax.ShapeDtypeStruc
     section, size = config.train_tokenizer, config.data.image_size
     if step == "discriminator" and not section.loss.gan:
         raise InputError("describe.steps", step, "generator | tokenizer; or loss.gan > 0")
-    networks = frozen.shapes(config, mesh)
-    program = make_program(with_both_players(config), networks, examples=1, steps=4, warmup=1)
+    program = tokenizer_program(config, frozen.shapes(config, mesh))
     batch = {"image": shape((section.batch_size, size, size, 3), jnp.uint8)}
     return program, batch, int(step == "discriminator")

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 MUCH = 0.2  # share of the time that devices may wait for input without a warning
 
 
-class Watch:
+class StepTimer:
     """Splits the time between two logged steps into input, checkpoints and the rest.
 
     Steps are dispatched ahead of the devices: reading a batch costs time only where the devices
@@ -22,7 +22,7 @@ class Watch:
     """
 
     def __init__(self, stage: str, advice: str):
-        """Watches a stage.
+        """Times a stage.
 
         Args:
           stage: its name, for the warning.

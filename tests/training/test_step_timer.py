@@ -1,4 +1,4 @@
-"""Tests of bar_jax/training/watch.py; the loop's use of it is tested in test_loop.py."""
+"""Tests of bar_jax/training/step_timer.py; the loop's use of it is tested in test_loop.py."""
 
 import logging
 import os
@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bar_jax.training import watch as watch_lib
-from bar_jax.training.watch import Profiler, Watch
+from bar_jax.training import step_timer
+from bar_jax.training.step_timer import Profiler, StepTimer
 
 READY = {"loss": SimpleNamespace(is_ready=lambda: True)}
 BUSY = READY | {"other": SimpleNamespace(is_ready=lambda: False)}
@@ -18,7 +18,7 @@ BUSY = READY | {"other": SimpleNamespace(is_ready=lambda: False)}
 def clock(monkeypatch):
     """A clock that stands until it is set."""
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(watch_lib, "time", SimpleNamespace(monotonic=lambda: now.seconds))
+    monkeypatch.setattr(step_timer, "time", SimpleNamespace(monotonic=lambda: now.seconds))
     return now
 
 
@@ -26,36 +26,36 @@ def clock(monkeypatch):
     ("last", "waited"), [(READY, 2.0), (BUSY, 0.0), ({}, 0.0)], ids=["idle", "busy", "first"]
 )
 def test_input_counts_where_the_devices_had_nothing_else_to_do(clock, last, waited):
-    watch = Watch("stage", "")
-    with watch.input(last):
+    timer = StepTimer("stage", "")
+    with timer.input(last):
         clock.seconds += 2
-    with watch.checkpoint():
+    with timer.checkpoint():
         clock.seconds += 3
     expected = {"input_seconds": waited / 4, "checkpoint_seconds": 0.75}
-    assert watch.split(4, 10.0) == expected | {"compute_seconds": (7 - waited) / 4}
+    assert timer.split(4, 10.0) == expected | {"compute_seconds": (7 - waited) / 4}
 
 
 def test_every_interval_is_its_own(clock):
-    watch = Watch("stage", "")
-    with watch.input(READY):
+    timer = StepTimer("stage", "")
+    with timer.input(READY):
         clock.seconds += 2
-    watch.split(1, 3.0)
-    assert watch.split(2, 4.0) == {
+    timer.split(1, 3.0)
+    assert timer.split(2, 4.0) == {
         "input_seconds": 0.0, "checkpoint_seconds": 0.0, "compute_seconds": 2.0,
     }  # fmt: skip
-    with watch.input(READY):
+    with timer.input(READY):
         clock.seconds += 2
-    watch.reset()
-    assert watch.split(1, 1.0)["input_seconds"] == 0
+    timer.reset()
+    assert timer.split(1, 1.0)["input_seconds"] == 0
 
 
 def test_slow_input_is_told_once_with_what_helps(clock, caplog):
-    watch = Watch("train_tokenizer", "read faster")
+    timer = StepTimer("train_tokenizer", "read faster")
     with caplog.at_level(logging.WARNING):
         for waited in (1.0, 5.0, 5.0):
-            with watch.input(READY):
+            with timer.input(READY):
                 clock.seconds += waited
-            watch.split(10, 10.0)
+            timer.split(10, 10.0)
     [record] = caplog.records
     assert record.message == (
         "train_tokenizer: the devices wait for input 50 % of the time, 0.5 s a step; read faster"
