@@ -50,7 +50,7 @@ def random_share(step: jax.Array | int, start: int, end: int) -> jax.Array:
 
 
 def draw_orders(
-    share: jax.Array | float,
+    fraction: jax.Array | float,
     choice: jax.Array,
     places: jax.Array,
     otherwise: np.ndarray | None = None,
@@ -58,8 +58,8 @@ def draw_orders(
     """The order in which each example's tokens are written.
 
     Args:
-      share: probability of a random order.
-      choice: [B] uniform draws: random where below `share`.
+      fraction: probability of a random order.
+      choice: [B] uniform draws: random where below `fraction`.
       places: [B, N] uniform draws; their argsort is the random order.
       otherwise: [N] the order of the rest; None: raster.
 
@@ -69,7 +69,7 @@ def draw_orders(
     if otherwise is None:
         otherwise = np.arange(places.shape[1], dtype=np.int32)
     random = jnp.argsort(places, axis=1).astype(jnp.int32)
-    return jnp.where(choice[:, None] < share, random, jnp.asarray(otherwise)[None])
+    return jnp.where(choice[:, None] < fraction, random, jnp.asarray(otherwise)[None])
 
 
 def gather(tokens: jax.Array, order: jax.Array) -> jax.Array:

@@ -98,7 +98,7 @@ def write(
       The images in the cache, and whether anything was written.
     """
     plan, count, size = _plan(config, split, examples), examples.count, examples.batch_size
-    missing = mesh_lib.first_says(lambda: [s.number for s in missing_shards(plan)])
+    missing = mesh_lib.broadcast_from_first(lambda: [s.number for s in missing_shards(plan)])
     shards = [shard for shard in all_shards(plan) if shard.number in missing]
     done = count - sum(shard.stop - shard.start for shard in shards)
     with progress(f"encode {split}", count, "image", done) as advance:
@@ -118,7 +118,7 @@ def write(
                     advance(int(np.clip(lengths - begin, 0, size).sum()))
     # Before that, another process may still be writing.
     mesh_lib.wait_for_all(f"shards of {split}")
-    if shards or not mesh_lib.first_says((plan.path / "header.json").exists):
+    if shards or not mesh_lib.broadcast_from_first((plan.path / "header.json").exists):
         with mesh_lib.all_or_none():
             if jax.process_index() == 0:
                 finish_cache(plan)

@@ -36,7 +36,7 @@ def packed_fingerprint(config: ConfigDict) -> str:
       InputError: they are needed and not there, or the cache holds tokens of images.
     """
     headers = [caches.cache_path(config, split) / "header.json" for split in caches.SPLITS]
-    if not mesh_lib.first_says(lambda: all(header.exists() for header in headers)):
+    if not mesh_lib.broadcast_from_first(lambda: all(header.exists() for header in headers)):
         return pack(config)["tokenizer_fingerprint"]
     if os.path.isdir(config.data.path):
         return _fingerprint(config)

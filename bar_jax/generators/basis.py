@@ -28,7 +28,7 @@ from bar_jax.generators.shuffle import from_patches, to_patches
 from bar_jax.losses import Sums
 from bar_jax.nn.guidance import drop_labels
 from bar_jax.runtime.arguments import check_labels, check_numbers
-from bar_jax.runtime.mesh import whole
+from bar_jax.runtime.mesh import gather_to_host
 
 
 class Draws(flax.struct.PyTreeNode):
@@ -118,7 +118,9 @@ class BasisGenerator(nn.Module):
     @nn.nowrap
     def matrix_of(self, params: dict) -> np.ndarray:
         """A [N', N] float32 in main memory, also of a basis that is an order (not `random`)."""
-        return whole(params[MATRIX]) if MATRIX in params else self.start().astype(np.float32)
+        if MATRIX in params:
+            return gather_to_host(params[MATRIX])
+        return self.start().astype(np.float32)
 
     def draw(self, keys: jax.Array, batch_key: jax.Array | None = None) -> Draws:
         """Draws for a training step, each example's from its own key [B].

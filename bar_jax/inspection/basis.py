@@ -187,13 +187,13 @@ def prefixes(config: ConfigDict, trained: models.Trained, tokenizer: models.Trai
         settings=sampling_settings(config),
     )
     module = trained.module
-    y = mesh_lib.whole(_sequences(module, trained.params, request))
+    y = mesh_lib.gather_to_host(_sequences(module, trained.params, request))
     matrix = jnp.asarray(module.matrix_of(trained.params))
     inverse = transform.inverse_matrix(matrix, module.basis.inverse)
 
     def decode(x):
         x = from_patches(x, module.token_grid, module.patch_size)
-        return mesh_lib.whole(codec.pixels(tokenizer.module, tokenizer.params, x))
+        return mesh_lib.gather_to_host(codec.pixels(tokenizer.module, tokenizer.params, x))
 
     counts = pictures.prefix_counts(y.shape[1], min(25, max(1, y.shape[1] // 8)))
     return pictures.progressive_decoding(y, inverse, decode, counts)

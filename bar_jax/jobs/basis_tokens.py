@@ -133,7 +133,7 @@ def _psnr(mesh, tokenizer, batches, counts) -> list[float]:
             preemption.check(NOTHING_KEPT)
             decoded = _decoded(tokenizer.module, tokenizer.params, batch["bits"], count)
             totals[i] += float(_summed_psnr(arrays["image"], decoded, arrays["mask"]))
-        images += int(mesh_lib.whole(arrays["mask"]).sum())
+        images += int(mesh_lib.gather_to_host(arrays["mask"]).sum())
     return [round(float(total / images), 4) for total in totals]
 
 
@@ -164,7 +164,7 @@ def _pixels(tokenizer, params, bits, count):
 def _picture(tokenizer, batch, counts) -> np.ndarray:
     """The first images of a batch, a row each, from few tokens to all."""
     images = [
-        mesh_lib.whole(_pixels(tokenizer.module, tokenizer.params, batch["bits"], count))
+        mesh_lib.gather_to_host(_pixels(tokenizer.module, tokenizer.params, batch["bits"], count))
         for count in counts
     ]
     return pictures.progressive_picture(np.stack([image[:SHOWN] for image in images]))

@@ -56,7 +56,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     for part, path in paths.items():
         with jax.set_mesh(mesh):
             trained = LOADERS[part](config, mesh)
-            params = jax.tree.map(mesh_lib.whole, trained.params)
+            params = jax.tree.map(mesh_lib.gather_to_host, trained.params)
         if jax.process_index() == 0:
             write_safetensors(path, published.state_dict(config, part, params))
         logger.info("export_weights: %s, step %d", path, trained.step)

@@ -28,7 +28,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         if kind.has_parameters:
             workdir.trained(config, "tokenizer")  # missed now, not when there is all to be drawn
     evaluate.check(config)  # the same
-    if others := mesh.first_says(lambda: workdir.trained_otherwise(config)):
+    if others := mesh.broadcast_from_first(lambda: workdir.trained_otherwise(config)):
         words = ", ".join(f"{name}={value}" for name, value in others.items())
         logger.warning("pipeline: the finished tokenizer is used as it is; it has %s", words)
         stages.remove(train_tokenizer)

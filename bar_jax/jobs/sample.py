@@ -39,7 +39,8 @@ def run(config: ConfigDict) -> dict[str, object]:
         weights = provenance.digests(config, generator=generator.step, tokenizer=tokenizer.step)
         settings = provenance.settings(config, generator.step, tokenizer.step) | weights
         # Sets that are older than the digests lack them.
-        if mesh_lib.first_says(lambda: weights | (provenance.stored(path) or {}) == settings):
+        is_finished = lambda: weights | (provenance.stored(path) or {}) == settings
+        if mesh_lib.broadcast_from_first(is_finished):
             logger.info("sample: %s is finished, nothing to do", path)
             return update_summary(config.workdir, settings)
         began = time.monotonic()
@@ -49,7 +50,7 @@ def run(config: ConfigDict) -> dict[str, object]:
         batches = draw(config, mesh, models, labels, given, start=kept.count)
         with contextlib.closing(batches):
             for batch in batches:
-                kept.append(mesh_lib.whole(batch["image"]))
+                kept.append(mesh_lib.gather_to_host(batch["image"]))
                 if kept.count < len(labels):
                     kept_so_far = f"sample: {kept.count} of {len(labels)} images are kept"
                     preemption.check(kept_so_far)

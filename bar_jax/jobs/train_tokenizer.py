@@ -20,7 +20,7 @@ from bar_jax.metrics.reconstruction import bit_entropies
 from bar_jax.pretrained import frozen
 from bar_jax.runtime import workdir
 from bar_jax.runtime.job import Job, batches_of
-from bar_jax.runtime.mesh import batch_share, first_alone, first_says, make_mesh
+from bar_jax.runtime.mesh import batch_share, broadcast_from_first, first_alone, make_mesh
 from bar_jax.runtime.writer import MetricsWriter, update_summary
 from bar_jax.tokenizers import basis_inside, bit_budget, make_tokenizer, sequence_grid, token_width
 from bar_jax.training import basis as basis_lib
@@ -50,7 +50,8 @@ def run(config: ConfigDict) -> dict[str, object]:
     def program(durations):
         check_discriminator(section, len(source), durations.steps)
         networks, basis = frozen.load(config, mesh), None
-        if not first_says(lambda: workdir.begun(folder)):  # else all of it is in a checkpoint
+        # Else all of it is in a checkpoint.
+        if not broadcast_from_first(lambda: workdir.begun(folder)):
             basis = _start(config, mesh, tokenizer, networks, source)
         return make_program(config, networks, durations, len(source), basis=basis)
 

@@ -89,7 +89,7 @@ def _load_classifier(config, mesh) -> FeatureNetwork:
         identity = f"{image_sets.fingerprint(source)} {config.data.image_size} {classifier.RECIPE}"
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         path = Path(config.workdir) / f"classifier-{key}.safetensors"
-        if not mesh_lib.first_says(path.is_file):
+        if not mesh_lib.broadcast_from_first(path.is_file):
             with mesh_lib.all_or_none():
                 images, labels = _training_images(config, source)
             # By each process for itself: it takes no longer, and they stay in step.
@@ -134,4 +134,4 @@ def text_features(clip: FeatureNetwork, tokens: np.ndarray) -> np.ndarray:
     show = jax.jit(lambda p, t: module.apply({"params": p}, t, method="text_features"))
     with jax.default_matmul_precision("highest"):
         parts = [show(clip.params, tokens[i : i + TEXTS]) for i in range(0, len(tokens), TEXTS)]
-    return np.concatenate([mesh_lib.whole(part) for part in parts])
+    return np.concatenate([mesh_lib.gather_to_host(part) for part in parts])

@@ -196,7 +196,7 @@ def statistics(
     wanted = {*map(_rows_key, rows), *(key for output in moments for key in names[output])}
     # One that was written before a metric came to the network lacks what that needs.
     is_kept = lambda: path.is_file() and wanted <= {*image_sets.npz_names(path)}
-    if mesh_lib.first_says(is_kept):
+    if mesh_lib.broadcast_from_first(is_kept):
         arrays = {name: image_sets.read_array(path, name) for name in image_sets.npz_names(path)}
     else:
         features = extract(

@@ -166,7 +166,7 @@ def local_rows(x: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def whole(x: jax.Array | np.ndarray) -> np.ndarray:
+def gather_to_host(x: jax.Array | np.ndarray) -> np.ndarray:
     """The whole array as numpy, on every process; all processes call it."""
     if isinstance(x, np.ndarray) or x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
@@ -221,7 +221,7 @@ def all_or_none() -> Iterator[None]:
         raise InputError("another process", found, "none; its log says what is wrong")
 
 
-def first_says(function: Callable[[], T]) -> T:
+def broadcast_from_first(function: Callable[[], T]) -> T:
     """What a function returns on process 0, for all.
 
     Of what processes could see differently, such as files. The others do not even look: a network

@@ -41,13 +41,13 @@ def progress(name: str, total: int, unit: str, done: int = 0) -> Iterator[Callab
             left = format_seconds((total - done) / rate)
             logger.info("%s: %d/%d, %.3g %ss/s, %s left", name, done, total, rate, unit, left)
 
-    def told() -> str:
+    def described() -> str:
         waited = format_seconds(time.monotonic() - moved)
         return f"{name}: {done}/{total} {unit}s, none more for {waited}"
 
     with (
         tqdm(total=total, initial=done, desc=name, unit=unit, disable=not terminal) as bar,
-        never_silent(told),
+        never_silent(described),
     ):
         yield advance
 
@@ -79,7 +79,7 @@ class Steps:
             self._moved = time.monotonic()
             self.bar.update()
 
-    def told(self) -> str:
+    def described(self) -> str:
         """A line: the step, its losses and the speed since the last such line."""
         (before, then), now, done = self._told, time.monotonic(), self._done
         self._told = done, now
@@ -111,8 +111,8 @@ class _LastLine(logging.Handler):
 
 
 @contextlib.contextmanager
-def never_silent(told: Callable[[], str]) -> Iterator[None]:
-    """Logs `told()` whenever nothing else was logged for a minute, for a block without a bar.
+def never_silent(described: Callable[[], str]) -> Iterator[None]:
+    """Logs `described()` whenever nothing else was logged for a minute, for a block without a bar.
 
     From a thread: the main one may be in the middle of a long step or of a compilation.
     """
@@ -124,7 +124,7 @@ def never_silent(told: Callable[[], str]) -> Iterator[None]:
     def speak():
         while not ended.wait(max(0.0, last.time + SILENCE - time.monotonic())):
             if time.monotonic() >= last.time + SILENCE:
-                logger.info("%s", told())
+                logger.info("%s", described())
                 last.time = time.monotonic()
 
     package.addHandler(last)

@@ -50,7 +50,7 @@ def sample_images(
 ) -> np.ndarray:
     """Images of `draw`, uint8 [B, H, W, 3], all of them on every process."""
     batches = draw(config, mesh, models, labels, given)
-    return np.concatenate([mesh_lib.whole(b["image"]) for b in batches])[: len(labels)]
+    return np.concatenate([mesh_lib.gather_to_host(b["image"]) for b in batches])[: len(labels)]
 
 
 def draw(

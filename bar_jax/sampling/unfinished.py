@@ -43,7 +43,7 @@ class Unfinished:
                 found = workdir.read_json(self._folder / "count.json")["images"]
             except (OSError, ValueError) as error:
                 logger.warning("sample: %s is damaged (%s); drawn anew", self._folder, error)
-        self.count = mesh_lib.first_says(lambda: found)
+        self.count = mesh_lib.broadcast_from_first(lambda: found)
         if self.count:
             logger.info("sample: goes on after %d images of %s", self.count, self._folder)
 

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bar_jax.bases import MATRIX, Basis, make_basis, transform
-from bar_jax.runtime.mesh import whole
+from bar_jax.runtime.mesh import gather_to_host
 from bar_jax.tokenizers import bar_fsq
 from bar_jax.tokenizers.bar_fsq import BarFSQ
 from bar_jax.tokenizers.fsq import quantize_centered
@@ -86,7 +86,7 @@ class BasisFSQ(BarFSQ):
     @nn.nowrap
     def matrix_of(self, params: dict) -> np.ndarray:
         """A [N', N] float32 on the host."""
-        return whole(params[MATRIX])
+        return gather_to_host(params[MATRIX])
 
     def quantize(self, z: jax.Array) -> jax.Array:
         """Latents [B, N, k] -> codes {-1, +1} [B, N', k] of A z (straight-through)."""

@@ -120,7 +120,7 @@ def _train(
         contextlib.closing(MetricsWriter(workdir, stage.name, start)) as writer,
         contextlib.closing(Profiler(traced, workdir / "profile")) as profiler,
         made.bar,
-        never_silent(made.told),
+        never_silent(made.described),
     ):
         log = StepLog(stage.name, section.batch_size, range(start, steps), writer, timer)
         for step in range(start, steps + 1):

@@ -70,7 +70,7 @@ def load_tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
     folder = workdir.trained(config, "tokenizer")
     loaded = _load(folder, tokenizer, init, mesh, config.train_tokenizer.on_damaged_checkpoint)
     if basis_inside(config):
-        check_invertible(mesh_lib.whole(loaded.params[MATRIX]), f"the basis in {folder}")
+        check_invertible(mesh_lib.gather_to_host(loaded.params[MATRIX]), f"the basis in {folder}")
     return loaded
 
 
@@ -96,7 +96,7 @@ def load_generator(config: ConfigDict, mesh: jax.sharding.Mesh) -> Trained:
     folder = workdir.trained(config, "generator")
     loaded = _load(folder, generator, init, mesh, config.train_generator.on_damaged_checkpoint)
     if generator.basis.has_matrix:
-        check_invertible(mesh_lib.whole(loaded.params[MATRIX]), f"the basis in {folder}")
+        check_invertible(mesh_lib.gather_to_host(loaded.params[MATRIX]), f"the basis in {folder}")
     return loaded
 
 
@@ -133,5 +133,5 @@ def fingerprints(config: ConfigDict, params: dict) -> tuple[str, ...]:
         decodes = path[0].key in kind.decoder
         for digest in digests[-1:] if decodes else digests:
             digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(mesh_lib.whole(leaf).tobytes())
+            digest.update(mesh_lib.gather_to_host(leaf).tobytes())
     return tuple(digest.hexdigest()[:16] for digest in digests)

@@ -26,7 +26,7 @@ class SaveClock:
         """Whether to save now; asked by all processes at every step."""
         if not self._seconds or step < self._ask:
             return False
-        pause = mesh.first_says(lambda: self._pause(step))
+        pause = mesh.broadcast_from_first(lambda: self._pause(step))
         self._ask = step + pause
         return pause == 0
 

@@ -58,7 +58,7 @@ def gradient(network: str, layout: str) -> np.ndarray:
         leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
         moments = [leaf for path, leaf in leaves if ".mu" in jax.tree_util.keystr(path)]
         assert moments
-        return np.concatenate([mesh_lib.whole(leaf).ravel() for leaf in moments])
+        return np.concatenate([mesh_lib.gather_to_host(leaf).ravel() for leaf in moments])
 
 
 def main(port: str, rank: str, path: str) -> None:

@@ -53,13 +53,13 @@ def test_a_line_tells_the_step_its_losses_and_the_speed_since_the_last_line(cloc
     steps = Steps("stage", 10, 20)
     steps.dispatched({"loss": Output(0.5, []), "grad_norm": Output(9.0, [])})
     clock.seconds = 65.0
-    assert steps.told().startswith("stage step 10/20: none more for 1:05, of compiling,")
+    assert steps.described().startswith("stage step 10/20: none more for 1:05, of compiling,")
     steps.dispatched({"discriminator_loss": Output(0.25, [])})
     steps.dispatched({"loss": Output(7.0, [])})
     clock.seconds = 75.0
     steps.wait(1)
     expected = "stage step 12/20: loss 0.5000, discriminator_loss 0.2500, 0.2 steps/s, 0:40 left"
-    assert steps.told() == expected
+    assert steps.described() == expected
 
 
 def test_a_line_after_a_minute_in_which_nothing_was_logged(clock, monkeypatch, caplog):

@@ -15,10 +15,11 @@ class Processes:
         self.clocks, self.now, self.questions = [0.0, 0.0], 0, 0
         time = SimpleNamespace(monotonic=lambda: self.clocks[self.now])
         monkeypatch.setattr(save_clock, "time", time)
-        monkeypatch.setattr(save_clock, "mesh", SimpleNamespace(first_says=self._first_says))
+        mesh = SimpleNamespace(broadcast_from_first=self._broadcast)
+        monkeypatch.setattr(save_clock, "mesh", mesh)
         self.own = [SaveClock(minutes, 0) for _ in range(2)]
 
-    def _first_says(self, function):
+    def _broadcast(self, function):
         if self.now == 0:
             self._said = function()
             self.questions += 1
