@@ -94,7 +94,7 @@ def test_a_sampler_is_compiled_in_two_parts(monkeypatch):
     found = plan.compiled_sampler(config, make_mesh(2, 2, 2))
     assert found["batch_size"] == 8
     elements = 2 * 8 * make_generator(config).trunk.num_tokens * config.model.generator.width
-    assert found["tokens"] == ("@jit_drawn", 8, elements)
+    assert found["tokens"] == ("@jit_draw_tokens", 8, elements)
     assert found["pixels"] == ("@jit_pixels", 8, 0)
     config.sample.guidance_scale = 1.0
     assert plan.cache_elements(config) == elements // 2
