@@ -177,8 +177,8 @@ class BasisGenerator(nn.Module):
         if self.basis.kind == LEARNED:
             if self.objective == "residual":
                 sums["residual_loss"] = loss = total(self._residual(x, found))
-                if found.beside is not None:
-                    loss += total(found.beside / found.weight)
+                if found.variational_loss is not None:
+                    loss += total(found.variational_loss / found.weight)
             sums["regularizer"] = objectives.regularizer(self.matrix) * count
             loss += self.regularizer * sums["regularizer"]
         return {"loss": (loss, count)} | {name: (value, count) for name, value in sums.items()}

@@ -39,7 +39,7 @@ def predict_tokens(
     return Prediction(
         loss=total(rows.loss),
         weight=shape[1] * jnp.sum(hidden, axis=1, dtype=jnp.float32),
-        beside=total(rows.variational),
+        variational_loss=total(rows.variational),
         clean=rearrange(clean, "b r n d -> r b n d"),
         snr=jnp.mean(signal_to_noise(draws.times), axis=2).T,
     )

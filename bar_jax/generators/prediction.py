@@ -10,8 +10,8 @@ class Prediction(flax.struct.PyTreeNode):
     Attributes:
       loss: [B] the host's own loss, summed over tokens (and channels, and draws of time).
       weight: [B] what that sum is divided by, so that sum(loss) / sum(weight) is the published one.
-      beside: [B] or None; the part of `loss` that stays beside the residual objective (the
-        variational term of a head that learns its variance), divided by the same weight.
+      variational_loss: [B] or None; the part of `loss` that a head which learns its variance adds,
+        and that the residual objective keeps; divided by the same weight.
       clean: [R, B, N', d] float32 the sequence recovered from the prediction, with R draws of time;
         tokens that were given stand there as they are.
       snr: [R, B] weight of the residual objective: alpha_bar / (1 - alpha_bar) of a host that
@@ -20,6 +20,6 @@ class Prediction(flax.struct.PyTreeNode):
 
     loss: jax.Array
     weight: jax.Array
-    beside: jax.Array | None
+    variational_loss: jax.Array | None
     clean: jax.Array
     snr: jax.Array

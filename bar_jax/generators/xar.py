@@ -308,7 +308,7 @@ class XAR(nn.Module):
         return Prediction(
             loss=squares,
             weight=jnp.full_like(squares, y[0].size),
-            beside=None,
+            variational_loss=None,
             clean=clean[None],
             snr=jnp.ones((1, y.shape[0])),
         )

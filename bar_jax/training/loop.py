@@ -106,10 +106,9 @@ def _train(
     steps: int,
 ) -> Results:
     """Makes the steps that are left; returns the last evaluation, as `train` does."""
-    section, key = stage.section, stream_key(stage.seed, f"{stage.name}/params")
-    make_state, shapes = init_state(program.init, key, mesh)
-    state, results = _start(stage, program, manager, make_state, shapes)
+    state, shapes, results = _start(stage, program, manager, mesh)
     update, start = _compiled(stage, program, shapes, mesh), int(state.step)
+    section = stage.section
     began = time.monotonic() - results.get("seconds", 0.0)
     workdir, traced = stage.folder.parent, profiled_steps(stage.config["profile"])
     warn_of_no_effect(stage.name, section, shapes, traced, range(start, steps))
@@ -275,17 +274,22 @@ def _start(
     stage: Stage,
     program: Program,
     manager: ocp.CheckpointManager,
-    make_state: Callable[[], TrainState],
-    shapes: TrainState,
-) -> tuple[TrainState, Results]:
-    """The three ways to start: own checkpoint, else `init_from`, else fresh and pretrained."""
+    mesh: jax.sharding.Mesh,
+) -> tuple[TrainState, TrainState, Results]:
+    """The three ways to start: own checkpoint, else `init_from`, else fresh and pretrained.
+
+    Returns:
+      The state, its shapes and layout, and the last results.
+    """
+    key = stream_key(stage.seed, f"{stage.name}/params")
+    make_state, shapes = init_state(program.init, key, mesh)
     on_damaged = stage.section.on_damaged_checkpoint
     table = parameter_overview.get_parameter_overview(shapes.params, include_stats="sharding")
     logger.info("%s: parameters\n%s", stage.name, table)
     if manager.latest_step() is not None:
         state, results = checkpoint.restore_state(manager, shapes, on_damaged)
         logger.info("%s: goes on at step %d", stage.name, int(state.step))
-        return state, results
+        return state, shapes, results
     state = make_state()
     if stage.init_from:
         params, step = checkpoint.restore_params(stage.init_from, shapes.params, on_damaged)
@@ -294,10 +298,10 @@ def _start(
         params = _replaced(state.params, program.pretrained)
     params = _replaced(params, program.fixed)
     if params is state.params:
-        return state, {}
+        return state, shapes, {}
     # Copies: the state is donated to the step.
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, ema=ema), {}
+    return state.replace(params=params, ema=ema), shapes, {}
 
 
 def _replaced(params: dict | jax.Array, others: dict | jax.Array) -> dict | jax.Array:

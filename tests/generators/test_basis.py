@@ -15,20 +15,20 @@ from bar_jax.generators.request import Request
 from bar_jax.generators.xar import XAR
 
 GRID, N, CHANNELS, CLASSES, DRAWS = (2, 4), 8, 3, 4, 2
-BESIDE = 0.3
+VARIATIONAL = 0.3
 
 
 class Host(nn.Module):
     """Predicts yhat = gain (0.8 y + 0.6 eps) + a number of the class and one of the place.
 
-    Its loss is sum (yhat - y)^2 + BESIDE * sum y^2, over DRAWS draws of noise, divided by N.
+    Its loss is sum (yhat - y)^2 + VARIATIONAL * sum y^2, over DRAWS draws of noise, divided by N.
     """
 
     length: int = N
     channels: int = CHANNELS
     num_classes: int = CLASSES
     takes_order: bool = False
-    with_beside: bool = False
+    variational: bool = False
 
     def setup(self):
         self.gain = self.param("gain", lambda key: jnp.float32(0.9))
@@ -49,10 +49,10 @@ class Host(nn.Module):
         )
         if order is not None:
             clean += self.of_place[order][None, :, :, None]
-        beside = BESIDE * jnp.sum(y**2, axis=(1, 2))
-        loss = jnp.sum((clean - y[None]) ** 2, axis=(0, 2, 3)) + beside
+        variational = VARIATIONAL * jnp.sum(y**2, axis=(1, 2))
+        loss = jnp.sum((clean - y[None]) ** 2, axis=(0, 2, 3)) + variational
         weight = jnp.full(labels.shape, float(self.length))
-        return Prediction(loss, weight, beside if self.with_beside else None, clean, snr)
+        return Prediction(loss, weight, variational if self.variational else None, clean, snr)
 
     @nn.nowrap
     def sample(self, params, request, order=None):
@@ -106,7 +106,7 @@ def draws_of(generator, key, batch=2):
     return generator.draw(jax.random.split(key, batch))
 
 
-def by_hand(A, x, noise, *, labels=(1, 2), snr=1.5, objective="bar", weight=1.0, beside=False):
+def by_hand(A, x, noise, *, labels=(1, 2), snr=1.5, objective="bar", weight=1.0, variational=False):
     """The mean loss of `Host` behind a learned A, in float64 loops; its parts too."""
     gain, of_class = 0.9, np.asarray(PARAMS["of_class"], np.float64)
     noise = np.asarray(noise, np.float64)
@@ -115,7 +115,7 @@ def by_hand(A, x, noise, *, labels=(1, 2), snr=1.5, objective="bar", weight=1.0,
     host, residual, rest = 0.0, 0.0, 0.0
     for b, label in enumerate(labels):
         y = A @ x[b]
-        rest += BESIDE * np.sum(y**2) / rows / len(labels)
+        rest += VARIATIONAL * np.sum(y**2) / rows / len(labels)
         for r in range(DRAWS):
             clean = gain * (0.8 * y + 0.6 * noise[r, b]) + of_class[label]
             host += np.sum((clean - y) ** 2) / rows / len(labels)
@@ -124,7 +124,7 @@ def by_hand(A, x, noise, *, labels=(1, 2), snr=1.5, objective="bar", weight=1.0,
                 share = rows * tokens * CHANNELS * DRAWS * len(labels)
                 residual += snr * np.sum(error**2) / share
     host += rest
-    main = host if objective == "bar" else residual + (rest if beside else 0.0)
+    main = host if objective == "bar" else residual + (rest if variational else 0.0)
     return {
         "loss": main + weight * regularizer,
         "host_loss": host,
@@ -243,7 +243,7 @@ def test_random_orders_are_told_to_the_host(key, x):
             token = x[b, place]
             clean = 0.9 * (0.8 * token + 0.6 * np.asarray(noise[:, b, i]))
             clean += float(PARAMS["of_class"][label]) + of_place[place]
-            expected += (np.sum((clean - token) ** 2) + BESIDE * np.sum(token**2)) / N
+            expected += (np.sum((clean - token) ** 2) + VARIATIONAL * np.sum(token**2)) / N
     found, _ = loss(generator, params, x, draws, share=0.5)["loss"]
     assert found == pytest.approx(expected, rel=1e-4)
 
@@ -292,14 +292,14 @@ def test_an_orthogonal_basis_leaves_the_hosts_loss(key, x):
     assert learned["loss"] == pytest.approx(expected["loss"], rel=1e-5)  # regularizer: 0
 
 
-@pytest.mark.parametrize("with_beside", [False, True])
+@pytest.mark.parametrize("variational", [False, True])
 @pytest.mark.parametrize("objective", ["bar", "residual"])
-def test_loss_of_a_learned_basis(key, x, objective, with_beside):
-    host = Host(with_beside=with_beside)
+def test_loss_of_a_learned_basis(key, x, objective, variational):
+    host = Host(variational=variational)
     generator, A = make("learned", host, objective=objective, regularizer=0.7), near_orthogonal()
     draws = draws_of(generator, key)
     found = loss(generator, {"host": PARAMS, "basis": jnp.float32(A)}, x, draws)
-    options = {"objective": objective, "weight": 0.7, "beside": with_beside}
+    options = {"objective": objective, "weight": 0.7, "variational": variational}
     expected = by_hand(A, x, draws.host[0], **options)
     if objective == "bar":
         del expected["residual_loss"]

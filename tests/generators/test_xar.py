@@ -216,7 +216,7 @@ def test_prediction(key, y):
     np.testing.assert_array_equal(found.weight, [16 * CHANNELS] * 2)
     np.testing.assert_allclose(found.clean, (noise - flow)[None], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(found.snr, np.ones((1, 2)))
-    assert found.beside is None
+    assert found.variational_loss is None
 
 
 def test_dropout_acts_with_its_key_alone(key, y):
