@@ -130,7 +130,6 @@ def _train(
             evaluate_now = at_interval and (moved or not _evaluated(results))
             save_now = moved and (last or stop or step % section.save_every == 0)
             save_now |= moved and clock.is_due(step)
-
             if moved and (evaluate_now or save_now or step % section.log_every == 0):
                 made.wait()
                 checkpoint.check(manager)
@@ -151,7 +150,6 @@ def _train(
                 raise preemption.Preempted(f"{stage.name}: {done}")
             if last:
                 return results
-
             with timer.input(metrics):
                 batch = mesh_lib.put_batch(mesh, next(data))
             profiler.before(step)
