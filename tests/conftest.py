@@ -1,11 +1,15 @@
 """Sets up every test run. Nothing may import jax before the environment is set here."""
 
+import contextlib
 import hashlib
 import importlib.metadata
+import io
+import json
 import os
 import platform
 import shutil
 import signal
+import types
 from pathlib import Path
 
 # Eight devices on any machine, so that every test can use a mesh.
@@ -74,29 +78,72 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path not in slow)
 
 
+# Files that share what one of them has made: clusters, and a finished quickstart.
+TOGETHER = (
+    ("tests/processes/",),
+    ("tests/test_pipeline.py", "tests/test_unified.py", "tests/data/test_published_tokens.py"),
+)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A worker takes a whole file, or all that start clusters: tests share what one has made."""
+    """A worker takes a whole file, or all of those that share what one of them has made.
+
+    `--dist loadgroup` would do the same, but pytest-xdist 3.8 finds no groups with pytest 9.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "tests/processes" if file.startswith("tests/processes/") else file
+            return next((files[0] for files in TOGETHER if file.startswith(files)), file)
 
     config.option.loadscopereorder = False  # the order is that of the collection, above
     return Scheduling(config, log)
 
 
+@contextlib.contextmanager
+def first_devices(count: int):
+    """As if there were but these."""
+    term = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:count])
+        patch.setattr(jax, "device_count", lambda: count)
+        yield
+    signal.signal(signal.SIGTERM, term)  # the command takes it over
+
+
 @pytest.fixture(scope="module")
 def one_device():
     """The command on one device, which compiles fastest; runtime/test_mesh.py trains on eight."""
-    term = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-        patch.setattr(jax, "device_count", lambda: 1)
+    with first_devices(1):
         yield
-    signal.signal(signal.SIGTERM, term)  # the command takes it over
+
+
+@pytest.fixture(scope="module")
+def two_devices():
+    """For what has to do with several."""
+    with first_devices(2):
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished_quickstart(tmp_path_factory):
+    """The tiny quickstart's finished pipeline: its `folder` and what it `printed`.
+
+    Nothing may be written there. It ran on one device, with the umask of those who share their
+    files with a group. Files that ask for it stand in TOGETHER.
+    """
+    from bar_jax.main import main
+
+    folder, umask = tmp_path_factory.mktemp("quickstart") / "run", os.umask(0o002)
+    command = ["main", "--config=configs/quickstart.py:tiny", f"--workdir={folder}"]
+    try:
+        with first_devices(1), contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert main(command) == 0
+    finally:
+        os.umask(umask)
+    return types.SimpleNamespace(folder=folder, printed=json.loads(printed.getvalue()))
 
 
 @pytest.fixture
@@ -137,13 +184,6 @@ def lowered_for_cuda(monkeypatch):
             return traced.lower(lowering_platforms=("cuda",)).as_text()
 
     return lower
-
-
-@pytest.fixture
-def user_env() -> dict[str, str]:
-    """The environment for a command run as a user would: without this file's eight devices."""
-    # Taken out rather than remembered: pytest-xdist's workers start with the flag already set.
-    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace(_DEVICES, "")}
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Tests of configs/: every file makes a valid config and models that fit together.
 
-Their `:tiny` size is trained in tests/test_pipeline.py, for one config of each architecture.
+With --all each trains its `:tiny` size.
 """
 
 import re
@@ -15,9 +15,11 @@ from bar_jax.config.file import load_config
 from bar_jax.config.validation import validate
 from bar_jax.generators import make_generator
 from bar_jax.generators.kind import written_width
+from bar_jax.inspection import plan
 from bar_jax.inspection.model_flops import count
 from bar_jax.jobs import describe
 from bar_jax.pretrained import published
+from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer, real_valued, sequence_grid, token_width
 from bar_jax.training import generator as generator_lib
 from bar_jax.training import loop, optimizer
@@ -99,6 +101,7 @@ def test_says_how_it_is_run(path):
     assert f"--config={path} --workdir=runs/" in (ROOT / path).read_text()
 
 
+@pytest.mark.slow
 def test_shapes(path):
     """The tokens that the tokenizer makes are those that the generator takes."""
     config = load_config(str(ROOT / path))
@@ -121,6 +124,41 @@ def test_shapes(path):
             assert sizes[part] == pytest.approx(stated * 1e6, rel=0.05), part
 
 
+# Of the other architectures tests/test_pipeline.py, test_unified.py and jobs/test_basis.py train
+# one each, from images to samples.
+USUAL = "configs/basis/mar_b.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path",
+    [
+        path if path == USUAL else pytest.param(path, marks=pytest.mark.exhaustive)
+        for path in CONFIGS
+    ],
+)
+def test_tiny_is_trained_for_two_steps(path):
+    """Each network that it trains: the loss is finite, and the parameters move."""
+    config, rng = load_config(f"{ROOT / path}:tiny"), np.random.default_rng(0)
+    steps = () if real_valued(config) else ("tokenizer",)
+    steps += () if config.job == "train_tokenizer" else ("generator",)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    weights = lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype)
+    zeros = lambda leaf: np.zeros(leaf.shape, leaf.dtype)
+    for name in steps:
+        step, (state, batch, _, frozen) = plan.step_and_shapes(config, mesh, name)
+        params = jax.tree.map(weights, state.params)
+        state = jax.tree.map(zeros, state).replace(params=params)
+        step, key = jax.jit(step), jax.random.key(0)
+        with jax.set_mesh(mesh):
+            for _ in range(2):
+                state, metrics = step(state, jax.tree.map(zeros, batch), key, frozen)
+        assert np.isfinite(metrics["loss"]), name
+        moved = jax.tree.map(lambda a, b: np.any(a != b), state.params, params)
+        assert any(jax.tree.leaves(moved)), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_is_the_published_generator(name):
     config = load_config(f"{ROOT}/configs/masked_bit/{name}.py")
@@ -141,6 +179,7 @@ HOSTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTS)
 @pytest.mark.parametrize("suffix, more", [("_host", 0), ("", 256 * 256)])
 def test_is_the_published_host(name, suffix, more):
@@ -175,6 +214,7 @@ TOKENIZERS = {
 PER_BIT = 1152 + 1 + 1024  # of the quantizer: a bit's row and bias in front, its row behind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_is_the_published_tokenizer(name):
     config = load_config(f"{ROOT}/configs/tokenizer/{name}.py")
@@ -184,7 +224,13 @@ def test_is_the_published_tokenizer(name):
     assert config.job == "train_tokenizer"
 
 
-@pytest.mark.parametrize("bits", [10, 12, 14, 16, 18, 32, 64, 128, 256])
+BITS = [10, 12, 14, 16, 18, 32, 64, 128, 256]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "bits", [b if b in (10, 256) else pytest.param(b, marks=pytest.mark.exhaustive) for b in BITS]
+)
 def test_tokenizers_of_any_bits(bits):
     """One override is enough for Table 1 and Figure 4."""
     config = load_config(f"{ROOT}/configs/tokenizer/bar_fsq.py")

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from bar_jax.training import checkpoint
+from tests import running
 
 pytestmark = pytest.mark.slow
 
@@ -46,37 +47,24 @@ FIELDS = {
 
 def command(workdir: Path, **changes) -> list[str]:
     fields = FIELDS | {name.replace("__", "."): value for name, value in changes.items()}
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    main = [sys.executable, "-m", "bar_jax.main", "--config=configs/quickstart.py:tiny"]
-    return [*main, f"--workdir={workdir}", *flags]
+    return running.command(workdir, "configs/quickstart.py:tiny", fields)
 
 
-@pytest.fixture
-def run(user_env):
+def run(arguments: list[str]) -> subprocess.CompletedProcess:
     """Runs a command to its end."""
-    env = user_env | {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    }
-    return lambda arguments: subprocess.run(
-        arguments, env=env, capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run(
+        arguments, env=running.environment(), cwd=running.ROOT, capture_output=True, text=True,
+        timeout=running.TIMEOUT,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def made() -> dict:
-    return {}
-
-
-@pytest.fixture
-def whole(made, run, tmp_path_factory) -> Path:
+def whole(tmp_path_factory) -> Path:
     """A workdir that was made in one go; not to be changed."""
-    if not made:
-        workdir = tmp_path_factory.mktemp("faults") / "whole"
-        done = run(command(workdir))
-        assert done.returncode == 0, done.stderr[-3000:]
-        made["whole"] = workdir
-    return made["whole"]
+    workdir = tmp_path_factory.mktemp("faults") / "whole"
+    done = run(command(workdir))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir
 
 
 def arrays(workdir: Path) -> dict[str, np.ndarray]:
@@ -139,7 +127,7 @@ PAGE = 4096
 
 
 @needs_mount
-def test_a_full_disk_during_a_save(whole, run, tmp_path):
+def test_a_full_disk_during_a_save(whole, tmp_path):
     """The first checkpoint fits, the second does not; with room again the run ends as ever."""
     files = [p for p in (whole / "tokenizer/4").rglob("*") if p.is_file()]
     size = sum(math.ceil(p.stat().st_size / PAGE) * PAGE for p in files) * 3 // 2
@@ -193,11 +181,11 @@ except SaveError as error:
 
 @needs_mount
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_told_with_the_file(writer, user_env, tmp_path):
+def test_a_full_disk_is_told_with_the_file(writer, tmp_path):
     """Neither another error nor SIGBUS, which a mapped file raises."""
     code = "import pathlib, sys; folder = pathlib.Path(sys.argv[1])" + WRITERS[writer] + PRINTED
     script = [*UNSHARE, "bash", "-c", SMALL_DISK, "bash", str(tmp_path), sys.executable, code]
-    done = subprocess.run(script, env=user_env, capture_output=True, text=True)
+    done = run(script)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith(str(tmp_path)) and "No space left on device" in done.stdout
 
@@ -209,8 +197,10 @@ shift 2; exec "$@"
 
 
 @needs_mount
-@pytest.mark.parametrize("job", ["train_tokenizer", "reconstruct"])
-def test_a_read_only_workdir(whole, run, tmp_path, job):
+@pytest.mark.parametrize(
+    "job", ["reconstruct", pytest.param("train_tokenizer", marks=pytest.mark.exhaustive)]
+)
+def test_a_read_only_workdir(whole, tmp_path, job):
     """It is told in one line, before anything is computed."""
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -224,7 +214,7 @@ def test_a_read_only_workdir(whole, run, tmp_path, job):
 
 
 @needs_mount
-def test_checkpoints_on_a_read_only_disk(whole, run, tmp_path):
+def test_checkpoints_on_a_read_only_disk(whole, tmp_path):
     """The workdir can be written to, the folder of its checkpoints cannot: no step is made."""
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
@@ -239,7 +229,7 @@ def test_checkpoints_on_a_read_only_disk(whole, run, tmp_path):
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, line)
 
 
-def test_a_damaged_checkpoint_is_refused(whole, run, tmp_path):
+def test_a_damaged_checkpoint_is_refused(whole, tmp_path):
     """By name, in one line; nothing is changed."""
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
@@ -253,14 +243,15 @@ def test_a_damaged_checkpoint_is_refused(whole, run, tmp_path):
     assert saved(folder) == [4, 8]
 
 
+@pytest.mark.exhaustive  # training/test_loop.py does so in one process
 @pytest.mark.parametrize(
     "step",
     [
-        pytest.param(8, id="of a run that was cut off", marks=pytest.mark.exhaustive),
+        pytest.param(8, id="of a run that was cut off"),
         pytest.param(STEPS, id="of a finished run"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over(whole, run, tmp_path, step):
+def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, step):
     """The run goes on from the one before it, to the same end."""
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from tests import golden_kl_vae, golden_mar, golden_xar
 
+pytestmark = pytest.mark.slow
 FOLDER = Path(os.environ["BAR_JAX_GOLDEN"]) / "basis_hosts"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.is_dir() else {}
 FUNCTIONS = (golden_kl_vae.kl16_vae, *golden_xar.KINDS, *golden_mar.KINDS)

@@ -43,6 +43,7 @@ from tests.golden_gradients import published_gradients
 from tests.golden_losses import load_weights, losses, losses_full
 from tests.golden_tokenizer import decoder, encoder, shared_inputs, tokenizer
 
+pytestmark = pytest.mark.slow
 FOLDER = Path(os.environ["BAR_JAX_GOLDEN"]) / "masked_bit"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"] if FOLDER.is_dir() else {}
 NOT_COMPARED = "margins"  # "information only", says the case
@@ -280,13 +281,13 @@ KINDS = {
         *(losses, losses_full),
     )
 }
-SLOW = ("losses_full",)  # kinds
+FULL_SIZE = ("losses_full",)  # kinds
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (case["kind"] in SLOW))
+        pytest.param(name, marks=[pytest.mark.exhaustive] * (case["kind"] in FULL_SIZE))
         for name, case in CASES.items()
     ],
 )

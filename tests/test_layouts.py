@@ -20,6 +20,7 @@ from bar_jax.training import restore as models
 from bar_jax.training.step import Keys
 from bar_jax.training.tokenizer import make_loss_fn
 
+pytestmark = pytest.mark.slow
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BATCH = 8
 LAYOUTS = [(2, 2, 2)]
@@ -72,7 +73,14 @@ def found(name, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("name", ["basis/xar_b", "basis/mar_b", "basis/causal_b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "basis/causal_b",
+        pytest.param("basis/xar_b", marks=pytest.mark.exhaustive),
+        pytest.param("basis/mar_b", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_gradients_and_samples_do_not_depend_on_the_layout(name, layout):
     gradient, samples = found(name, layout)
     expected, drawn = found(name, (1, 1, 1))
@@ -104,6 +112,7 @@ def tokenizer_gradient(layout):
     return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.device_get(found))])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_basis_inside_the_tokenizer_does_not_depend_on_the_layout(layout):
     gradient, expected = tokenizer_gradient(layout), tokenizer_gradient((1, 1, 1))

@@ -28,6 +28,7 @@ from bar_jax.tokenizers import make_tokenizer, real_valued
 from bar_jax.training import optimizer
 from bar_jax.training import restore as models
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 2
 # Calls of cuDNN's attention, forward and backward, in a training step; scanned layers are one. That
@@ -44,10 +45,8 @@ CALLS = {
 }
 # One of each architecture, and BAR-L's 1057 positions; the others differ from these in sizes, in
 # losses, or in having no basis. Of these all of the step is lowered, and the sampler.
-DISTINCT = {
-    *("masked_bit/bar_b", "masked_bit/bar_l_512", "tokenizer/bar_fsq"),
-    *("basis/xar_b", "basis/mar_b", "basis/causal_b"),
-}
+USUAL = {"masked_bit/bar_b", "tokenizer/bar_fsq", "basis/xar_b", "basis/mar_b"}
+DISTINCT = USUAL | {"masked_bit/bar_l_512", "basis/causal_b"}
 FOLDERS = ("masked_bit", "tokenizer", "basis", "unified")
 PLAYERS = ("generator", "tokenizer", "discriminator")
 # Fields that a player's gradients depend on.
@@ -99,8 +98,11 @@ def _cases() -> list:
         for player in PLAYERS:
             if _trains(config, player):
                 found.setdefault((player, _left(config, player)), (name, player))
-    marks = lambda name: [pytest.mark.slow, pytest.mark.exhaustive] * (name not in DISTINCT)
-    return [pytest.param(*case, marks=marks(case[0])) for case in found.values()]
+    return [pytest.param(*case, marks=_marks(case[0])) for case in found.values()]
+
+
+def _marks(name: str) -> list:
+    return [pytest.mark.slow] if name in USUAL else [pytest.mark.exhaustive]
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +191,10 @@ def test_attention_of_odd_lengths(length, causal, lowered):
     _check(lowered, outputs, (x, x, x), (1, 1))
 
 
-@pytest.mark.parametrize("name", sorted(DISTINCT - {"tokenizer/bar_fsq"}))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=_marks(n)) for n in sorted(DISTINCT - {"tokenizer/bar_fsq"})],
+)
 def test_sampler(name, mesh, lowered):
     """From labels to pixels."""
     config = _config(name)

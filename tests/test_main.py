@@ -16,6 +16,7 @@ from bar_jax.config.file import load_config
 from bar_jax.main import main, parse
 from bar_jax.runtime import preemption, workdir
 from bar_jax.runtime.errors import InputError, NonFinite, SaveError
+from tests import running
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs/quickstart.py")
@@ -472,13 +473,15 @@ def failing_job(monkeypatch, tmp_path):
     return arguments
 
 
-def test_the_command_on_an_empty_folder(tmp_path, user_env):
+def test_the_command_on_an_empty_folder(tmp_path):
     """Status 2, one line, no traceback, nothing trained."""
     (tmp_path / "images/cat").mkdir(parents=True)
     command = [sys.executable, "-m", "bar_jax.main", TINY, f"--workdir={tmp_path / 'run'}"]
     command += ["--config.data.source=folder", f"--config.data.path={tmp_path / 'images'}"]
     command += ["--config.data.train_split=", "--config.data.validation_split="]
-    done = subprocess.run(command, cwd=ROOT, env=user_env, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=running.environment(), capture_output=True, text=True
+    )
     line = (
         f"error: data.path: found no images in the 1 class folders of {tmp_path / 'images'},"
         " expected files that Pillow can read, such as .jpg or .png\n"

@@ -16,6 +16,7 @@ from bar_jax.generators.kind import written_width
 from bar_jax.runtime.errors import InputError
 from tests import tracing
 
+pytestmark = pytest.mark.slow
 CONFIGS = 7
 PARTS = ("tokenizer", "generator", "head")
 # Parts that go together; each config has one of these.
@@ -94,7 +95,10 @@ def _drawn(number: int):
             values[refused] = rng.choice(FIELDS[refused])
 
 
-@pytest.mark.parametrize("number", range(CONFIGS))
+@pytest.mark.parametrize(
+    "number",
+    [n if n in (1, 3) else pytest.param(n, marks=pytest.mark.exhaustive) for n in range(CONFIGS)],
+)
 def test_what_validation_lets_through_can_be_traced(number):
     tracing.trace(_drawn(number))
 

@@ -1,6 +1,6 @@
 """Tests of the whole: the tiny quickstart from images to samples, and what can be done with it.
 
-One run of `job=pipeline` (module fixture `run`); what changes a workdir works on a copy of it.
+One run of `job=pipeline` (fixture `finished_quickstart`); what changes a workdir works on a copy.
 """
 
 import contextlib
@@ -8,11 +8,9 @@ import io
 import json
 import logging
 import math
-import os
 import shutil
 import stat
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +24,7 @@ from bar_jax.runtime.errors import InputError
 from bar_jax.sampling.kept import half_mask, real_images
 from bar_jax.visualize.grid import CELL, GAP
 
-# One config of each architecture.
+pytestmark = pytest.mark.slow
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs/quickstart.py:tiny")
 STAGES = ("train_tokenizer", "train_generator")
 SIZE = 16  # pixels of the tiny images
@@ -64,16 +62,9 @@ def _command(folder, *arguments) -> dict:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The finished pipeline: its folder and what it printed. Nothing may be written there.
-
-    It runs with the umask of those who share their files with a group.
-    """
-    folder, umask = tmp_path_factory.mktemp("pipeline") / "run", os.umask(0o002)
-    try:
-        return SimpleNamespace(folder=folder, printed=_command(folder))
-    finally:
-        os.umask(umask)
+def run(finished_quickstart):
+    """The finished pipeline: its folder and what it printed. Nothing may be written there."""
+    return finished_quickstart
 
 
 @pytest.fixture
@@ -136,6 +127,7 @@ def test_tensorboard_events(run, stage):
 
 def test_summary_has_what_is_promised(run):
     assert PROMISED - run.printed.keys() == set()
+    assert run.printed["real_class_accuracy"] >= 0.98
 
 
 def test_summary_is_flat(run):

@@ -1,18 +1,16 @@
 """A run that is cut off, again and again, ends as one that was not: bit for bit, on CPU.
 
 Real processes, `python -m bar_jax.main`, and real signals. One workdir is made in one go. In
-another, the same command is stopped (SIGTERM, SIGINT) and killed (SIGKILL) in every long job and
-started again each time, until it is finished. BAR_JAX_KILLS=20 kills each training that often at
-random.
+another, the same command is stopped (SIGTERM) and killed (SIGKILL) and started again each time,
+until it is finished: by default the tokenizer is stopped, the encoding killed, and the generator
+killed while it saves; with --all each long job is stopped and killed, and both trainings once more
+at random, or BAR_JAX_KILLS times.
 """
 
 import json
 import os
 import random
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +22,13 @@ import pytest
 
 from bar_jax.runtime import preemption
 from bar_jax.training import checkpoint
+from tests.running import Run, command
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("BAR_JAX_KILLS", "1"))  # more of them, at random, in each training
+KILLS = int(os.environ.get("BAR_JAX_KILLS", "1"))  # with --all, at random, in each training
 SEED = int(os.environ.get("BAR_JAX_KILLS_SEED", "0"))  # of those moments
-STEPS = 120 + 60 * KILLS
-TIMEOUT = 300  # seconds that a process may take to get where it is awaited
+STEPS = 60 + 60 * KILLS
 PARTS = {"train_tokenizer": "tokenizer", "train_generator": "generator"}
 STOPS = {"train_tokenizer": signal.SIGTERM, "train_generator": signal.SIGINT}
 TIMES = ("per_second", "_seconds")  # how measured speeds end
@@ -60,53 +58,6 @@ FIELDS = {
 }
 
 
-class Run:
-    """A process that works on a workdir."""
-
-    def __init__(self, workdir: Path, env: dict[str, str]):
-        self._log = workdir.parent / f"{workdir.name}.{time.monotonic_ns()}.log"
-        fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-        command = [sys.executable, "-m", "bar_jax.main", "--config=configs/quickstart.py:tiny"]
-        # A folder of compiled programs makes a start cheap; the programs are the same.
-        env = env | {
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-        }
-        # A shell's job in the background ignores Ctrl-C, and so do its processes.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                [*command, f"--workdir={workdir}", *fields], env=env, stdout=log, stderr=log
-            )
-
-    def log(self) -> str:
-        """What it has printed."""
-        return self._log.read_text()
-
-    def end(self, sent: signal.Signals | None = None) -> int:
-        """Sends a signal, if one is given, and waits for the end; returns the exit status."""
-        if sent is not None:
-            self._process.send_signal(sent)
-        try:
-            return self._process.wait(TIMEOUT)
-        finally:
-            self._process.kill()
-
-    def until(self, condition: Callable[[], bool], what: str) -> None:
-        """Lets it work until a condition holds."""
-        start = time.monotonic()
-        while not condition():
-            if self._process.poll() is not None or time.monotonic() > start + TIMEOUT:
-                status = self.end(signal.SIGKILL)
-                pytest.fail(f"no {what}; status {status}, printed:\n{self.log()[-3000:]}")
-            time.sleep(0.002)
-
-    def until_step(self, stage: str, step: int) -> None:
-        """Lets it work until it has made this step itself."""
-        made = lambda: max(map(int, re.findall(rf"{stage} step (\d+)/", self.log())), default=0)
-        self.until(lambda: made() >= step, f"step {step} of {stage}")
-
-
 def saved_step(workdir: Path, part: str) -> int:
     """The last complete checkpoint's step; 0 if there is none."""
     return max((int(p.name) for p in (workdir / part).glob("*") if p.name.isdigit()), default=0)
@@ -116,77 +67,75 @@ def leftovers(workdir: Path, part: str) -> list[str]:
     return [path.name for path in (workdir / part).glob("*.orbax-checkpoint-tmp")]
 
 
-def cut_off_training(workdir: Path, stage: str, start: Callable[[], Run], events: list) -> None:
-    """Stops it, kills it while it saves, and kills it at random moments."""
-    part, draw = PARTS[stage], random.Random(f"{SEED} {stage}")
-
-    run, before = start(), saved_step(workdir, part)
+def stop_training(workdir: Path, stage: str, start: Callable[[], Run], events: list) -> None:
+    """Stops it three steps on."""
+    run, before = start(), saved_step(workdir, PARTS[stage])
     run.until_step(stage, before + 3)
-    status = run.end(STOPS[stage])
+    run.send(STOPS[stage])
+    [status] = run.end()
     events.append({"stage": stage, "cut": "stopped", "status": status, "log": run.log()}
-                  | {"before": before, "saved": saved_step(workdir, part)})  # fmt: skip
+                  | {"before": before, "saved": saved_step(workdir, PARTS[stage])})  # fmt: skip
 
+
+def kill_while_saving(workdir: Path, stage: str, start: Callable[[], Run], events: list) -> None:
+    part = PARTS[stage]
     for _ in range(4):  # the kill may come just too late
         run, before = start(), saved_step(workdir, part)
         run.until_step(stage, before + 1)
         run.until(lambda: not leftovers(workdir, part), "removal of an earlier run's leftover")
         run.until(lambda: leftovers(workdir, part), "save")
-        run.end(signal.SIGKILL)
+        run.send(signal.SIGKILL)
+        run.end()
         if left := leftovers(workdir, part):
             break
     events.append({"stage": stage, "cut": "killed while saving", "left": left})
 
+
+def kill_at_random(workdir: Path, stage: str, start: Callable[[], Run]) -> None:
+    part, draw = PARTS[stage], random.Random(f"{SEED} {stage}")
     for _ in range(KILLS):
         run, before = start(), saved_step(workdir, part)
         step, pause = draw.randint(before + 1, before + 25), draw.uniform(0, 0.1)
-        if step > STEPS - 20:
-            run.end(signal.SIGKILL)
-            break
-        run.until_step(stage, step)
-        time.sleep(pause)
-        run.end(signal.SIGKILL)
+        if step <= STEPS - 20:
+            run.until_step(stage, step)
+            time.sleep(pause)
+        run.send(signal.SIGKILL)
+        run.end()
         after = saved_step(workdir, part)
         print(f"{stage}: from {before}, killed {pause:.3f} s after step {step}, saved {after}")
-        events.append({"stage": stage, "cut": "killed", "left": leftovers(workdir, part)})
 
 
-def cut_off_encoding(workdir: Path, start: Callable[[], Run], events: list) -> None:
-    """Kills it and stops it, each between two shards of the training images."""
+def cut_off_encoding(workdir: Path, start: Callable[[], Run], events: list, stop: bool) -> None:
+    """Kills it, and may stop it, each between two shards of the training images."""
     shards = lambda: len(list(workdir.glob("cache/train/*.array_record")))
-    run = start()
-    run.until(lambda: shards() >= 3, "third shard")
-    run.end(signal.SIGKILL)
-    killed = shards()
-    run = start()
-    run.until(lambda: shards() >= killed + 2, "two more shards")
-    status = run.end(signal.SIGTERM)
-    events.append({"stage": "encode", "cut": "killed and stopped", "status": status}
-                  | {"shards": (killed, shards())})  # fmt: skip
+    for cut in (signal.SIGKILL, signal.SIGTERM)[: 1 + stop]:
+        run, before = start(), shards()
+        run.until(lambda: shards() >= before + 2, "two more shards")  # noqa: B023
+        run.send(cut)
+        [status] = run.end()
+        events.append({"stage": "encode", "cut": cut, "status": status}
+                      | {"before": before, "shards": shards()})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def made() -> dict:
-    """What the first test that asks makes for all."""
-    return {}
-
-
-@pytest.fixture
-def runs(made, user_env, tmp_path_factory) -> dict:
+def runs(tmp_path_factory, request) -> dict:
     """Workdirs `whole`, made in one go, and `cut`, finished in the end; how that was cut off."""
-    if not made:
-        folder, events = tmp_path_factory.mktemp("resume"), []
-        # tensorboardX imports torch if it can, which takes longer than all else together.
-        (folder / "torch.py").write_text("raise ImportError")
-        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-        start = lambda name="cut": Run(folder / name, user_env | {"PYTHONPATH": path})
-        whole = start("whole")
-        cut_off_training(folder / "cut", "train_tokenizer", start, events)
-        cut_off_encoding(folder / "cut", start, events)
-        cut_off_training(folder / "cut", "train_generator", start, events)
-        for run in (start(), whole):
-            assert run.end() == 0, run.log()[-3000:]
-        made.update(whole=folder / "whole", cut=folder / "cut", events=events)
-    return made
+    folder, events, every = tmp_path_factory.mktemp("resume"), [], request.config.option.all
+    config, cut = "configs/quickstart.py:tiny", folder / "cut"
+    start = lambda name="cut": Run(command(folder / name, config, FIELDS), folder / name)
+    whole = start("whole")
+    stop_training(cut, "train_tokenizer", start, events)
+    if every:
+        kill_while_saving(cut, "train_tokenizer", start, events)
+        kill_at_random(cut, "train_tokenizer", start)
+    cut_off_encoding(cut, start, events, stop=every)
+    if every:
+        stop_training(cut, "train_generator", start, events)
+        kill_at_random(cut, "train_generator", start)
+    kill_while_saving(cut, "train_generator", start, events)
+    for run in (start(), whole):
+        run.succeed()
+    return {"whole": folder / "whole", "cut": cut, "events": events}
 
 
 @pytest.fixture
@@ -225,7 +174,10 @@ def metrics(workdir: Path) -> dict[tuple, list[dict]]:
     return found
 
 
-@pytest.mark.parametrize("stage", PARTS)
+@pytest.mark.parametrize(
+    "stage",
+    ["train_tokenizer", pytest.param("train_generator", marks=pytest.mark.exhaustive)],
+)
 def test_a_stopped_training_saves_and_ends_with_status_75(events, stage):
     """SIGTERM or Ctrl-C: where it was is saved, off the interval, and the program says so."""
     [event] = [e for e in events if e["stage"] == stage and e["cut"] == "stopped"]
@@ -234,18 +186,23 @@ def test_a_stopped_training_saves_and_ends_with_status_75(events, stage):
     assert f"saved at step {event['saved']}" in event["log"]
 
 
-@pytest.mark.parametrize("stage", PARTS)
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param("train_tokenizer", marks=pytest.mark.exhaustive), "train_generator"],
+)
 def test_a_save_was_cut_off(events, stage):
     """Else the tests below would not show that half a checkpoint is passed over."""
     [event] = [e for e in events if e["stage"] == stage and e["cut"] == "killed while saving"]
     assert event["left"]
 
 
-def test_encoding_was_cut_off_twice(events):
-    """Killed and stopped (status 75) between shards, with shards left to write."""
-    [event] = [e for e in events if e["stage"] == "encode"]
-    assert event["status"] == preemption.STOPPED
-    assert 3 <= event["shards"][0] < event["shards"][1] < FIELDS["encode.shards"]
+def test_encoding_was_cut_off(events):
+    """Between shards, with shards left to write; if it was stopped, with status 75."""
+    for event in (e for e in events if e["stage"] == "encode"):
+        assert event["status"] == (
+            preemption.STOPPED if event["cut"] == signal.SIGTERM else -signal.SIGKILL
+        )
+        assert event["before"] < event["shards"] < FIELDS["encode.shards"]
 
 
 @pytest.mark.parametrize("part", PARTS.values())

@@ -30,9 +30,10 @@ from bar_jax.training import checkpoint
 from bar_jax.training import restore as models
 from bar_jax.training.basis import plain_params
 from bar_jax.training.optimizer import Durations
-from bar_jax.training.step import stream_key
+from bar_jax.training.step import jit_once, stream_key
 from bar_jax.training.tokenizer import make_program
 
+pytestmark = pytest.mark.slow
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs/unified/digits.py:tiny")
 TOKENS, BITS = 16, 16
 
@@ -152,7 +153,7 @@ def trained(config, steps=3, networks=None):
     """The state after a few steps on random images, and what the last step told."""
     networks = Networks(**networks or {})
     program = make_program(config, networks, Durations(steps, warmup=1), images=100)
-    state = meta.unbox(program.init(jax.random.key(0)))
+    state = meta.unbox(jit_once(program.init)(jax.random.key(0)))
     params = state.params | program.pretrained | program.fixed
     state, step = state.replace(params=params), jax.jit(program.step(0))
     images = np.random.default_rng(0).integers(0, 256, (steps, 8, 16, 16, 3), np.uint8)
@@ -171,6 +172,7 @@ def tiny(**fields):
 PLAIN = {"train_tokenizer__loss__residual": 0.0, "train_tokenizer__loss__prefix": 0.0}
 
 
+@pytest.mark.exhaustive
 def test_training_with_the_identity_is_training_without_a_basis():
     """Parameters after three steps: of the same losses, to the rounding of their sums."""
     inside = tiny(model__basis__kind="identity", model__basis__gains=False, **PLAIN)
@@ -209,6 +211,7 @@ def test_the_basis_has_a_learning_rate_of_its_own():
     assert np.any(state.params["basis_gains"])
 
 
+@pytest.mark.exhaustive
 def test_a_fixed_basis_stays():
     config = tiny(model__basis__kind="haar")
     state, metrics = trained(config)
@@ -224,6 +227,7 @@ def test_the_loss_is_the_sum_of_its_terms():
     assert metrics["loss"] == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_features_of_siglip2_are_aligned_with():
     """Whose own weights have no basis."""
     config = tiny(train_tokenizer__loss__alignment=0.7, **PLAIN)
@@ -240,15 +244,9 @@ def test_features_of_siglip2_are_aligned_with():
 # --- how it starts -------------------------------------------------------------------------------
 
 
-def test_pca_is_that_of_the_latents_of_the_starting_encoder(run, tmp_path):
+def test_pca_is_that_of_the_latents_of_the_starting_encoder(finished_quickstart, tmp_path):
     """From a plain tokenizer (`init_from`): its encoder's latents, by numpy."""
-    plain = tmp_path / "plain"
-    fields = ("tokenizer.kind=bar_fsq", "basis.kind=raster", "generator.rope=2d")
-    terms = ("residual=0", "prefix=0")
-    told = [f"--config.model.{field}" for field in fields]
-    told += [f"--config.train_tokenizer.loss.{term}" for term in terms]
-    assert command(plain, "--config.job=train_tokenizer", *told) in (None, 0)
-    config = tiny(model__basis__kind="pca", init_from=str(plain))
+    config = tiny(model__basis__kind="pca", init_from=str(finished_quickstart.folder))
     config.workdir = str(tmp_path / "pca")
     train_tokenizer.run(config)
     mesh = make_mesh(1, 1, 1)

@@ -18,6 +18,7 @@ from bar_jax.accelerator import __main__ as driver
 from bar_jax.accelerator import comparison, right, rows, table, work
 from bar_jax.accelerator.rows import ROWS, Row
 from bar_jax.config import flatten, validation
+from tests import running
 from tests.launching import ROOT, launch
 
 MACHINE = {
@@ -273,16 +274,26 @@ def test_missing_packages_are_named(command, capsys, monkeypatch):
 # --- all of it -----------------------------------------------------------------------------------
 
 
+OF_PARTS = {row.parts: row for row in sorted(ROWS, key=lambda row: row.trace)}.values()
+
+
 @pytest.mark.slow
-def test_tiny(tmp_path, user_env):
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param([row for row in ROWS if row.name == "xar_b"], id="a sampler"),
+        pytest.param(
+            [row for row in ROWS if row in OF_PARTS], id="parts", marks=pytest.mark.exhaustive
+        ),
+    ],
+)
+def test_tiny(chosen, tmp_path):
     """A row of each part works, on the CPU, where nothing is measured; with a trace if one has.
 
     What other rows do beside that, tests/jobs and tests/test_pipeline.py do too.
     """
-    chosen = list({row.parts: row for row in sorted(ROWS, key=lambda row: row.trace)}.values())
-    chosen = [row for row in ROWS if row in chosen]
     cache = jax.config.jax_compilation_cache_dir
-    environment = user_env | {"JAX_COMPILATION_CACHE_DIR": f"{cache}/accelerator"}
+    environment = running.environment() | {"JAX_COMPILATION_CACHE_DIR": f"{cache}/accelerator"}
     only = f"--only={','.join(row.name for row in chosen)}"
     command = ["bash", str(ROOT / "launch/accelerator.sh"), "--tiny", "--minutes=15", only]
     environment |= {"PYTHON": sys.executable}

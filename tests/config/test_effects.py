@@ -118,7 +118,11 @@ def test_a_field_changes_what_is_made_or_is_named(name):
         assert not others or any(_made(other) != made for other in others), field
 
 
-@pytest.mark.parametrize("name", ["bit", "unified", "xar", "mar"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["bit", "xar", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("unified", "mar"))],
+)
 def test_what_is_named_changes_no_program(name):
     config = _tiny(**CONFIGS[name])
     programs, changed = tracing.digests(config), []

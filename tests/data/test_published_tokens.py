@@ -413,14 +413,12 @@ def test_kept_halves_need_images(root, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(one_device, tmp_path_factory):
     """train_generator in a workdir without tokenizer or cache: its config, summary and log."""
     folder = tmp_path_factory.mktemp("published")
     config = tiny_config(write_tokens(folder / "tokens", (20, 10, 15)), folder / "run")
     lines = []
     with pytest.MonkeyPatch.context() as patch:
-        one = jax.local_devices()[:1]  # compiles fastest
-        patch.setattr(jax, "devices", lambda: one)
         patch.setattr(models.logger, "info", lambda text, *args: lines.append(text % args))
         summary = train_generator.run(config)
         yield config, summary, lines
@@ -479,13 +477,13 @@ def test_tokens_of_images_do_not_pass_for_published_ones(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tokenizer_in_the_workdir_draws_pictures(run, tmp_path):
+def test_a_tokenizer_in_the_workdir_draws_pictures(run, finished_quickstart, tmp_path):
     """Trained elsewhere on images, then put there."""
     config, *_ = run
-    images = load_config(f"{ROOT}/configs/masked_bit/bar_b.py:tiny")
-    images.workdir = str(tmp_path / "run")
-    train_tokenizer.run(images)
+    shutil.copytree(finished_quickstart.folder / "tokenizer", tmp_path / "run/tokenizer")
     drawing = config.copy_and_resolve_references()
     drawing.workdir = str(tmp_path / "run")
+    quickstart = load_config(f"{ROOT}/configs/quickstart.py:tiny")
+    drawing.model.tokenizer = quickstart.model.tokenizer
     train_generator.run(drawing)
     assert (tmp_path / "run/samples_during_training.png").exists()

@@ -15,6 +15,7 @@ from bar_jax.generators.settings import Settings
 from bar_jax.heads import diffusion
 from bar_jax.nn.decoding import decoding_params
 
+pytestmark = pytest.mark.slow
 GRID, CHANNELS, CLASSES, STEPS = (2, 3), 3, 4, 3
 LENGTH = GRID[0] * GRID[1]
 SIZES = {"width": 16, "depth": 2, "heads": 4, "output_width": 12, "class_repeats": 2}

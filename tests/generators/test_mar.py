@@ -14,6 +14,7 @@ from bar_jax.generators.mar import MAR
 from bar_jax.heads.diffusion import DiffusionHead
 from bar_jax.runtime import mesh as mesh_lib
 
+pytestmark = pytest.mark.slow
 LENGTH, CHANNELS, CLASSES, LEVELS = 10, 3, 4, 2
 
 
@@ -146,7 +147,9 @@ def test_dropout_acts_with_its_key_alone(key, y, draws):
     assert np.any(one != other)
 
 
-@pytest.mark.parametrize("layout", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "layout", [pytest.param((8, 1, 1), marks=pytest.mark.exhaustive), (2, 2, 2)]
+)
 def test_a_mesh_changes_nothing(key, layout):
     module = make()
     y = jnp.asarray(np.random.default_rng(2).normal(size=(8, LENGTH, CHANNELS)), jnp.float32)

@@ -14,6 +14,8 @@ from bar_jax.generators.settings import Settings
 from bar_jax.runtime import mesh as mesh_lib
 from tests.generators.test_mar import CHANNELS, CLASSES, LENGTH, make, params
 
+pytestmark = pytest.mark.slow
+
 
 def small_params():
     """Vectors of hundreds would let the last step's numbers overflow."""

@@ -25,6 +25,7 @@ from bar_jax.heads.masked_bit import MaskedBitHead
 from bar_jax.nn import decoding
 from bar_jax.runtime import mesh as mesh_lib
 
+pytestmark = pytest.mark.slow
 CLASSES = 4
 # patch size -> bits of the tokenizer's tokens, their grid, unmasking schedule
 SETTINGS = {1: (4, (2, 3), (1, 3)), 2: (2, (4, 4), (3, 5))}
@@ -182,7 +183,14 @@ def test_kept_tokens_are_forced_and_influence_the_rest(key, patch_size):
     assert np.any(forced[~whole] != free[~whole])
 
 
-@pytest.mark.parametrize("layout", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param((8, 1, 1), marks=pytest.mark.exhaustive),
+        pytest.param((1, 8, 1), marks=pytest.mark.exhaustive),
+        (2, 2, 2),
+    ],
+)
 def test_a_mesh_changes_nothing(key, layout):
     """Parameters and batch cut over data, fsdp and tensor; on one device the test beside it."""
     generator = make(1)

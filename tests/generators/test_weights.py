@@ -12,6 +12,7 @@ from bar_jax.generators.request import Request
 from bar_jax.generators.settings import Settings
 from tests.generators import test_diffusion, test_mar, test_masked_bit, test_xar
 
+pytestmark = pytest.mark.slow
 BITS = jnp.zeros((1, 6, 4), jnp.uint8)
 # module, tokens, settings. One image: with guidance the two rows that tiles are made for; xAR and
 # MAR have more of them.

@@ -17,6 +17,7 @@ from bar_jax.generators.xar_sampler import sample_sequence
 from bar_jax.nn import decoding
 from bar_jax.runtime import mesh as mesh_lib
 
+pytestmark = pytest.mark.slow
 GRID, CHANNELS, CLASSES = (4, 4), 3, 5
 CELLS, CELL, STEPS = 4, 4, 3
 SCALE = 3.0

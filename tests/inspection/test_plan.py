@@ -18,6 +18,7 @@ from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import restore as models
 
+pytestmark = pytest.mark.slow
 LARGE = 1024  # images: activations of one layer are more than all parameters of a tiny model
 
 
@@ -38,9 +39,9 @@ def _parameter_bytes(config, step):
     "name, step",
     [
         ("masked_bit/bar_b", "generator"),
-        ("basis/xar_b", "generator"),
+        pytest.param("basis/xar_b", "generator", marks=pytest.mark.exhaustive),
         pytest.param("basis/mar_b", "generator", marks=pytest.mark.exhaustive),
-        ("masked_bit/bar_b", "tokenizer"),
+        pytest.param("masked_bit/bar_b", "tokenizer", marks=pytest.mark.exhaustive),
     ],
 )
 def test_devices_send_parameters_and_no_activations(name, step):

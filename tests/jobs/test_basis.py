@@ -29,6 +29,7 @@ from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import basis as basis_training
 from bar_jax.training.step import init_state
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 # Of each host a config with a learned basis: 16 tokens of 4 x 4 px.
 HOSTS = {"xar": "digits", "mar": "mar_b", "causal": "digits_causal"}
@@ -36,13 +37,8 @@ PICTURES = ("rows.png", "prefixes.png", "energy.png", "training.png")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """As a user's machine has it; compiles fastest."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-        patch.setattr(jax, "device_count", lambda: 1)
-        patch.setattr(command.preemption, "install", lambda: None)
-        yield
+def _one_device(one_device):
+    """Tests here run the command."""
 
 
 def configured(host, **changes):
@@ -75,7 +71,10 @@ def runs(tmp_path_factory):
     return of
 
 
-@pytest.fixture(scope="module", params=HOSTS)
+@pytest.fixture(
+    scope="module",
+    params=["xar", *(pytest.param(h, marks=pytest.mark.exhaustive) for h in ("mar", "causal"))],
+)
 def finished(request, runs):
     return runs(request.param)
 
@@ -262,7 +261,7 @@ def far(**changes):
     [
         ("soft", 0.5, 0.5, 1.5),
         pytest.param("soft", 0.1, 0.9, 1.1, marks=pytest.mark.exhaustive),
-        ("hard", 0.5, 1.0, 1.0),
+        pytest.param("hard", 0.5, 1.0, 1.0, marks=pytest.mark.exhaustive),
     ],
 )
 def test_singular_values_stay_within_bounds(projection, delta, low, high):
@@ -274,6 +273,7 @@ def test_singular_values_stay_within_bounds(projection, delta, low, high):
     assert values[0] == pytest.approx(high, abs=1e-4)  # the update was larger
 
 
+@pytest.mark.exhaustive
 def test_without_projection_they_leave_any_bounds():
     _, after = trained(far(model__basis__projection="none"))
     assert np.linalg.svd(np.asarray(after.params["basis"]), compute_uv=False)[0] > 2

@@ -14,11 +14,18 @@ from bar_jax.inspection import timing
 from bar_jax.jobs import benchmark, check_devices
 from bar_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _two_devices(two_devices):
+    """Tests here run the job."""
+
 
 @pytest.fixture(scope="module")
 def measured():
     config = tiny(default_config())
-    config.mesh.update(dict(data=2, fsdp=2, tensor=2))
+    config.mesh.update(dict(data=1, fsdp=2))
     config.sample.batch_size = 4
     config.benchmark.update(dict(parts=("sampling", "training"), repeats=3))
     return benchmark.run(config)
@@ -38,7 +45,7 @@ def test_rates_are_those_of_the_median(measured, part, batch):
     "part, name", [("sampling", "fraction_of_peak"), ("training", "model_flops_utilisation")]
 )
 def test_utilisation_is_of_the_peak_of_all_devices(measured, part, name):
-    assert measured["devices"] == 8
+    assert measured["devices"] == 2
     expected = measured[part]["flops_per_second"] / measured["peak_flops"][part]
     assert measured[part][name] == pytest.approx(expected, rel=1e-3)
 
@@ -50,14 +57,14 @@ def test_decoding_is_timed_apart(measured):
 
 
 def test_memory_holds_the_parameters_at_least(measured):
-    """Of a device, at the layout (2, 2, 2): at least an eighth of the float32 parameters."""
+    """Of a device, at the layout (1, 2, 1): at least half of the float32 parameters."""
     config = tiny(default_config())
     config.job = "describe"
     from bar_jax.jobs import describe
 
     parameters = describe.run(config)["parameters"]["generator_total"]
     for part, copies in (("sampling", 1), ("training", 3)):  # Adam's moments
-        assert measured[part]["memory_bytes_per_device"] > copies * parameters * 4 / 8
+        assert measured[part]["memory_bytes_per_device"] > copies * parameters * 4 / 2
 
 
 @pytest.mark.parametrize("kind", ["masked_bit", "bit", "linear"])

@@ -6,7 +6,6 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -19,15 +18,12 @@ from bar_jax.runtime import workdir
 from bar_jax.runtime.errors import InputError
 from bar_jax.training import checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """As a user's machine has it; compiles fastest."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-        patch.setattr(jax, "device_count", lambda: 1)
-        patch.setattr(command.preemption, "install", lambda: None)
-        yield
+def _one_device(one_device):
+    """Tests here run the command."""
 
 
 def run(config, folder, **changes):
@@ -121,7 +117,7 @@ def test_a_pipeline_tells_of_an_imported_tokenizer(published_config, imported):
     assert (summary["tokenizer_step"], "seconds_train_tokenizer" in summary) == (0, False)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_generator_is_trained_on_an_imported_tokenizer_and_from_imported_weights(
     published_config, imported, tmp_path
 ):

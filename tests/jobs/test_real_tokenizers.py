@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,17 +22,13 @@ from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import restore as models
 
+pytestmark = pytest.mark.slow
 FILE = Path(__file__).parents[1] / "golden/basis_hosts/kl16_tiny.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def one_device():
-    """As a user's machine has it; compiles fastest."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-        patch.setattr(jax, "device_count", lambda: 1)
-        patch.setattr(command.preemption, "install", lambda: None)
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def _one_device(one_device):
+    """Tests here run the command."""
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +75,8 @@ def run(config, workdir, job, **changes):
 def imported(folder, tmp_path_factory):
     """A workdir with the published tokenizer in it; nothing may be written there."""
     workdir = tmp_path_factory.mktemp("kl_vae") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-        patch.setattr(jax, "device_count", lambda: 1)
-        patch.setattr(command.preemption, "install", lambda: None)
-        config = configured(folder, "kl_vae")
-        run(config, workdir, "import_weights", published__tokenizer=str(FILE))
+    config = configured(folder, "kl_vae")
+    run(config, workdir, "import_weights", published__tokenizer=str(FILE))
     return workdir
 
 

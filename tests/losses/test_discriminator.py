@@ -9,6 +9,7 @@ from flax.core import meta
 from bar_jax.losses import discriminator as d
 from bar_jax.nn.resize import resize
 
+pytestmark = pytest.mark.slow
 SIZE = 16
 WHOLE = d.Crop(False, 0, 0)
 TINY = {"width": 8, "depth": 2, "heads": 2, "mlp_width": 12, "patch_size": 4}

@@ -12,6 +12,8 @@ from bar_jax.losses.gram import gram, gram_matrix
 from bar_jax.losses.perceptual import vgg_pair
 from bar_jax.nn.vgg import VGG16
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images():

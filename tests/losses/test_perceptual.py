@@ -12,6 +12,7 @@ from bar_jax.losses.perceptual import LinearHeads, convnext_distance, lpips, vgg
 from bar_jax.nn.convnext import ConvNeXt
 from bar_jax.nn.vgg import VGG16
 
+pytestmark = pytest.mark.slow
 CHANNELS = (2, 3, 4, 5, 6)
 
 

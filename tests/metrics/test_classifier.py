@@ -44,6 +44,7 @@ def test_reads_unseen_images_of_the_classes(params):
     assert class_accuracy(logits, labels) == 1.0
 
 
+@pytest.mark.exhaustive  # tests/test_pipeline.py reads all of them with what evaluation trains
 def test_reads_held_out_digits():
     train, held_out = (
         next(data.eval_batches(source, image_size=8, crop="center", batch_size=len(source)))

@@ -14,8 +14,9 @@ from bar_jax.metrics.features import FeatureNetwork, extract
 from bar_jax.metrics.frechet import frechet_distance
 from bar_jax.metrics.moments import gaussian
 from bar_jax.runtime import mesh as mesh_lib
-from tests import two_processes
+from tests import running
 
+pytestmark = pytest.mark.slow
 COUNT, SIZE = 37, 8
 
 
@@ -62,7 +63,7 @@ def one_process():
 
 def test_two_processes_find_what_one_does(one_process):
     flags = "--xla_force_host_platform_device_count=2"
-    printed = two_processes.run(__file__, timeout=120, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
+    printed = running.two(__file__, XLA_FLAGS=flags)
     found = [json.loads(output.splitlines()[-1]) for output in printed]
     assert found[0] == found[1]  # the same on every process, to the last bit
     assert found[0]["distance"] == pytest.approx(one_process["distance"], rel=1e-6)

@@ -19,6 +19,7 @@ from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.training import restore as models
 
+pytestmark = pytest.mark.slow
 HOST_SIZES = list(itertools.product(("xar", "mar"), ("base", "large", "huge")))
 # Published model -> the part it is, and a config of it.
 MODELS = {
@@ -108,7 +109,7 @@ def test_export_is_the_inverse(published_config, published_files, part):
         np.testing.assert_allclose(found[name], tensor, rtol=0, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_file_of_full_size_comes_back(tmp_path):
     """Random weights under the names of bar_b.bin, 1.7 GB: read, laid out, exported."""
     known = next(model for model in manifest.published() if model.model == "bar_b")

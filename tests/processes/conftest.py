@@ -1,14 +1,7 @@
-"""Clusters on this machine: processes that run the command, with virtual CPU devices each."""
+"""Clusters on this machine: processes that run the command, with one virtual CPU device each."""
 
 import json
-import os
-import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,10 +12,9 @@ import pytest
 from bar_jax.metrics import classifier
 from bar_jax.runtime.distributed import HEARTBEAT
 from bar_jax.training import checkpoint
+from tests import running
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
-TIMEOUT = 900  # seconds until a run counts as hung, on a machine that others keep busy too
 # The command, with another heartbeat. A busy machine may keep a sound process silent for many
 # seconds, so only a test that waits until a lost one is missed takes a short one.
 COMMAND = (
@@ -61,91 +53,10 @@ BITS = FIELDS | {
 }
 
 
-class Run:
-    """Processes that run the command on one workdir."""
-
-    def __init__(
-        self, folder: Path, workdir: Path, arguments: Sequence[str], processes, devices, heartbeat
-    ):
-        environment = os.environ | {
-            # tensorboardX imports torch if it can, which takes longer than all else together.
-            "PYTHONPATH": os.pathsep.join([str(folder / "no_torch"), str(ROOT)]),
-            "XLA_FLAGS": re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"]),
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        command = [
-            sys.executable,
-            "-c",
-            COMMAND.format(heartbeat),
-            f"--workdir={workdir}",
-            *arguments,
-        ]
-        if processes > 1:
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = free.getsockname()[1]
-            command += [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
-        started = time.monotonic_ns()
-        self._logs = [folder / f"{workdir.name}.{started}.{i}.log" for i in range(processes)]
-        self._processes = []
-        # A shell's job in the background ignores Ctrl-C, and so do its processes.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for i, path in enumerate(self._logs):
-            own = [f"--process_id={i}"] if processes > 1 else []
-            with path.open("w") as log:
-                self._processes.append(
-                    subprocess.Popen([*command, *own], cwd=ROOT, env=environment, stdout=log,
-                                     stderr=log)
-                )  # fmt: skip
-
-    def log(self, process: int = 0) -> str:
-        """What a process has printed."""
-        return self._logs[process].read_text()
-
-    def send(self, sent: signal.Signals, process: int) -> None:
-        """Sends a signal to one process."""
-        self._processes[process].send_signal(sent)
-
-    def end(self) -> list[int]:
-        """Waits for the end; returns the exit statuses. What does not end is killed."""
-        deadline = time.monotonic() + TIMEOUT
-        try:
-            return [p.wait(max(1, deadline - time.monotonic())) for p in self._processes]
-        finally:
-            for process in self._processes:
-                process.kill()
-                process.wait()
-
-    def succeed(self, status: int = 0) -> None:
-        """Waits for the end, which must be a good one: of all processes with this status."""
-        statuses = self.end()
-        logs = "\n".join(self.log(i)[-3000:] for i in range(len(statuses)))
-        assert set(statuses) == {status}, f"{statuses}\n{logs}"
-
-    def until(self, condition: Callable[[], bool], what: str) -> None:
-        """Lets it work until a condition holds."""
-        start = time.monotonic()
-        while not condition():
-            ended = [p.poll() is not None for p in self._processes]
-            if any(ended) or time.monotonic() > start + TIMEOUT:
-                for process in self._processes:
-                    process.kill()
-                pytest.fail(f"no {what}; ended {ended}, printed:\n{self.log()[-3000:]}")
-            time.sleep(0.005)
-
-    def until_step(self, stage: str, step: int) -> None:
-        """Lets it work until it has made this step itself."""
-        made = lambda: max(map(int, re.findall(rf"{stage} step (\d+)/", self.log())), default=0)
-        self.until(lambda: made() >= step, f"step {step} of {stage}")
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
-    """Holds the workdirs of these tests, a classifier and what stands in for torch."""
+    """Holds the workdirs of these tests, and a classifier."""
     folder = tmp_path_factory.mktemp("processes")
-    (folder / "no_torch").mkdir()
-    (folder / "no_torch/torch.py").write_text("raise ImportError")
     images = np.zeros((1, 8, 8, 3), np.float32)
     params = dict(classifier.Classifier(10, 16).init(jax.random.key(0), images)["params"])
     middle = {name: np.full(3, 127.5, np.float32) for name in ("mean", "std")}
@@ -154,15 +65,15 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start(folder) -> Callable[..., Run]:
+def start(folder) -> Callable[..., running.Run]:
     """Starts the command on a workdir: `start(NAME, **{FIELD: VALUE})`."""
 
-    def start(name, processes=2, devices=4, heartbeat=HEARTBEAT, config=QUICKSTART, **fields):
+    def start(name, processes=2, devices=1, heartbeat=HEARTBEAT, config=QUICKSTART, **fields):
         fields = (BITS if config == QUICKSTART else FIELDS) | fields
         fields["evaluate.weights.classifier"] = folder / "classifier.safetensors"
-        told = [f"--config.{field}={value}" for field, value in fields.items()]
-        arguments = [f"--config={config}", *told]
-        return Run(folder, folder / name, arguments, processes, devices, heartbeat)
+        python = ["-c", COMMAND.format(heartbeat)]
+        command = running.command(folder / name, config, fields, python)
+        return running.Run(command, folder / name, processes, devices)
 
     return start
 
@@ -170,20 +81,20 @@ def start(folder) -> Callable[..., Run]:
 @pytest.fixture(scope="session")
 def pipelines(folder, start) -> Path:
     """Holds the workdirs `one` and `two` of a whole pipeline, made by as many processes."""
-    for run in [start("one", processes=1, devices=8), start("two")]:
+    for run in [start("one", processes=1, devices=2), start("two")]:
         run.succeed()
     return folder
 
 
 @pytest.fixture(scope="session")
 def one(pipelines) -> Path:
-    """The workdir of a whole pipeline, made by one process with eight devices."""
+    """The workdir of a whole pipeline, made by one process with two devices."""
     return pipelines / "one"
 
 
 @pytest.fixture(scope="session")
 def two(pipelines) -> Path:
-    """The same, made by two processes with four devices each."""
+    """The same, made by two processes with a device each."""
     return pipelines / "two"
 
 

@@ -1,6 +1,6 @@
 """Ctrl-C in one of two processes is told to both, and both stop at the same question."""
 
-from tests import two_processes
+from tests import running
 
 CODE = """
 import os, signal, sys, time
@@ -21,6 +21,6 @@ with preemption.hearing_ctrl_c():
 
 
 def test_ctrl_c_in_one_process_stops_both():
-    printed = two_processes.run("-c", CODE)
+    printed = running.two("-c", CODE)
     first, second = (int(text.splitlines()[-1]) for text in printed)
     assert first == second > 3

@@ -72,6 +72,7 @@ def test_ctrl_c_in_one_stops_both_while_they_sample(folder, two, start):
     np.testing.assert_array_equal(drawn[: len(expected)], expected)
 
 
+@pytest.mark.exhaustive
 def test_kill(folder, two, start, arrays, logged):
     """kill -9 of either process, first while a checkpoint is written, then at random moments.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import two_processes
+from tests import running
 
 PROGRAMS = 200  # XLA lets 32 of them wait for a device
 CODE = f"""
@@ -21,11 +21,11 @@ print([float(y) for y in jax.device_get([total(x) for _ in range({PROGRAMS})])])
     "devices",
     [
         {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
-        {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "4"},
+        pytest.param({"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "4"}, marks=pytest.mark.exhaustive),
     ],
     ids=lambda devices: [*devices][-1],
 )
 def test_many_programs_in_flight(devices):
     """Four devices of each process: more than some machines have cores."""
-    printed = two_processes.run("-c", CODE, **devices)
+    printed = running.two("-c", CODE, **devices)
     assert str([8.0] * PROGRAMS) in printed[0]

@@ -2,15 +2,15 @@
 
 import pytest
 
-from tests import two_processes
+from tests import running
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 LATE = 35  # seconds; Gloo looks for the others for 30
 CODE = f"""
 import sys, time, jax, numpy as np
 from bar_jax.runtime import distributed, mesh
 distributed.start(distributed.Cluster("localhost:" + sys.argv[1], 2, int(sys.argv[2])))
-mesh = mesh.make_mesh(data=4, fsdp=2, tensor=1)
+mesh = mesh.make_mesh(data=2, fsdp=1, tensor=1)
 time.sleep({LATE} * int(sys.argv[2]))
 for axes in ("data", ("data", "fsdp")):
     layout = jax.sharding.NamedSharding(mesh, jax.P(axes))
@@ -20,6 +20,5 @@ for axes in ("data", ("data", "fsdp")):
 
 
 def test_one_is_waited_for():
-    flags = "--xla_force_host_platform_device_count=4"
-    printed = two_processes.run("-c", CODE, XLA_FLAGS=flags)
+    printed = running.two("-c", CODE)
     assert printed[0].count("8.0") == 2

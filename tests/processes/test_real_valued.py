@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 DIGITS = {"config": "configs/basis/digits.py:tiny", "train_generator.steps": 6}
 DIGITS |= {"train_generator.evaluate_every": 6, "train_generator.save_every": 6}
 
@@ -13,8 +13,8 @@ DIGITS |= {"train_generator.evaluate_every": 6, "train_generator.save_every": 6}
 @pytest.fixture(scope="module")
 def runs(folder, start):
     """Workdirs of one process whose devices cut rows, and of two that cut attention heads."""
-    alone = start("rows", processes=1, devices=8, **DIGITS)
-    together = start("heads", **DIGITS, **{"mesh.data": 1, "mesh.tensor": 8})
+    alone = start("rows", processes=1, devices=2, **DIGITS)
+    together = start("heads", **DIGITS, **{"mesh.data": 1, "mesh.tensor": 2})
     for run in (alone, together):
         run.succeed()
     return [folder / name for name in ("rows", "heads")]

@@ -1,4 +1,4 @@
-"""Two processes with four devices each do what one process with eight does."""
+"""Two processes with a device each do what one process with two does."""
 
 import json
 import math

@@ -13,6 +13,7 @@ from bar_jax.tokenizers.bar_fsq import BarFSQ, parameter_group
 from bar_jax.tokenizers.basis_fsq import BasisFSQ
 from bar_jax.tokenizers.fsq import BOUNDARY
 
+pytestmark = pytest.mark.slow
 SIZES = FrozenDict({"width": 8, "depth": 1, "heads": 2, "mlp_width": 16})
 WIDER = SIZES.copy({"width": 12})
 BITS, SIDE, TOKENS = 5, 16, 16

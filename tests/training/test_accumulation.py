@@ -18,6 +18,7 @@ from bar_jax.training import restore as models
 from bar_jax.training.generator import make_loss_fn
 from bar_jax.training.step import TrainState, UpdateRule, train_step
 
+pytestmark = pytest.mark.slow
 BATCH, PIECES = 8, 4
 
 # A host, head or basis each. With dropout the pieces draw other masks than the whole batch does.

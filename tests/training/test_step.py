@@ -179,6 +179,7 @@ def updated(generator):
     return update
 
 
+@pytest.mark.slow
 def test_pieces_give_the_gradient_of_the_whole_batch(updated):
     """Their weights differ (each hides other bits): averaging the pieces' means would be wrong."""
     (whole, whole_metrics), (pieces, metrics) = updated(1), updated(4)

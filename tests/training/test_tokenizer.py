@@ -108,8 +108,9 @@ def trained(**changes):
     return jax.device_get(states), logged
 
 
-# Which parameters move does not depend on the terms: those of pixels compile fast.
+# Which parameters move, and when, does not depend on the terms: those of pixels compile fast.
 PIXELS = {f"train_tokenizer__loss__{name}": 0.0 for name in WEIGHTS if len(name) > 2}
+WITH_GAN = PIXELS | {"train_tokenizer__loss__gan": WEIGHTS["gan"]}
 
 
 def changed(before, after):
@@ -123,28 +124,41 @@ def changed(before, after):
     return groups
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_weighted_sum_of_its_terms():
-    """Before the discriminator's start there is no term of it; from then on there is."""
-    _, logged = trained()
-    for i in (0, 1, 2, 4):
-        terms = {name for name in WEIGHTS if name != "gan" or i >= START}
-        assert terms == logged[i].keys() & WEIGHTS.keys()
-        total = sum(WEIGHTS[name] * logged[i][name] for name in terms)
-        assert logged[i]["loss"] == pytest.approx(total, rel=1e-5)
-        assert all(logged[i][name] != 0 for name in terms)
+    """Without a discriminator there is no term of it."""
+    section, key = config().train_tokenizer, jax.random.key(0)
+    tokenizer, net = make_tokenizer(config()), MODULES.discriminator
+    loss_fn = make_loss_fn(tokenizer, MODULES, section, key)
+    gan = tokenizer_lib.make_gan(tokenizer, net, section, key, STEPS, 100)
+
+    @jax.jit
+    def losses(frozen):
+        params = meta.unbox(models.init_tokenizer(tokenizer, key))
+        given = params, batches()[0], Keys(None, None, 0), frozen
+        return loss_fn(*given), loss_fn(*given, Adversary(*meta.unbox(gan.init(key))))
+
+    for sums, terms in zip(losses(networks()), (WEIGHTS.keys() - {"gan"}, WEIGHTS), strict=True):
+        found = {name: float(total / count) for name, (total, count) in sums.items()}
+        assert found.keys() - {"loss"} == set(terms)
+        total = sum(WEIGHTS[name] * found[name] for name in terms)
+        assert found["loss"] == pytest.approx(total, rel=1e-5)
+        assert all(found[name] != 0 for name in terms)
 
 
+@pytest.mark.slow
 def test_the_discriminators_steps():
-    """They alone log its numbers, and it learns: with the same images its loss falls."""
-    _, logged = trained()
+    """They alone log its numbers, and only the tokenizer's steps have a loss."""
+    _, logged = trained(**WITH_GAN)
     assert [i for i, numbers in enumerate(logged) if "discriminator_loss" in numbers] == [3, 5]
     assert [i for i, numbers in enumerate(logged) if "loss" in numbers] == [0, 1, 2, 4]
     assert all(np.isfinite(logged[i]["discriminator_loss"]) for i in (3, 5))
 
 
+@pytest.mark.slow
 def test_each_network_changes_its_own_parameters():
     """Embeddings that come from SigLIP2 stay; its encoder, the quantizer and the decoder move."""
-    states, _ = trained()
+    states, _ = trained(**WITH_GAN)
     for i in range(STEPS):
         before, after = states[i], states[i + 1]
         is_tokenizers = i < START or i % 2 == 0
@@ -159,9 +173,10 @@ def test_each_network_changes_its_own_parameters():
         assert all(map(np.array_equal, *vectors)) == (i < START)
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_at_a_tenth_of_the_rate():
     """Adam's second step is about the learning rate in size, whatever the gradient."""
-    states, logged = trained()
+    states, logged = trained(**WITH_GAN)
     rate = logged[1]["learning_rate"]
     shares = {"encoder": 0.1, "quantizer": 1.0, "decoder": 1.0}
     largest = dict.fromkeys(shares, 0.0)
@@ -174,12 +189,14 @@ def test_the_encoder_learns_at_a_tenth_of_the_rate():
         assert 0.5 * share * rate < largest[group] < 1.5 * share * rate, group
 
 
+@pytest.mark.slow
 def test_an_encoder_from_scratch_trains_its_embeddings():
     states, _ = trained(**PIXELS, model__tokenizer__encoder__kind="vit")
     expected = {"embeddings", "encoder", "quantizer", "decoder"}
     assert changed(states[0].params, states[-1].params) == expected
 
 
+@pytest.mark.slow
 def test_decoder_finetuning_moves_the_decoder_alone():
     """And its moving average; the optimiser keeps moments of nothing else."""
     states, _ = trained(**PIXELS, train_tokenizer__stage="decoder_finetune")
@@ -190,6 +207,7 @@ def test_decoder_finetuning_moves_the_decoder_alone():
     assert count(states[0].opt_state) == 2 * count(decoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network, tolerance",
     [
@@ -206,7 +224,9 @@ def test_pieces_of_a_batch_have_the_gradient_of_the_whole(network, tolerance):
     modules = MODULES._replace(discriminator=MODULES.discriminator.clone(virtual_batch=2))
     found = {}
     for accumulate in (1, 2):
-        chosen = with_discriminator_at_once(config(train_tokenizer__accumulate=accumulate))
+        terms = WITH_GAN if network == "discriminator" else {}  # of the tokenizer's loss
+        chosen = config(train_tokenizer__accumulate=accumulate, **terms)
+        chosen = with_discriminator_at_once(chosen)
         program = make_program(chosen, networks(), DURATIONS, 100, modules=modules)
         state = meta.unbox(jit_once(program.init)(jax.random.key(0)))
         number = ("tokenizer", "discriminator").index(network)
@@ -320,6 +340,7 @@ def test_the_discriminator_has_an_optimizer_of_its_own():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
+@pytest.mark.slow
 def test_a_term_without_weight_is_not_computed():
     """Its network is not even looked up."""
     chosen = config(**PIXELS)
