@@ -54,9 +54,6 @@ def divergence(eps, fraction, clean, noisy, times):
 
 TestVariants = against_numpy(
     [
-        ("guided", functools.partial(logits.guided, guidance=3.0), (LOGITS,),
-         lambda x: x[2:] + 3 * (x[:2] - x[2:])),
-        ("unguided", functools.partial(logits.guided, guidance=None), (LOGITS,), lambda x: x),
         ("gumbel", logits.gumbel, (UNIFORM,), lambda u: -np.log(-np.log(u))),
         ("bit_cross_entropy", logits.bit_cross_entropy, (LOGITS, BITS),
          lambda x, bits: -np.log(np.take_along_axis(softmax(x), bits[..., None], -1))[..., 0]),

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from bar_jax.nn import attention, imagenet, narrow, resize, rotary, time, vit
+from bar_jax.nn import attention, guidance, imagenet, narrow, resize, rotary, time, vit
 from bar_jax.nn.linear import lookup
 from tests.variants import against_numpy
 
@@ -74,6 +74,11 @@ TestVariants = against_numpy(
              (np.full((1, 4, 6, 3), 3.0),), lambda x: np.full((1, 9, 9, 3), 3.0))
             for mode in (*resize.IN_JAX, *resize.WEIGHTS)
         ),
+        ("guided", functools.partial(guidance.guided, scale=3.0), (KERNEL[:6],),
+         lambda x: x[3:] + 3 * (x[:3] - x[3:])),
+        ("unguided", functools.partial(guidance.guided, scale=None), (KERNEL,), lambda x: x),
+        ("drop_labels", functools.partial(guidance.drop_labels, rate=0.3, no_class=9),
+         (np.arange(4), np.array([0.1, 0.3, 0.2, 0.9])), lambda *_: np.array([9, 1, 9, 3])),
         ("lookup", lookup, (KERNEL, np.array([[0, 6], [3, 3]])), lambda table, i: table[i]),
         ("time_index", time.time_index, (TIMES,), lambda times: np.array([0, 250, 1000])),
         ("sinusoidal", functools.partial(time.sinusoidal, size=6), (np.array([0, 3, 900]),),
