@@ -245,6 +245,7 @@ def test_imported_weights_do_not_end_a_pipeline(folder, imported, monkeypatch):
 def test_benchmark_of_the_tokenizer(kind):
     config = tiny(default_config())
     config.model.tokenizer.update(dict(kind=kind, patch_size=2))
+    config.model.head.kind = "diffusion"
     config.model.tokenizer.kl.multipliers = (1, 1)
     config.encode.batch_size = 4
     config.benchmark.update(dict(parts=("tokenizer",), repeats=1))
