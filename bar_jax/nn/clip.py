@@ -97,6 +97,21 @@ class CLIP(nn.Module):
             end = jnp.argmax(tokens, axis=1)
             return self.text_projection(x[jnp.arange(len(x)), end])
 
+    def text_states(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """Token ids [B, T], T at most `context` -> hidden states [B, T, text_width] float32.
+
+        They have passed the last norm and no projection.
+
+        Args:
+          mask: bool [B, T], False where a text is filled up, which is at its end: nothing looks
+            there, and those states mean nothing.
+        """
+        del mask
+        length = tokens.shape[1]
+        tokens = jnp.pad(tokens, ((0, 0), (0, self.context - length)))
+        with jax.default_matmul_precision("highest"):
+            return self.text(self.token_embedding[tokens], (1, self.context))[:, :length]
+
     def _square(self, images: jax.Array) -> jax.Array:
         size = self.image_size
         sides = images.shape[1:3]

@@ -8,23 +8,26 @@ from einops import rearrange, repeat
 BASE = 10_000.0
 
 
-def axial_table(grid: tuple[int, ...], head_dim: int, prefix: int = 0) -> tuple[np.ndarray, ...]:
+def axial_table(
+    grid: tuple[int, ...], head_dim: int, prefix: int = 0, base: float = BASE
+) -> tuple[np.ndarray, ...]:
     """Cosines and sines of the angles that each place of a grid, or of a sequence, turns by.
 
     In a grid the first half of the channels turns with the row, the second half with the column; in
-    a sequence all of them turn with the place. Frequencies are BASE^(-2i / C), C being the channels
+    a sequence all of them turn with the place. Frequencies are base^(-2i / C), C being the channels
     that turn together; each serves two neighbouring channels.
 
     Args:
       grid: rows and columns of tokens, or the length of a sequence alone.
       head_dim: channels of a head, divisible by 2 for each axis.
       prefix: rows of the table in front that do not turn.
+      base: of the frequencies.
 
     Returns:
       cos, sin, each [prefix + places, head_dim] float32, in raster order.
     """
     part = head_dim // len(grid)
-    frequencies = BASE ** (-np.arange(0, part, 2, dtype=np.float64) / part)
+    frequencies = base ** (-np.arange(0, part, 2, dtype=np.float64) / part)
     places = np.indices(grid).reshape(len(grid), -1)
     angles = np.concatenate([np.outer(place, frequencies) for place in places], axis=1)
     angles = repeat(angles, "n f -> n (f pair)", pair=2)

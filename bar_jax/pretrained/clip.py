@@ -47,8 +47,8 @@ TEXT: Layout = {
     **same("text/position_embedding", "text_model.embeddings.position_embedding.weight"),
     **_tower("text", "text_model"),
     **layer_norm("text/norm", "text_model.final_layer_norm"),
-    "text_projection/kernel": ("text_projection.weight", "o i -> i o"),
 }
+TEXT_PROJECTION: Layout = {"text_projection/kernel": ("text_projection.weight", "o i -> i o")}
 
 
 def clip_params(
@@ -61,11 +61,24 @@ def clip_params(
     Raises:
       InputError: naming a tensor that is missing.
     """
-    params = {}
-    for layout, tower, h in ((VISION, "vision", heads), (TEXT, "text", text_heads)):
-        depth = count(tensors, rf"{tower}_model\.encoder\.layers\.(\d+)\.")
-        params |= to_ours(tensors, layout, {"layer": range(depth), "qkv": "qkv"}, heads=h)
-    return params
+    return {
+        **_tower_params(tensors, VISION, "vision", heads),
+        **_tower_params(tensors, TEXT | TEXT_PROJECTION, "text", text_heads),
+    }
+
+
+def clip_text_params(tensors: Mapping[str, np.ndarray], *, heads: int = 12) -> dict:
+    """Those parameters of `nn.clip.CLIP` that `text_states` needs, of the same state dict.
+
+    Raises:
+      InputError: naming a tensor that is missing.
+    """
+    return _tower_params(tensors, TEXT, "text", heads)
+
+
+def _tower_params(tensors, layout, tower, heads):
+    depth = count(tensors, rf"{tower}_model\.encoder\.layers\.(\d+)\.")
+    return to_ours(tensors, layout, {"layer": range(depth), "qkv": "qkv"}, heads=heads)
 
 
 NETWORK = Network(
