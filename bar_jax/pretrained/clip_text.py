@@ -49,7 +49,7 @@ def tokenize(texts: Sequence[str], vocabulary: str | os.PathLike) -> np.ndarray:
     try:
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     except ImportError as error:
-        expected = 'the package tokenizers: pip install "bar_jax[clip]"'
+        expected = 'the package tokenizers: pip install "bar_jax[text]"'
         raise InputError(vocabulary, "nothing to read it with", expected) from error
     # Sorted, they are in the order of CLIP's ids.
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
