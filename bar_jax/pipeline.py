@@ -20,7 +20,7 @@ from bar_jax.runtime.mesh import make_mesh
 from bar_jax.sampling.draw import Models, sample_images
 from bar_jax.sampling.kept import Given
 from bar_jax.tokenizers import basis_inside, real_valued, sequence_grid, token_width
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 
 class Pipeline:
@@ -39,8 +39,8 @@ class Pipeline:
         self,
         config: ConfigDict,
         mesh: jax.sharding.Mesh,
-        tokenizer: models.Trained,
-        generator: models.Trained,
+        tokenizer: restore.Trained,
+        generator: restore.Trained,
     ):
         """See `Pipeline.load`; `mesh` is where the parameters lie."""
         self.config = config
@@ -54,8 +54,8 @@ class Pipeline:
           InputError: if the workdir holds no config or no trained model.
         """
         config, mesh = workdir.read_config(files.expand(folder)), _one_device()
-        tokenizer = models.load_tokenizer(config, mesh)
-        return cls(config, mesh, tokenizer, models.load_generator(config, mesh))
+        tokenizer = restore.load_tokenizer(config, mesh)
+        return cls(config, mesh, tokenizer, restore.load_generator(config, mesh))
 
     @classmethod
     def from_published(

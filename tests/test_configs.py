@@ -22,8 +22,7 @@ from bar_jax.pretrained import published
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer, real_valued, sequence_grid, token_width
 from bar_jax.training import generator as generator_lib
-from bar_jax.training import loop, optimizer
-from bar_jax.training import restore as models
+from bar_jax.training import loop, optimizer, restore
 from bar_jax.training.optimizer import decays
 from bar_jax.training.tokenizer import check_discriminator
 from bar_jax.visualize import figures
@@ -59,8 +58,8 @@ def _shapes(config):
     """Shapes of the parameters of both parts, nothing allocated."""
     tokenizer, generator = make_tokenizer(config), make_generator(config)
     return (
-        jax.eval_shape(lambda k: models.init_tokenizer(tokenizer, k), jax.random.key(0)),
-        jax.eval_shape(lambda k: models.init_generator(generator, k), jax.random.key(0)),
+        jax.eval_shape(lambda k: restore.init_tokenizer(tokenizer, k), jax.random.key(0)),
+        jax.eval_shape(lambda k: restore.init_generator(generator, k), jax.random.key(0)),
     )
 
 
@@ -185,7 +184,7 @@ HOSTS = {
 def test_is_the_published_host(name, suffix, more):
     config = load_config(f"{ROOT}/configs/basis/{name}{suffix}.py")
     generator = make_generator(config)
-    shapes = jax.eval_shape(lambda k: models.init_generator(generator, k), jax.random.key(0))
+    shapes = jax.eval_shape(lambda k: restore.init_generator(generator, k), jax.random.key(0))
     assert count(shapes) == HOSTS[name] + more
 
 

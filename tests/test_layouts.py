@@ -16,7 +16,7 @@ from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.generators.request import Request
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.training.step import Keys
 from bar_jax.training.tokenizer import make_loss_fn
 
@@ -64,8 +64,8 @@ def found(name, layout):
         return generator.sample(params, Request(labels, keys, scale, settings=settings))
 
     with jax.set_mesh(mesh):
-        init = lambda key: models.init_generator(generator, key)
-        params = models.fresh_params(init, mesh, seed=0)
+        init = lambda key: restore.init_generator(generator, key)
+        params = restore.fresh_params(init, mesh, seed=0)
         batch, keys = mesh_lib.put_batch(mesh, batch), jax.random.split(jax.random.key(1), BATCH)
         leaves = jax.tree.leaves(jax.device_get(jax.jit(gradients)(params, batch, keys)))
         samples = jax.device_get(jax.jit(draw)(params, batch["label"], keys))
@@ -105,8 +105,8 @@ def tokenizer_gradient(layout):
         return jax.grad(loss)(params)
 
     with jax.set_mesh(mesh):
-        init = lambda key: models.init_tokenizer(tokenizer, key)
-        params = models.fresh_params(init, mesh, seed=0)
+        init = lambda key: restore.init_tokenizer(tokenizer, key)
+        params = restore.fresh_params(init, mesh, seed=0)
         batch = mesh_lib.put_batch(mesh, {"image": images})
         found = jax.jit(gradients)(params, batch, jax.random.split(key, BATCH))
     return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.device_get(found))])

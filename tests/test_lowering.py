@@ -25,8 +25,7 @@ from bar_jax.inspection import plan
 from bar_jax.nn import attention
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer, real_valued
-from bar_jax.training import optimizer
-from bar_jax.training import restore as models
+from bar_jax.training import optimizer, restore
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,8 +209,8 @@ def test_sampler(name, mesh, lowered):
         return data.to_uint8(tokenizer.apply({"params": decoder}, drawn, method=tokenizer.decode))
 
     arguments = (
-        models.param_shapes(functools.partial(models.init_generator, generator), mesh),
-        models.param_shapes(functools.partial(models.init_tokenizer, tokenizer), mesh),
+        restore.param_shapes(functools.partial(restore.init_generator, generator), mesh),
+        restore.param_shapes(functools.partial(restore.init_tokenizer, tokenizer), mesh),
         shape((BATCH,), jnp.int32),
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH)),
         *(shape((), jnp.float32),) * 2,

@@ -9,7 +9,7 @@ import pytest
 from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.nn.vit import ViT
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 BATCH = 2
 
@@ -19,7 +19,7 @@ def generator(file):
     config = load_config(f"configs/{file}.py:tiny")
     config.dtype = "bfloat16"
     module = make_generator(config)
-    params = jax.eval_shape(lambda key: models.init_generator(module, key), jax.random.key(0))
+    params = jax.eval_shape(lambda key: restore.init_generator(module, key), jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((BATCH, *module.token_shape), module.token_dtype)
     labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
 

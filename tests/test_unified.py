@@ -26,8 +26,7 @@ from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.tokenizers.basis_fsq import BasisFSQ
-from bar_jax.training import checkpoint
-from bar_jax.training import restore as models
+from bar_jax.training import checkpoint, restore
 from bar_jax.training.basis import plain_params
 from bar_jax.training.optimizer import Durations
 from bar_jax.training.step import jit_once, stream_key
@@ -100,7 +99,7 @@ def test_the_first_tokens_of_a_sample_are_those_of_the_whole(pipe, run):
     mesh, labels = make_mesh(1, 1, 1), np.array([3, 1, 4], np.int32)
     settings, section = sampling_settings(config), config.sample
     with jax.set_mesh(mesh):
-        generator = models.load_generator(config, mesh)
+        generator = restore.load_generator(config, mesh)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             stream_key(config.seed, "sample"), np.arange(3)
         )
@@ -129,13 +128,13 @@ def test_another_number_of_tokens_is_refused(pipe, tokens):
 
 def test_a_singular_basis_in_a_checkpoint_is_refused(run, pipe, monkeypatch):
     def damaged(folder, shapes, on_damaged):
-        params, step = restore(folder, shapes, on_damaged)
+        params, step = restore_params(folder, shapes, on_damaged)
         return params | {"basis": params["basis"].at[3].set(params["basis"][2])}, step
 
-    restore = checkpoint.restore_params
+    restore_params = checkpoint.restore_params
     monkeypatch.setattr(checkpoint, "restore_params", damaged)
     with pytest.raises(InputError, match=r"the basis in .*tokenizer: found an A of 16 x 16 with r"):
-        models.load_tokenizer(pipe.config, make_mesh(1, 1, 1))
+        restore.load_tokenizer(pipe.config, make_mesh(1, 1, 1))
 
 
 def test_another_basis_is_not_trained_on(run):
@@ -233,7 +232,7 @@ def test_features_of_siglip2_are_aligned_with():
     config = tiny(train_tokenizer__loss__alignment=0.7, **PLAIN)
     config.model.tokenizer.encoder.kind = "siglip2"
     config.model.tokenizer.decoder.predictor_width = 8
-    own = meta.unbox(models.init_tokenizer(make_tokenizer(config), jax.random.key(2)))
+    own = meta.unbox(restore.init_tokenizer(make_tokenizer(config), jax.random.key(2)))
     encoder = {part: own[part] for part in siglip2.ENCODER}
     state, metrics = trained(config, steps=1, networks={"siglip2": encoder})
     assert metrics["alignment"] > 0
@@ -250,7 +249,7 @@ def test_pca_is_that_of_the_latents_of_the_starting_encoder(finished_quickstart,
     config.workdir = str(tmp_path / "pca")
     train_tokenizer.run(config)
     mesh = make_mesh(1, 1, 1)
-    found = models.load_tokenizer(config, mesh)
+    found = restore.load_tokenizer(config, mesh)
     assert isinstance(found.module, BasisFSQ)
 
     start = plain_params(config, mesh)

@@ -15,7 +15,7 @@ from bar_jax.generators.request import Request
 from bar_jax.inspection import plan
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import real_valued
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 IMAGES = 2
 
@@ -42,9 +42,9 @@ def _programs(config) -> Iterator[tuple[str, Callable, tuple]]:
             yield f"{step}, given", lambda p=program: (p.pretrained, p.fixed), ()
             yield f"{step}, step", program.step(number), (state, batch, key, program.frozen)
 
-        generator, codec = models.make_sampler(config), models.make_codec(config)
-        params = nn.unbox(jax.eval_shape(lambda k: models.init_generator(generator, k), key))
-        decoder = nn.unbox(jax.eval_shape(lambda k: models.init_tokenizer(codec, k), key))
+        generator, codec = restore.make_sampler(config), restore.make_codec(config)
+        params = nn.unbox(jax.eval_shape(lambda k: restore.init_generator(generator, k), key))
+        decoder = nn.unbox(jax.eval_shape(lambda k: restore.init_tokenizer(codec, k), key))
         settings, labels = sampling_settings(config, "cpu"), jnp.zeros(IMAGES, jnp.int32)
         keys = jax.random.split(key, IMAGES)
 

@@ -32,8 +32,7 @@ from bar_jax.runtime import workdir
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.tokenizers import cached_as, make_tokenizer, real_valued
-from bar_jax.training import checkpoint
-from bar_jax.training import restore as models
+from bar_jax.training import checkpoint, restore
 from bar_jax.training.step import init_state
 
 logger = logging.getLogger(__name__)
@@ -99,7 +98,7 @@ def tokenizer(setting: Setting) -> dict[str, object]:
     """Bits of images (fraction that differs), and the images that are made of bits."""
     config, _, _ = _model(setting, BITS)
     module = make_tokenizer(config)
-    params = _params(lambda key: models.init_tokenizer(module, key))
+    params = _params(lambda key: restore.init_tokenizer(module, key))
     size, rng = config.data.image_size, np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH, size, size, 3), np.uint8)
 
@@ -273,8 +272,8 @@ def saved(setting: Setting) -> dict[str, object]:
     """Parameters saved on the accelerator and restored on the CPU: fraction that differs."""
     config, generator, params = _model(setting, BITS)
     here = jax.device_put(params, setting.device)
-    shapes = models.param_shapes(
-        lambda key: models.init_generator(generator, key), make_mesh(devices=[setting.other])
+    shapes = restore.param_shapes(
+        lambda key: restore.init_generator(generator, key), make_mesh(devices=[setting.other])
     )
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save_params(folder, here, workdir.to_json(config))
@@ -327,7 +326,7 @@ def _model(setting: Setting, file: str) -> tuple[ConfigDict, nn.Module, dict]:
 
 
 def _generator_params(config: ConfigDict, generator: nn.Module) -> dict:
-    init = lambda key: models.init_generator(generator, key)
+    init = lambda key: restore.init_generator(generator, key)
     return _params(init, CALM if real_valued(config) else GAIN)
 
 

@@ -35,7 +35,7 @@ from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.files import write_atomically
 from bar_jax.runtime.writer import MetricsWriter
 from bar_jax.tokenizers import real_valued
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.training.basis import Moments
 from bar_jax.training.step import stream_key
 from bar_jax.visualize import basis as pictures
@@ -63,8 +63,8 @@ def is_watched(config: ConfigDict) -> bool:
 def evaluate_generator(
     config: ConfigDict,
     moments: Moments,
-    trained: models.Trained,
-    tokenizer: models.Trained | None,
+    trained: restore.Trained,
+    tokenizer: restore.Trained | None,
     writer: MetricsWriter,
 ) -> dict[str, float]:
     """Keeps, draws and measures A as it is now.
@@ -82,7 +82,7 @@ def evaluate_generator(
 
 
 def evaluate_tokenizer(
-    config: ConfigDict, trained: models.Trained, writer: MetricsWriter
+    config: ConfigDict, trained: restore.Trained, writer: MetricsWriter
 ) -> dict[str, float]:
     """Keeps and draws A as it is now.
 
@@ -96,7 +96,7 @@ def evaluate_tokenizer(
     return dict(zip(NUMBERS[2:], found, strict=True))
 
 
-def draw_rows(folder: pathlib.Path, trained: models.Trained) -> np.ndarray:
+def draw_rows(folder: pathlib.Path, trained: restore.Trained) -> np.ndarray:
     module = trained.module
     rows = pictures.rows_picture(module.matrix_of(trained.params), module.grid, labels=True)
     if jax.process_index() == 0:
@@ -104,7 +104,7 @@ def draw_rows(folder: pathlib.Path, trained: models.Trained) -> np.ndarray:
     return rows
 
 
-def keep(config: ConfigDict, trained: models.Trained) -> None:
+def keep(config: ConfigDict, trained: restore.Trained) -> None:
     """Writes A of this step."""
     matrix = trained.module.matrix_of(trained.params)
     if jax.process_index() == 0:
@@ -118,8 +118,8 @@ def keep(config: ConfigDict, trained: models.Trained) -> None:
 def draw(
     config: ConfigDict,
     curves: dict[str, np.ndarray],
-    trained: models.Trained,
-    tokenizer: models.Trained | None,
+    trained: restore.Trained,
+    tokenizer: restore.Trained | None,
 ) -> np.ndarray:
     """Writes the pictures; without a tokenizer there are no `prefixes.png`.
 
@@ -172,7 +172,9 @@ def spectrum(matrix: np.ndarray) -> tuple[np.ndarray, float]:
     return np.linalg.svd(matrix, compute_uv=False), float(norm)
 
 
-def prefixes(config: ConfigDict, trained: models.Trained, tokenizer: models.Trained) -> np.ndarray:
+def prefixes(
+    config: ConfigDict, trained: restore.Trained, tokenizer: restore.Trained
+) -> np.ndarray:
     """Generated sequences, one of each of the first classes, decoded from their first tokens.
 
     Returns:
@@ -206,7 +208,7 @@ def _sequences(generator, params, request):
 
 
 def measure(
-    config: ConfigDict, trained: models.Trained, moments: Moments
+    config: ConfigDict, trained: restore.Trained, moments: Moments
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """How a trained basis stands beside others.
 

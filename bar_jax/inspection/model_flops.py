@@ -12,7 +12,7 @@ from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.generators.masked_bit import MaskedBitGenerator
 from bar_jax.generators.request import Request
 from bar_jax.inspection.flops import product_flops
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 TRUNK_KERNELS = ("blocks", "output_proj", "token_proj")
 HEAD_SHARED = (("in_proj",), ("time_embed_in", "time_embed_out"))
@@ -88,7 +88,7 @@ def _traced_sampling(config: ConfigDict, batch: int) -> int:
     generator, key = make_generator(config), jax.random.key(0)
     # The same products on all devices; a kernel's cannot be seen.
     settings = sampling_settings(config)._replace(attention="xla")
-    params = nn.unbox(jax.eval_shape(lambda k: models.init_generator(generator, k), key))
+    params = nn.unbox(jax.eval_shape(lambda k: restore.init_generator(generator, k), key))
     labels, keys = jnp.zeros(batch, jnp.int32), jax.random.split(key, batch)
     return product_flops(generator.sample, params, Request(labels, keys, settings=settings))
 
@@ -96,7 +96,7 @@ def _traced_sampling(config: ConfigDict, batch: int) -> int:
 def _traced_forward(config: ConfigDict) -> int:
     """Products of the loss of one image, counted in the traced program."""
     generator, key = make_generator(config), jax.random.key(0)
-    params = nn.unbox(jax.eval_shape(lambda k: models.init_generator(generator, k), key))
+    params = nn.unbox(jax.eval_shape(lambda k: restore.init_generator(generator, k), key))
     tokens = jnp.zeros((1, *generator.token_shape), generator.token_dtype)
     loss = lambda params, tokens, labels, keys: generator.apply(
         {"params": params}, tokens, labels, keys, method=generator.initialize

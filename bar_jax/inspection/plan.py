@@ -28,9 +28,8 @@ from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import batch_sharding, batch_ways, replicated
 from bar_jax.sampling.draw import draw_tokens
 from bar_jax.tokenizers import cached_as, is_trained, make_tokenizer
-from bar_jax.training import basis
+from bar_jax.training import basis, restore
 from bar_jax.training import generator as generator_lib
-from bar_jax.training import restore as models
 from bar_jax.training import tokenizer as tokenizer_lib
 from bar_jax.training.optimizer import Durations
 from bar_jax.training.step import Batch, Program, Step, TrainState, init_state
@@ -156,12 +155,12 @@ def compiled_sampler(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, o
     size, ways = config.sample.batch_size, batch_ways(mesh)
     if size % ways:
         raise InputError("sample.batch_size", str(size), f"a multiple of {ways}")
-    generator, tokenizer = models.make_sampler(config), models.make_codec(config)
+    generator, tokenizer = restore.make_sampler(config), restore.make_codec(config)
     params, decoder = (
-        models.param_shapes(functools.partial(init, module), mesh)
+        restore.param_shapes(functools.partial(init, module), mesh)
         for init, module in (
-            (models.init_generator, generator),
-            (models.init_tokenizer, tokenizer),
+            (restore.init_generator, generator),
+            (restore.init_tokenizer, tokenizer),
         )
     )
     shape = lambda sizes, dtype, sharding: jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)

@@ -12,7 +12,7 @@ from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.writer import update_summary
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.training.basis import Moments, token_moment
 
 
@@ -24,8 +24,8 @@ def run(config: ConfigDict) -> dict[str, object]:
         raise InputError("model.basis.kind", given, expected)
     mesh = mesh_lib.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        trained = models.load_generator(config, mesh)
-        tokenizer = models.find_tokenizer(config, mesh)
+        trained = restore.load_generator(config, mesh)
+        tokenizer = restore.find_tokenizer(config, mesh)
         codec = make_tokenizer(config)
         splits = (caches.open_split(config, split) for split in caches.SPLITS)
         moments = Moments(*(token_moment(config, trained.module, codec, s) for s in splits))

@@ -42,7 +42,7 @@ from bar_jax.runtime.writer import update_summary
 from bar_jax.sampling.draw import draw_tokens, make_request
 from bar_jax.tokenizers import basis_inside
 from bar_jax.tokenizers.fsq import bits_to_codes
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.visualize import basis as pictures
 from bar_jax.visualize.grid import save_png
 
@@ -60,9 +60,9 @@ def run(config: ConfigDict) -> dict[str, object]:
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(mesh):
-        tokenizer, generator = models.load_tokenizer(config, mesh), None
+        tokenizer, generator = restore.load_tokenizer(config, mesh), None
         if workdir.begun(pathlib.Path(config.workdir) / "generator"):
-            generator = models.load_generator(config, mesh)
+            generator = restore.load_generator(config, mesh)
         judge = None
         if "class_accuracy" in config.evaluate.metrics:
             judge = feature_networks.load(config, mesh, feature_networks.CLASSIFIER)

@@ -40,7 +40,7 @@ from bar_jax.runtime.job import Batch, Job, batches_of
 from bar_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from bar_jax.sampling.provenance import schedule
 from bar_jax.tokenizers import cached_as, real_valued
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.training.step import init_state, jit_once
 
 logger = logging.getLogger(__name__)
@@ -133,10 +133,10 @@ def _features(config: ConfigDict, mesh: jax.sharding.Mesh, _: float) -> dict[str
 
 def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """Tokens of a batch of images, and from tokens to pixels."""
-    section, generator = config.sample, models.make_sampler(config)
-    tokenizer = models.make_codec(config)
-    init = lambda key: models.init_generator(generator, key)
-    params = models.fresh_params(init, mesh, config.seed)
+    section, generator = config.sample, restore.make_sampler(config)
+    tokenizer = restore.make_codec(config)
+    init = lambda key: restore.init_generator(generator, key)
+    params = restore.fresh_params(init, mesh, config.seed)
     batch = section.batch_size
     flops = sum(sampling_flops(config, params, batch).values()) / batch
 
@@ -156,8 +156,8 @@ def _sampling(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[
             jax.jit(generator.sample), (params, request), repeats, trace=config.benchmark.trace
         )
         del params
-        init = lambda key: models.init_tokenizer(tokenizer, key)
-        decoder = models.fresh_params(init, mesh, config.seed)
+        init = lambda key: restore.init_tokenizer(tokenizer, key)
+        decoder = restore.fresh_params(init, mesh, config.seed)
         decoded = timing.timed(
             jax.jit(functools.partial(pixels, tokenizer)), (decoder, tokens), repeats
         )
@@ -322,7 +322,7 @@ def _time_step(config, mesh, section, program, batch, step) -> tuple[dict[str, o
 
 def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict[str, object]:
     """From images to tokens, and from tokens to pixels, a batch of the encode job at a time."""
-    tokenizer, batch = models.make_codec(config), config.encode.batch_size
+    tokenizer, batch = restore.make_codec(config), config.encode.batch_size
     rng, size = np.random.default_rng(config.seed), config.data.image_size
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
     x = (batch, *make_generator(config).token_shape)
@@ -330,8 +330,8 @@ def _tokenizer(config: ConfigDict, mesh: jax.sharding.Mesh, peak: float) -> dict
         x = rng.standard_normal(x, np.float32)
     else:
         x = rng.integers(0, 2, x, np.uint8)
-    params = models.fresh_params(
-        lambda key: models.init_tokenizer(tokenizer, key), mesh, config.seed
+    params = restore.fresh_params(
+        lambda key: restore.init_tokenizer(tokenizer, key), mesh, config.seed
     )
     result = {"batch_size": batch}
     with jax.set_mesh(mesh):

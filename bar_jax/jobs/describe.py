@@ -37,7 +37,7 @@ from bar_jax.tokenizers import (
     sequence_grid,
     token_width,
 )
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.training.step import Program, TrainState, init_state
 
 logger = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ def run(config: ConfigDict) -> dict[str, object]:
     mesh = make_mesh(**config.mesh, devices=devices(config.describe.devices))
     tokenizer, generator = make_tokenizer(config), make_generator(config)
     shapes = {
-        "tokenizer": models.param_shapes(lambda k: models.init_tokenizer(tokenizer, k), mesh),
-        "generator": models.param_shapes(lambda k: models.init_generator(generator, k), mesh),
+        "tokenizer": restore.param_shapes(lambda k: restore.init_tokenizer(tokenizer, k), mesh),
+        "generator": restore.param_shapes(lambda k: restore.init_generator(generator, k), mesh),
     }
     for name, params in shapes.items():
         table = parameter_overview.get_parameter_overview(params, include_stats="sharding")

@@ -17,7 +17,7 @@ from bar_jax import data
 from bar_jax.data import caches, codec, packing
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.job import Job, batches_of
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 CROP = "adm"  # published token caches hold ADM centre crops
 
@@ -28,8 +28,8 @@ def run(config: ConfigDict) -> dict[str, object]:
         return packing.pack(config)
     began, mesh = time.monotonic(), mesh_lib.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        tokenizer = models.load_tokenizer(config, mesh)
-        fingerprints = models.fingerprints(config, tokenizer.params)
+        tokenizer = restore.load_tokenizer(config, mesh)
+        fingerprints = restore.fingerprints(config, tokenizer.params)
         written = {
             split: _encode(config, mesh, tokenizer, fingerprints, split) for split in caches.SPLITS
         }

@@ -19,10 +19,10 @@ from bar_jax.runtime import workdir
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.job import Job
 from bar_jax.runtime.writer import update_summary
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 logger = logging.getLogger(__name__)
-LOADERS = {"tokenizer": models.load_tokenizer, "generator": models.load_generator}
+LOADERS = {"tokenizer": restore.load_tokenizer, "generator": restore.load_generator}
 
 
 def run(config: ConfigDict) -> dict[str, object]:

@@ -38,7 +38,7 @@ from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.job import Job, batches_of
 from bar_jax.runtime.writer import environment, update_summary
 from bar_jax.tokenizers import kind_of
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 logger = logging.getLogger(__name__)
 LPIPS_NETWORKS = ("vgg16", "lpips")
@@ -51,7 +51,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     with jax.set_mesh(mesh):
         reasons = omitted(config, len(source))
         networks = None if "lpips" in reasons else load_lpips(config, mesh)
-        tokenizer = models.load_tokenizer(config, mesh)
+        tokenizer = restore.load_tokenizer(config, mesh)
         measured = measure(
             config,
             mesh,
@@ -111,7 +111,7 @@ def load_lpips(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
             check_file(name, "", f"evaluate.weights.{name}", otherwise)
     params = {}
     for name in LPIPS_NETWORKS:
-        layout = models.param_shapes(functools.partial(init_network, name), mesh)
+        layout = restore.param_shapes(functools.partial(init_network, name), mesh)
         params[name] = mesh_lib.place(read_network(name, paths[name]), layout)
     return params
 
@@ -119,7 +119,7 @@ def load_lpips(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, dict]:
 def frechet_distances(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
-    tokenizer: models.Trained,
+    tokenizer: restore.Trained,
     source: Sequence,
     without: Collection[str],
 ) -> tuple[dict[str, object], dict[str, object]]:

@@ -33,8 +33,7 @@ from bar_jax.sampling.draw import Models, sample_images
 from bar_jax.sampling.evaluation import measure_generator
 from bar_jax.tokenizers import make_tokenizer, sequence_grid, token_width
 from bar_jax.training import generator as generator_lib
-from bar_jax.training import loop
-from bar_jax.training import restore as models
+from bar_jax.training import loop, restore
 from bar_jax.training.basis import Moments, token_moment
 from bar_jax.training.basis import training as basis_training
 from bar_jax.training.generator import make_loss_fn, make_program
@@ -56,7 +55,7 @@ FINAL = {
 def run(config: ConfigDict) -> dict[str, object]:
     """Trains to the end, or goes on from the last checkpoint; returns the summary."""
     section, mesh = config.train_generator, mesh_lib.make_mesh(**config.mesh)
-    tokenizer = models.find_tokenizer(config, mesh)
+    tokenizer = restore.find_tokenizer(config, mesh)
     cache, validation = _splits(config, tokenizer)
     folder = workdir.begin_training(config, "generator")
     generator, codec = make_generator(config, remat=section.remat), make_tokenizer(config)
@@ -99,12 +98,12 @@ def run(config: ConfigDict) -> dict[str, object]:
     return _report(config, *loop.train(stage, mesh))
 
 
-def _splits(config: ConfigDict, tokenizer: models.Trained | None) -> tuple[data.TokenCache, ...]:
+def _splits(config: ConfigDict, tokenizer: restore.Trained | None) -> tuple[data.TokenCache, ...]:
     """Cached tokens of both splits: of the workdir's tokenizer, or packed from published ones."""
     if config.data.source == "tokens":
         fingerprints = [packed_fingerprint(config)]
     else:
-        fingerprints = models.fingerprints(config, tokenizer.params)
+        fingerprints = restore.fingerprints(config, tokenizer.params)
     return tuple(caches.open_split(config, split, fingerprints) for split in caches.SPLITS)
 
 
@@ -140,7 +139,7 @@ class _Evaluation:
 
     config: ConfigDict
     mesh: jax.sharding.Mesh
-    tokenizer: models.Trained | None
+    tokenizer: restore.Trained | None
     codec: nn.Module  # the tokenizer's module as training uses it
     cache: data.TokenCache
     validation: data.TokenCache
@@ -169,7 +168,7 @@ class _Evaluation:
         """The numbers of a state; also draws samples, and the basis if it is a matrix."""
         config, mesh, tokenizer = self.config, self.mesh, self.tokenizer
         section, params = config.train_generator, state.params if state.ema is None else state.ema
-        trained = models.Trained(models.make_sampler(config), params, int(state.step))
+        trained = restore.Trained(restore.make_sampler(config), params, int(state.step))
         if tokenizer is not None:
             picture = _sample_grid(config, mesh, Models(trained, tokenizer))
             if jax.process_index() == 0:

@@ -24,8 +24,7 @@ from bar_jax.runtime.mesh import batch_share, broadcast_from_first, first_alone,
 from bar_jax.runtime.writer import MetricsWriter, update_summary
 from bar_jax.tokenizers import basis_inside, bit_budget, make_tokenizer, sequence_grid, token_width
 from bar_jax.training import basis as basis_lib
-from bar_jax.training import checkpoint, loop
-from bar_jax.training import restore as models
+from bar_jax.training import checkpoint, loop, restore
 from bar_jax.training.basis import BasisTraining
 from bar_jax.training.step import TrainState, stream_key
 from bar_jax.training.tokenizer import (
@@ -100,8 +99,8 @@ def _start(
     if basis_lib.starts_from_plain(config):
         plain = basis_lib.plain_params(config, mesh)
     if basis_lib.is_made_of_latents(config):
-        init = lambda _: models.init_tokenizer(tokenizer, stream_key(config.seed, INIT_STREAM))
-        params = models.fresh_params(init, mesh, config.seed)
+        init = lambda _: restore.init_tokenizer(tokenizer, stream_key(config.seed, INIT_STREAM))
+        params = restore.fresh_params(init, mesh, config.seed)
         params |= plain or pretrained_params(config, networks)
         moment = basis_lib.latent_moment(config, mesh, tokenizer, params, source)
     basis = basis_training(config, mesh, tokenizer, moment)
@@ -127,7 +126,7 @@ def _evaluate(
     writer.histogram(step, "bit_entropies", bit_entropies(usages).tolist())
     found = {f"reconstruction_{name}": value for name, value in measured.numbers.items()}
     if basis_inside(config):
-        found |= evaluate_tokenizer(config, models.Trained(tokenizer, params, step), writer)
+        found |= evaluate_tokenizer(config, restore.Trained(tokenizer, params, step), writer)
     return found
 
 

@@ -13,7 +13,7 @@ from bar_jax.nn.convnext import ConvNeXt
 from bar_jax.nn.vgg import VGG16
 from bar_jax.pretrained import networks, siglip2
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 
 class Modules(NamedTuple):
@@ -81,7 +81,7 @@ def check(config: ConfigDict) -> None:
 
 def shapes(config: ConfigDict, mesh: jax.sharding.Mesh) -> Networks:
     """Shapes and layouts of the needed networks' parameters."""
-    shapes = lambda name: models.param_shapes(_makers(config, name)[0], mesh)
+    shapes = lambda name: restore.param_shapes(_makers(config, name)[0], mesh)
     return Networks(**{name: shapes(name) for name in needed(config)})
 
 

@@ -25,7 +25,7 @@ from bar_jax.pretrained.files import read_tensors
 from bar_jax.runtime import files
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 NETWORKS = {
     "siglip2": siglip2.NETWORK,
@@ -82,8 +82,8 @@ def load(
       seed: of random ones.
     """
     if path == RANDOM:
-        return models.fresh_params(init, mesh, seed)
-    return mesh_lib.place(read(path), models.param_shapes(init, mesh))
+        return restore.fresh_params(init, mesh, seed)
+    return mesh_lib.place(read(path), restore.param_shapes(init, mesh))
 
 
 def read_network(name: str, path: str | os.PathLike) -> dict:

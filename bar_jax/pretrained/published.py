@@ -23,7 +23,7 @@ from bar_jax.pretrained.files import read_tensors
 from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 # The kinds of which there are published weights, and what reads and writes them.
 TOKENIZERS = {"bar_fsq": bar_fsq, "kl_vae": kl_vae}
@@ -105,21 +105,21 @@ def _check_image_size(config, path, found, needed, optional) -> None:
 
 def load(
     config: ConfigDict, part: str, tensors: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
-) -> models.Trained:
+) -> restore.Trained:
     """What `read` returned, as a module with parameters on the mesh, ready for use.
 
     A tokenizer's feature predictor, which a file may lack, is drawn from `config.seed`.
     """
     importer = _importer(config, part)
     if part == "tokenizer":
-        module = models.make_codec(config)
+        module = restore.make_codec(config)
         params = importer.params_of(tensors, module, config.seed)
     else:
-        module = models.make_sampler(config)
+        module = restore.make_sampler(config)
         params = _generator_params(importer, module, tensors)
     del tensors  # where they are not mapped but read: no more than two copies are held
-    layout = models.param_shapes(_init(config, part), mesh)
-    return models.Trained(module, mesh_lib.place(params, layout), step=0)
+    layout = restore.param_shapes(_init(config, part), mesh)
+    return restore.Trained(module, mesh_lib.place(params, layout), step=0)
 
 
 def state_dict(config: ConfigDict, part: str, params: dict) -> dict[str, np.ndarray]:
@@ -174,8 +174,8 @@ def _generator_params(
 def _init(config, part):
     """key -> fresh parameters, with logical axis names."""
     if part == "tokenizer":
-        return lambda key: models.init_tokenizer(make_tokenizer(config), key)
-    return lambda key: models.init_generator(make_generator(config), key)
+        return lambda key: restore.init_tokenizer(make_tokenizer(config), key)
+    return lambda key: restore.init_generator(make_generator(config), key)
 
 
 def _params(config, part):

@@ -18,7 +18,7 @@ from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime import workdir
 from bar_jax.tokenizers import basis_inside
 from bar_jax.tokenizers.basis_fsq import BasisFSQ
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.training.step import Path, everything, stream_key
 
 IMAGES = 50_000  # that second moments are taken over, at most
@@ -109,7 +109,7 @@ def plain_params(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict:
     """Parameters of the tokenizer without a basis in `init_from`; all but the basis's."""
     plain = config.copy_and_resolve_references()
     plain.model.tokenizer.kind, plain.workdir = "bar_fsq", config.init_from
-    return models.load_tokenizer(plain, mesh).params
+    return restore.load_tokenizer(plain, mesh).params
 
 
 def is_made_of_latents(config: ConfigDict) -> bool:

@@ -12,7 +12,7 @@ from bar_jax.config.validation import CHOICES, validate
 from bar_jax.generators import make_generator, sampling_settings
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from tests import tracing
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def _changed(config, name, value):
 def _made(config):
     """What a config makes: modules, settings of the sampler, and how a basis is trained."""
     generator, tokenizer = make_generator(config), make_tokenizer(config)
-    made = [generator, tokenizer, models.make_sampler(config), models.make_codec(config)]
+    made = [generator, tokenizer, restore.make_sampler(config), restore.make_codec(config)]
     made.append(sampling_settings(config, "gpu"))
     section = config.model.basis
     if section.kind == "learned":

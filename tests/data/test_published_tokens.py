@@ -30,7 +30,7 @@ from bar_jax.runtime import mesh as mesh_lib
 from bar_jax.runtime.errors import InputError
 from bar_jax.sampling.kept import real_images
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.training.generator import validation_batches, validation_loss
 from bar_jax.training.step import stream_key
 
@@ -419,7 +419,7 @@ def run(one_device, tmp_path_factory):
     config = tiny_config(write_tokens(folder / "tokens", (20, 10, 15)), folder / "run")
     lines = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models.logger, "info", lambda text, *args: lines.append(text % args))
+        patch.setattr(restore.logger, "info", lambda text, *args: lines.append(text % args))
         summary = train_generator.run(config)
         yield config, summary, lines
 
@@ -442,7 +442,7 @@ def test_the_validation_loss_is_of_the_held_out_tokens(run):
     """Measured again on the two files that are held out."""
     config, summary, _ = run
     mesh = mesh_lib.make_mesh(**config.mesh)
-    generator = models.load_generator(config, mesh)
+    generator = restore.load_generator(config, mesh)
     cache = open_cache(cache_path(config, "validation"))
     np.testing.assert_array_equal(cache.read([0, 1])["tokens"], [tokens_of(19), tokens_of(39)])
     with jax.set_mesh(mesh):

@@ -11,7 +11,7 @@ from bar_jax.generators import causal, make_generator, sampling_settings, xar_sa
 from bar_jax.generators.request import Request
 from bar_jax.nn.decode_attention import empty_cache
 from bar_jax.runtime.errors import InputError
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 
 def _config(name, attention):
@@ -36,7 +36,7 @@ def test_caches_are_those_of_the_settings(name, kind, monkeypatch):
         monkeypatch.setattr(module, "empty_cache", spy)
     generator, key = make_generator(_config(name, "auto")), jax.random.key(0)
     settings = sampling_settings(_config(name, "auto"))._replace(attention=kind)
-    params = meta.unbox(jax.eval_shape(lambda: models.init_generator(generator, key)))
+    params = meta.unbox(jax.eval_shape(lambda: restore.init_generator(generator, key)))
     request = Request(jnp.array([0]), key[None], 2.0, settings=settings)
     jax.eval_shape(generator.sample, params, request)
     assert set(made) == {kind}

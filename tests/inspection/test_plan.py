@@ -16,7 +16,7 @@ from bar_jax.jobs import describe
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 pytestmark = pytest.mark.slow
 LARGE = 1024  # images: activations of one layer are more than all parameters of a tiny model
@@ -28,8 +28,8 @@ def _config(name="configs/masked_bit/bar_b.py"):
 
 def _parameter_bytes(config, step):
     make, init = {
-        "generator": (make_generator, models.init_generator),
-        "tokenizer": (make_tokenizer, models.init_tokenizer),
+        "generator": (make_generator, restore.init_generator),
+        "tokenizer": (make_tokenizer, restore.init_tokenizer),
     }[step]
     shapes = jax.eval_shape(lambda: init(make(config), jax.random.key(0)))
     return 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
@@ -114,8 +114,8 @@ def test_a_compiled_sampler_computes_what_is_counted_by_hand():
     config.dtype, config.sample.batch_size = "float32", 4
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     found = plan.compiled_sampler(config, mesh)["tokens"]
-    params = models.param_shapes(
-        lambda key: models.init_generator(make_generator(config), key), mesh
+    params = restore.param_shapes(
+        lambda key: restore.init_generator(make_generator(config), key), mesh
     )
     by_hand = sum(sampling_flops(config, params, 4).values())
     assert 0.95 * by_hand < found["work"]["flops"] <= by_hand

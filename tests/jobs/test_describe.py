@@ -18,7 +18,7 @@ from bar_jax.inspection.model_flops import sampling_flops, training_flops
 from bar_jax.jobs import describe
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.training.generator import make_loss_fn
 from bar_jax.training.optimizer import Durations, from_section
 from bar_jax.training.step import Keys, fresh_state, init_state
@@ -75,7 +75,7 @@ def test_sampling_flops_are_those_of_the_sampler(head, guidance_scale, patch_siz
     )
     generator = make_generator(config)
     mesh = make_mesh(**LAYOUT)
-    params = models.param_shapes(lambda k: models.init_generator(generator, k), mesh)
+    params = restore.param_shapes(lambda k: restore.init_generator(generator, k), mesh)
     length = generator.trunk.num_tokens
 
     settings = Settings(guided=guidance_scale > 1, unmasking_schedule=schedule)
@@ -94,7 +94,9 @@ def test_training_flops_are_three_times_those_of_the_loss(head, patch_size):
     """Counted in the program of the loss of one image."""
     config = _config(model__head__kind=head, model__generator__patch_size=patch_size)
     generator = make_generator(config)
-    params = models.param_shapes(lambda k: models.init_generator(generator, k), make_mesh(**LAYOUT))
+    params = restore.param_shapes(
+        lambda k: restore.init_generator(generator, k), make_mesh(**LAYOUT)
+    )
     loss = make_loss_fn(generator, make_tokenizer(config), 0, 0)
     batch = {"tokens": jnp.zeros((1, 16, 16), jnp.uint8), "label": jnp.zeros(1, jnp.int32)}
     key = jax.random.key(0)
@@ -108,8 +110,8 @@ def test_parameters_are_those_of_the_models(described):
     tokenizer, generator = make_tokenizer(config), make_generator(config)
     key = jax.random.key(0)
     arrays = (
-        jax.eval_shape(lambda: models.init_tokenizer(tokenizer, key)),
-        jax.eval_shape(lambda: models.init_generator(generator, key)),
+        jax.eval_shape(lambda: restore.init_tokenizer(tokenizer, key)),
+        jax.eval_shape(lambda: restore.init_generator(generator, key)),
     )
     totals = [sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in arrays]
     told = described["parameters"]
@@ -147,8 +149,8 @@ def test_state_bytes_are_those_of_a_real_state(described, part):
     section, mesh = config[f"train_{part}"], make_mesh(**LAYOUT)
     module = {"tokenizer": make_tokenizer, "generator": make_generator}[part](config)
     init = {
-        "tokenizer": lambda k: models.init_tokenizer(module, k),
-        "generator": lambda k: models.init_generator(module, k),
+        "tokenizer": lambda k: restore.init_tokenizer(module, k),
+        "generator": lambda k: restore.init_generator(module, k),
     }[part]
     tx, _ = from_section(section.optimizer, Durations(2, 1))
     _, shapes = init_state(

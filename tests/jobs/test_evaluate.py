@@ -27,7 +27,7 @@ from bar_jax.runtime import files
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.sampling import evaluation
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from tests import feature_stand_ins as stand_ins
 
 RNG = np.random.default_rng(0)
@@ -414,7 +414,7 @@ def test_samples_of_training_are_of_every_class(config, monkeypatch):
             yield {"image": DRAWN[index], "index": index, "label": labels[index], "mask": mask}
 
     monkeypatch.setattr(evaluation, "draw", draw)
-    mesh, trained = make_mesh(), models.Trained(None, {}, 0)
+    mesh, trained = make_mesh(), restore.Trained(None, {}, 0)
     measuring = measuring_lib.prepare(config, mesh, measuring_lib.training_metrics(config), 26)
     found = evaluation.measure_generator(config, mesh, measuring, (trained, trained))
     np.testing.assert_array_equal(drawn[0], [*range(10), *range(10), *range(6)])

@@ -20,7 +20,7 @@ from bar_jax.jobs import benchmark, describe, pipeline
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 pytestmark = pytest.mark.slow
 FILE = Path(__file__).parents[1] / "golden/basis_hosts/kl16_tiny.safetensors"
@@ -84,7 +84,7 @@ def from_python(config, workdir):
     """A `Pipeline` without a generator."""
     config = config.copy_and_resolve_references()
     config.workdir, mesh = str(workdir), make_mesh(1, 1, 1)
-    return bar_jax.Pipeline(config, mesh, models.load_tokenizer(config, mesh), None)
+    return bar_jax.Pipeline(config, mesh, restore.load_tokenizer(config, mesh), None)
 
 
 def validation_images(folder):
@@ -160,8 +160,8 @@ def test_a_published_file_of_another_size(folder, tmp_path):
 def test_the_full_size_has_66_46_million_parameters():
     config = default_config()
     config.model.tokenizer.kind = "kl_vae"
-    shapes = models.param_shapes(
-        lambda key: models.init_tokenizer(make_tokenizer(config), key), make_mesh(1, 1, 1)
+    shapes = restore.param_shapes(
+        lambda key: restore.init_tokenizer(make_tokenizer(config), key), make_mesh(1, 1, 1)
     )
     told = describe.tokenizer_parameters(config, shapes)
     assert (told["tokenizer_total"], told["tokenizer_trainable"]) == (66_456_019, 0)

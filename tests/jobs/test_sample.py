@@ -16,7 +16,7 @@ from bar_jax.jobs import sample
 from bar_jax.runtime import preemption
 from bar_jax.runtime.errors import InputError
 from bar_jax.sampling import draw
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def config(tmp_path, monkeypatch):
     config.sample.batch_size = 8
     config.mesh.data = 8
     module = type("Module", (), {"generator": None})
-    trained = models.Trained(module, {}, step=2)
+    trained = restore.Trained(module, {}, step=2)
     for name in ("load_generator", "load_tokenizer"):
-        monkeypatch.setattr(models, name, lambda *_: trained)
+        monkeypatch.setattr(restore, name, lambda *_: trained)
 
     def paint(module, params, index):
         return jnp.tile(index[:, None, None, None].astype(jnp.uint8), (1, 4, 4, 3))

@@ -14,7 +14,7 @@ from bar_jax.pretrained.bar_fsq import (
 )
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 SIZES = {"encoder_depth": 2, "encoder_heads": 4, "decoder_depth": 4, "decoder_heads": 4}
 
@@ -27,7 +27,7 @@ def tensors(published_files):
 @pytest.fixture
 def fresh(published_config):
     tokenizer = make_tokenizer(published_config)
-    init = lambda key: models.init_tokenizer(tokenizer, key)  # noqa: E731
+    init = lambda key: restore.init_tokenizer(tokenizer, key)  # noqa: E731
     return meta.unbox(jax.eval_shape(init, jax.random.key(0)))
 
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from bar_jax.pretrained.kl_vae import params_of, tensors_of
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers.kl_vae import KLVAE
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 FILE = Path(__file__).parents[1] / "golden/basis_hosts/kl16_tiny.safetensors"
 VAE = KLVAE(image_size=64, width=32, multipliers=(1, 1, 2, 1, 1), blocks=1)
@@ -20,7 +20,7 @@ VAE = KLVAE(image_size=64, width=32, multipliers=(1, 1, 2, 1, 1), blocks=1)
 def test_fills_every_parameter():
     """Same tree, same shapes, same type as fresh parameters."""
     kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)  # noqa: E731
-    init = lambda key: models.init_tokenizer(VAE, key)  # noqa: E731
+    init = lambda key: restore.init_tokenizer(VAE, key)  # noqa: E731
     fresh = meta.unbox(jax.eval_shape(init, jax.random.key(0)))
     assert kinds(params_of(load_file(FILE), VAE)) == kinds(fresh)
 

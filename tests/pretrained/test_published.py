@@ -17,7 +17,7 @@ from bar_jax.pretrained import bar_fsq, manifest, published, siglip2
 from bar_jax.runtime.errors import InputError
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 pytestmark = pytest.mark.slow
 HOST_SIZES = list(itertools.product(("xar", "mar"), ("base", "large", "huge")))
@@ -77,7 +77,7 @@ def test_reads_and_loads(published_config, published_files, part):
     mesh = make_mesh(2, 2, 2)
     tensors = published.read(published_config, part, published_files[part])
     trained = published.load(published_config, part, tensors, mesh)
-    shapes = models.param_shapes(published._init(published_config, part), mesh)
+    shapes = restore.param_shapes(published._init(published_config, part), mesh)
     kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)  # noqa: E731
     assert kinds(trained.params) == kinds(shapes)
     assert trained.step == 0

@@ -13,7 +13,7 @@ from bar_jax.config import default_config
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.tokenizers.bar_fsq import BarFSQ, parameter_group
 from bar_jax.tokenizers.fsq import BOUNDARY
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 SIZES = {"width": 8, "depth": 2, "heads": 2, "mlp_width": 16}
 WIDER = SIZES | {"width": 12}
@@ -157,7 +157,7 @@ def test_every_parameter_has_a_group(bits, size, quantizer, decoder):
     """Of the published models, whose counts are those of the published code."""
     config = default_config()
     config.data.image_size, config.model.tokenizer.bits = size, bits
-    init = lambda key: models.init_tokenizer(make_tokenizer(config), key)  # noqa: E731
+    init = lambda key: restore.init_tokenizer(make_tokenizer(config), key)  # noqa: E731
     shapes = meta.unbox(jax.eval_shape(init, jax.random.key(0)))
     counts = collections.Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):

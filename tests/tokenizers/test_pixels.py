@@ -7,7 +7,7 @@ import pytest
 
 from bar_jax.data import to_float
 from bar_jax.tokenizers.pixels import Pixels
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 PIXELS = Pixels(image_size=8, patch_size=4)
 
@@ -38,4 +38,4 @@ def test_decoding_is_the_way_back(images):
 
 
 def test_there_are_no_parameters():
-    assert models.init_tokenizer(PIXELS, jax.random.key(0)) == {}
+    assert restore.init_tokenizer(PIXELS, jax.random.key(0)) == {}

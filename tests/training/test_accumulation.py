@@ -14,7 +14,7 @@ from bar_jax.config import token_grid
 from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.training.generator import make_loss_fn
 from bar_jax.training.step import TrainState, UpdateRule, train_step
 
@@ -84,7 +84,7 @@ def generator_case(request):
     config.update_from_flattened_dict(WITHOUT_DROPOUT | changes)
     generator, tokenizer = make_generator(config), make_tokenizer(config)
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda key: models.init_generator(generator, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: restore.init_generator(generator, key), jax.random.key(0))
     draw = lambda x: (0.1 * rng.normal(size=x.shape)).astype(np.float32)
     params = jax.tree.map(draw, meta.unbox(shapes))
     if MATRIX in params:

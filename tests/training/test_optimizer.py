@@ -10,7 +10,7 @@ import pytest
 from bar_jax.config import default_config
 from bar_jax.config.file import load_config
 from bar_jax.generators import make_generator
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.training.optimizer import adamw, decays, warmup_cosine
 
 NO_DECAY = default_config().train_generator.optimizer.no_decay
@@ -60,7 +60,7 @@ def test_how_many_parameters_of_bar_b_decay():
     """Counted in the published code; by the config's own list."""
     config = load_config("configs/masked_bit/bar_b.py")
     generator = make_generator(config)
-    init = lambda key: nn.unbox(models.init_generator(generator, key))
+    init = lambda key: nn.unbox(restore.init_generator(generator, key))
     params = jax.eval_shape(init, jax.random.key(0))
     on = decays(params, config.train_generator.optimizer.no_decay)
     sizes = jax.tree.map(lambda decayed, leaf: leaf.size if decayed else 0, on, params)

@@ -9,7 +9,7 @@ from bar_jax.config import default_config
 from bar_jax.config.presets import tiny
 from bar_jax.runtime.mesh import make_mesh
 from bar_jax.tokenizers import make_tokenizer
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 
 PARAMS = {"a": {"kernel": np.arange(6, dtype=np.float32)}}
 
@@ -23,7 +23,7 @@ def tiny_config(kind, **changes):
 
 
 def fingerprints(kind, params=PARAMS, **changes):
-    return models.fingerprints(tiny_config(kind, **changes), params)
+    return restore.fingerprints(tiny_config(kind, **changes), params)
 
 
 def fingerprint(*arguments, **changes):
@@ -41,7 +41,7 @@ def test_the_older_fingerprint_of_bar_fsq_stays(bits, recorded):
 @pytest.mark.parametrize("kind", ["bar_fsq", "basis_fsq"])
 def test_tokens_stay_those_of_a_tokenizer_with_another_decoder(kind):
     """What encodes, quantiser and basis names a cache; nothing of the decoder does."""
-    init = lambda key: meta.unbox(models.init_tokenizer(make_tokenizer(tiny_config(kind)), key))  # noqa: E731
+    init = lambda key: meta.unbox(restore.init_tokenizer(make_tokenizer(tiny_config(kind)), key))  # noqa: E731
     params = jax.eval_shape(init, jax.random.key(0))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
     own, older = fingerprints(kind, zeros)
@@ -79,11 +79,11 @@ def test_what_tokens_depend_on(kind):
 )
 def test_what_was_trained_in_bfloat16_is_used_in_float32(monkeypatch, load, field, part):
     """Published caches and samples are made in float32; a field of its own says otherwise."""
-    monkeypatch.setattr(models, "_load", lambda _, module, *rest: models.Trained(module, {}, 0))
-    monkeypatch.setattr(models.workdir, "trained", lambda _, name: name)
+    monkeypatch.setattr(restore, "_load", lambda _, module, *rest: restore.Trained(module, {}, 0))
+    monkeypatch.setattr(restore.workdir, "trained", lambda _, name: name)
     config = tiny(default_config())
     config.dtype = "bfloat16"
-    load = getattr(models, f"load_{load}")
+    load = getattr(restore, f"load_{load}")
 
     def dtype():
         module = load(config, make_mesh()).module

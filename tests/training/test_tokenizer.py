@@ -20,7 +20,7 @@ from bar_jax.pretrained import frozen, siglip2
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import make_tokenizer
 from bar_jax.tokenizers.bar_fsq import parameter_group
-from bar_jax.training import restore as models
+from bar_jax.training import restore
 from bar_jax.training import tokenizer as tokenizer_lib
 from bar_jax.training.gan import Adversary, Vectors
 from bar_jax.training.optimizer import Durations
@@ -71,7 +71,7 @@ def networks():
             "lpips": LinearHeads(CHANNELS).init(key, features, features),
             "convnext_s": MODULES.convnext.init(key, images),
             "dino_s8": dino.init(key, images),
-        }, models.init_tokenizer(make_tokenizer(config()), jax.random.key(2))
+        }, restore.init_tokenizer(make_tokenizer(config()), jax.random.key(2))
 
     params, own = meta.unbox(init())
     params = {name: tree["params"] for name, tree in params.items()}
@@ -134,7 +134,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
     @jax.jit
     def losses(frozen):
-        params = meta.unbox(models.init_tokenizer(tokenizer, key))
+        params = meta.unbox(restore.init_tokenizer(tokenizer, key))
         given = params, batches()[0], Keys(None, None, 0), frozen
         return loss_fn(*given), loss_fn(*given, Adversary(*meta.unbox(gan.init(key))))
 
@@ -345,7 +345,7 @@ def test_a_term_without_weight_is_not_computed():
     """Its network is not even looked up."""
     chosen = config(**PIXELS)
     tokenizer = make_tokenizer(chosen)
-    init = functools.partial(models.init_tokenizer, tokenizer)
+    init = functools.partial(restore.init_tokenizer, tokenizer)
     params = meta.unbox(jit_once(init)(jax.random.key(0)))
     loss_fn = make_loss_fn(tokenizer, MODULES, chosen.train_tokenizer, jax.random.key(0))
     sums = loss_fn(params, batches()[0], Keys(None, None, 0), NOTHING)
