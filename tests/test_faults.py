@@ -126,6 +126,7 @@ exit $status
 PAGE = 4096
 
 
+@pytest.mark.exhaustive
 @needs_mount
 def test_a_full_disk_during_a_save(whole, tmp_path):
     """The first checkpoint fits, the second does not; with room again the run ends as ever."""

@@ -76,7 +76,7 @@ def found(name, layout):
 @pytest.mark.parametrize(
     "name",
     [
-        "basis/causal_b",
+        pytest.param("basis/causal_b", marks=pytest.mark.exhaustive),
         pytest.param("basis/xar_b", marks=pytest.mark.exhaustive),
         pytest.param("basis/mar_b", marks=pytest.mark.exhaustive),
     ],

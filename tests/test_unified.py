@@ -93,6 +93,7 @@ def test_pictures_are_drawn(run, name):
     assert picture.ndim == 3 and picture.std() > 0
 
 
+@pytest.mark.exhaustive
 def test_the_first_tokens_of_a_sample_are_those_of_the_whole(pipe, run):
     """`sample.tokens=m` is what the first m tokens of a whole sample decode to."""
     config = pipe.config.copy_and_resolve_references()
@@ -193,6 +194,7 @@ def projected():
     return trained(tiny(model__basis__delta=0.01, train_tokenizer__loss__residual=1.0))
 
 
+@pytest.mark.exhaustive
 def test_the_basis_is_projected_after_every_step():
     state, metrics = projected()
     values = np.linalg.svd(state.params["basis"], compute_uv=False)
@@ -202,6 +204,7 @@ def test_the_basis_is_projected_after_every_step():
     assert {"residual", "prefix", "regularizer"} <= set(metrics)
 
 
+@pytest.mark.exhaustive
 def test_the_basis_has_a_learning_rate_of_its_own():
     """Nothing of it, nothing of A; of the others as much as before."""
     start = np.float32(make_tokenizer(tiny()).start())
@@ -243,6 +246,7 @@ def test_features_of_siglip2_are_aligned_with():
 # --- how it starts -------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_pca_is_that_of_the_latents_of_the_starting_encoder(finished_quickstart, tmp_path):
     """From a plain tokenizer (`init_from`): its encoder's latents, by numpy."""
     config = tiny(model__basis__kind="pca", init_from=str(finished_quickstart.folder))

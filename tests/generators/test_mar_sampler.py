@@ -64,7 +64,7 @@ def test_every_token_is_drawn_once(key, iterations):
     assert np.all(np.array(plan.known) <= plan.slots)
 
 
-@pytest.mark.parametrize("sizes", [1, 3])
+@pytest.mark.parametrize("sizes", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
 def test_empty_slots_of_the_encoder_change_nothing(key, sizes, monkeypatch):
     arguments = small_params(), jnp.array([1, 3]), jax.random.split(key, 2), 3.0
     expected = sampler()(*arguments)

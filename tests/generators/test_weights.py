@@ -69,7 +69,7 @@ def sampler(name, weights):
 
 @pytest.mark.parametrize(
     "name, weights",
-    [("bits", "int8"), ("diffusion", "bfloat16")],
+    [("bits", "int8"), pytest.param("diffusion", "bfloat16", marks=pytest.mark.exhaustive)],
 )
 def test_samples_are_those_of_rounded_kernels(name, weights):
     run, wide = sampler(name, weights), sampler(name, "float32")

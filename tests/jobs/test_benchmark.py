@@ -79,6 +79,7 @@ def test_memory_of_a_head_holds_its_parameters_and_their_gradient(kind):
     assert told["memory_bytes"] > 2 * 4 * told["parameters"]
 
 
+@pytest.mark.exhaustive
 def test_parts_of_the_tokenizer():
     """Rates follow from seconds; a loss of pixels alone has no discriminator to time."""
     config = tiny(default_config())

@@ -241,7 +241,7 @@ def test_imported_weights_do_not_end_a_pipeline(folder, imported, monkeypatch):
         command.run(config)
 
 
-@pytest.mark.parametrize("kind", ["pixels", "kl_vae"])
+@pytest.mark.parametrize("kind", ["pixels", pytest.param("kl_vae", marks=pytest.mark.exhaustive)])
 def test_benchmark_of_the_tokenizer(kind):
     config = tiny(default_config())
     config.model.tokenizer.update(dict(kind=kind, patch_size=2))

@@ -142,7 +142,7 @@ def test_a_file_that_is_no_vocabulary(tmp_path, content, found):
 
 def test_without_the_package_tokenizers(vocabulary, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(InputError, match=r'pip install "bar_jax\[clip\]"'):
+    with pytest.raises(InputError, match=r'pip install "bar_jax\[text\]"'):
         tokenize(["a"], vocabulary)
 
 

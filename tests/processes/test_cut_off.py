@@ -41,6 +41,7 @@ def assert_same_training(found, expected, part, arrays, logged):
     assert len(steps[1]) == STEPS and steps[0] == steps[1]
 
 
+@pytest.mark.exhaustive
 def test_sigterm_on_one_of_two_stops_both(folder, two, start, arrays, logged):
     """Both save the same step, end with status 75, and go on to the same end."""
     run = start("stopped", job="train_tokenizer")

@@ -65,7 +65,7 @@ def everything(module, params, images):
 compiled = jax.jit(everything, static_argnums=0)
 
 
-@pytest.mark.parametrize("gains", [True, False])
+@pytest.mark.parametrize("gains", [pytest.param(True, marks=pytest.mark.exhaustive), False])
 def test_the_identity_with_gains_of_one_is_the_plain_tokenizer(images, gains):
     """Bit for bit: tokens, images, codes, and gradients of the parameters that both have.
 
@@ -90,7 +90,13 @@ def by_hand(module, params, images):
 
 @pytest.mark.parametrize(
     "kind, length",
-    [("frequency", 16), ("random_orthogonal", 16), ("scales", 21), ("compact", 4), ("learned", 16)],
+    [
+        pytest.param("frequency", 16, marks=pytest.mark.exhaustive),
+        pytest.param("random_orthogonal", 16, marks=pytest.mark.exhaustive),
+        pytest.param("scales", 21, marks=pytest.mark.exhaustive),
+        ("compact", 4),
+        ("learned", 16),
+    ],
 )
 def test_bits_are_the_signs_of_coefficients_and_come_back_through_the_inverse(images, kind, length):
     module = tokenizer(kind, init="haar")
