@@ -22,7 +22,7 @@ def test_annealing_that_never_comes_to_its_end_is_reported(monkeypatch, caplog, 
     config = tiny(default_config())
     config.data.source, config.model.basis.kind = "tokens", kind
     config.model.generator.order.update(dict(anneal_start_steps=100, anneal_end_steps=end))
-    monkeypatch.setattr(train_generator.models, "find_tokenizer", lambda *_: None)
+    monkeypatch.setattr(train_generator.restore, "find_tokenizer", lambda *_: None)
     monkeypatch.setattr(train_generator, "packed_fingerprint", lambda *_: "")
     monkeypatch.setattr(train_generator.caches, "open_split", lambda *_: [0])
     monkeypatch.setattr(train_generator.workdir, "begin_training", lambda *_: "folder")
