@@ -16,6 +16,7 @@ from bar_jax.config.declaration import (
 
 # fmt: off
 def transformer(**sizes: int) -> dict:
+    """Sizes of a ViT of a tokenizer."""
     meanings = dict(width="channels", depth="layers", heads="of attention",
         mlp_width="hidden channels of an MLP")
     return {name: Field(size, TOKENIZER, meanings[name], **COUNT) for name, size in sizes.items()}

@@ -5,16 +5,10 @@ import math
 from ml_collections import ConfigDict
 
 from bar_jax import generators, heads, tokenizers
-from bar_jax.bases import make_basis
-from bar_jax.config import (
-    FIELDS,
-    duration,
-    flatten,
-    profiled_steps,
-    token_grid,
-)
+from bar_jax.config import FIELDS, duration, flatten, profiled_steps, token_grid
 from bar_jax.config.validation_parts import validate_parts
 from bar_jax.generators.kind import written_width
+from bar_jax.runtime.arguments import check_heads_divide
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import basis_inside, real_valued
 
@@ -58,12 +52,7 @@ def validate(config: ConfigDict) -> None:
 
 def _validate_model(config: ConfigDict) -> None:
     data, tokenizer, generator = config.data, config.model.tokenizer, config.model.generator
-    if generator.width % generator.heads:
-        raise InputError(
-            "model.generator.heads",
-            f"{generator.heads} heads at width {generator.width}",
-            "a number of heads that divides the width",
-        )
+    check_heads_divide("model.generator.heads", generator.width, generator.heads)
     if data.image_size % tokenizer.patch_size:
         raise InputError(
             "model.tokenizer.patch_size",
@@ -176,7 +165,7 @@ def check_sampling(config: ConfigDict) -> None:
     """Checks what the sampler is given."""
     section = config.sample
     if basis_inside(config):
-        length = make_basis(config).length(token_grid(config))
+        length = math.prod(tokenizers.sequence_grid(config))
         if not 0 <= section.tokens <= length:
             expected = f"1 to {length}, the tokens of an image, or 0 for all"
             raise InputError("sample.tokens", f"{section.tokens}", expected)

@@ -6,8 +6,7 @@ What each can do stands with its kind (KINDS of its room), and so do the rules o
 from ml_collections import ConfigDict
 
 from bar_jax import bases, generators, heads, tokenizers
-from bar_jax.config import token_grid
-from bar_jax.generators.kind import written_width
+from bar_jax.generators.kind import rows_of_basis, written_grid, written_width
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers import basis_inside, real_valued
 
@@ -19,7 +18,7 @@ def validate_parts(config: ConfigDict) -> None:
       InputError: naming the first wrong field, what was found and what was expected.
     """
     model = config.model
-    tokenizer = tokenizers.KINDS[model.tokenizer.kind]
+    tokenizer = tokenizers.kind_of(config)
     generator = generators.KINDS[model.generator.kind]
     head = heads.KINDS[model.head.kind]
     _check_trained(config, tokenizer.untrained)
@@ -34,15 +33,14 @@ def validate_parts(config: ConfigDict) -> None:
         if found not in choices:
             given = f"{found!r} for {model.generator.kind} and the tokens of {model.tokenizer.kind}"
             raise InputError(name, given, " | ".join(dict.fromkeys(choices)))
-    rows = token_grid(config)[0] // model.generator.patch_size
-    length = bases.make_basis(config).length((rows, rows))
+    length = rows_of_basis(config)
     if model.basis.kind == bases.RANDOM and not generator.takes_order:
         able = [kind for kind, other in generators.KINDS.items() if other.takes_order]
         expected = f"another: {model.generator.kind} does not know where a token belongs; "
         raise InputError(
             "model.basis.kind", repr(bases.RANDOM), f"{expected}{' | '.join(able)} does"
         )
-    generator.check(config, rows, length)
+    generator.check(config, written_grid(config)[0], length)
     _check_times(config)
     head.check(config, written_width(config))
     _validate_basis_tokens(config, length)

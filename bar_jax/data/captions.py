@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bar_jax.data.folders import NAMED, image_files, list_files
 from bar_jax.data.images import decode
-from bar_jax.data.tars import Tars, list_examples, tar_files
+from bar_jax.data.tars import TEXT_KEYS, Tars, list_examples, tar_files
 from bar_jax.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,6 @@ FIELD = "data.path"
 # Files of captions that are found by their names, the second ones as Hugging Face's data sets.
 FILES = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
 FILE_KEYS = ("file", "file_name", "image")
-TEXT_KEYS = ("caption", "captions", "text")
 IMAGES = "images"  # a sub-folder that file names may be relative to
 
 Pairs = Iterable[tuple[str, tuple[str, ...]]]  # image file and its captions

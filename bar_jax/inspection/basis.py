@@ -97,6 +97,7 @@ def evaluate_tokenizer(
 
 
 def draw_rows(folder: pathlib.Path, trained: restore.Trained) -> np.ndarray:
+    """Draws the rows of A into `rows.png` of a folder; returns the picture, uint8 [H, W, 3]."""
     module = trained.module
     rows = pictures.rows_picture(module.matrix_of(trained.params), module.grid, labels=True)
     if jax.process_index() == 0:

@@ -30,12 +30,13 @@ def sampling_flops(config: ConfigDict, params: dict, batch: int = 1) -> dict[str
     over the whole preallocated cache, every step of the unmasking schedule, both branches of
     guidance where they differ, once what all images of a batch share.
     """
-    if not isinstance(make_generator(config), MaskedBitGenerator):
-        return {"generator": _traced_sampling(config, batch)}
+    module = make_generator(config)
+    if not isinstance(module, MaskedBitGenerator):
+        return {"generator": _traced_sampling(config, module, batch)}
     generator, head = config.model.generator, params["head"]
     guided = config.sample.guidance_scale > 1
     rows = 2 * batch if guided else batch
-    tokens, prefix = _sequence(config)
+    tokens, prefix = module.length, module.prefix
     tokens = config.sample.tokens or tokens
     positions = prefix - 1 + tokens  # the last class copy is the first step of the scan
     layers = params["trunk"]["blocks"]
@@ -65,11 +66,12 @@ def training_flops(config: ConfigDict, params: dict) -> int:
     Counts matrix products, with attention over the whole sequence and without what
     rematerialisation computes again.
     """
-    if not isinstance(make_generator(config), MaskedBitGenerator):
-        return 3 * _traced_forward(config)
+    module = make_generator(config)
+    if not isinstance(module, MaskedBitGenerator):
+        return 3 * _traced_forward(module)
     generator = config.model.generator
-    tokens, prefix = _sequence(config)
-    sequence = prefix + tokens
+    tokens = module.length
+    sequence = module.prefix + tokens
     attention = 4 * sequence * generator.width * generator.depth
     trunk = {name: _kernel_flops(params["trunk"][name]) for name in TRUNK_KERNELS}
     per_position = trunk["blocks"] + attention + trunk["output_proj"]
@@ -79,13 +81,13 @@ def training_flops(config: ConfigDict, params: dict) -> int:
     return 3 * forward
 
 
-def _traced_sampling(config: ConfigDict, batch: int) -> int:
+def _traced_sampling(config: ConfigDict, generator: nn.Module, batch: int) -> int:
     """Products of sampling a batch of real-valued tokens, counted in the traced program.
 
     Of MAR it is more than is done: its programs for different numbers of tokens all count as the
     largest (see `flops.product_flops`).
     """
-    generator, key = make_generator(config), jax.random.key(0)
+    key = jax.random.key(0)
     # The same products on all devices; a kernel's cannot be seen.
     settings = sampling_settings(config)._replace(attention="xla")
     params = nn.unbox(jax.eval_shape(lambda k: restore.init_generator(generator, k), key))
@@ -93,21 +95,15 @@ def _traced_sampling(config: ConfigDict, batch: int) -> int:
     return product_flops(generator.sample, params, Request(labels, keys, settings=settings))
 
 
-def _traced_forward(config: ConfigDict) -> int:
+def _traced_forward(generator: nn.Module) -> int:
     """Products of the loss of one image, counted in the traced program."""
-    generator, key = make_generator(config), jax.random.key(0)
+    key = jax.random.key(0)
     params = nn.unbox(jax.eval_shape(lambda k: restore.init_generator(generator, k), key))
     tokens = jnp.zeros((1, *generator.token_shape), generator.token_dtype)
     loss = lambda params, tokens, labels, keys: generator.apply(
         {"params": params}, tokens, labels, keys, method=generator.initialize
     )
     return product_flops(loss, params, tokens, jnp.zeros(1, jnp.int32), key[None])
-
-
-def _sequence(config: ConfigDict) -> tuple[int, int]:
-    """Tokens that the generator writes, and positions in front of them."""
-    trunk = make_generator(config).trunk
-    return trunk.num_tokens, trunk.prefix
 
 
 def _kernel_flops(tree: dict) -> int:

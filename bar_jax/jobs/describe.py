@@ -9,7 +9,6 @@ other, and what the program does that it might not need to do.
 
 import logging
 
-import flax.linen as nn
 import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
@@ -62,8 +61,8 @@ def run(config: ConfigDict) -> dict[str, object]:
             "generator_total": count(shapes["generator"]),
         },
         **tokens(config),
-        "generator_tokens": _tokens(config),
-        "sequence_length": sequence_length(generator),
+        "generator_tokens": generator.length,
+        "sequence_length": generator.prefix + generator.length,
         "sampling_flops_per_image": flops | {"total": sum(flops.values())},
         "training_flops_per_image": training_flops(config, shapes["generator"]),
         "mesh": dict(mesh.shape),
@@ -113,16 +112,6 @@ def tokenizer_parameters(config: ConfigDict, params: dict) -> dict[str, object]:
     by_use = {"tokenizer_trainable": 0, "tokenizer_total": count(params)}
     by_use |= {"tokenizer_encoding": 0, "tokenizer_decoding": 0}
     return {"tokenizer": parts, **(counted(config, params) if counted else by_use)}
-
-
-def sequence_length(generator: nn.Module) -> int:
-    """Positions that the generator's transformer sees, with those in front of the tokens."""
-    return generator.prefix + generator.length
-
-
-def _tokens(config: ConfigDict) -> int:
-    """Tokens that a generator writes: rows of y, where they are real-valued."""
-    return make_generator(config).length
 
 
 def _state(program: Program, mesh: jax.sharding.Mesh) -> TrainState:

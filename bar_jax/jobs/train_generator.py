@@ -59,7 +59,7 @@ def run(config: ConfigDict) -> dict[str, object]:
     cache, validation = _splits(config, tokenizer)
     folder = workdir.begin_training(config, "generator")
     generator, codec = make_generator(config, remat=section.remat), make_tokenizer(config)
-    evaluation = _Evaluation(config, mesh, tokenizer, codec, cache, validation)
+    evaluation = _Evaluation(config, mesh, tokenizer, generator, codec, cache, validation)
     anneal = generator_lib.anneal_steps(config, len(cache))
 
     def program(durations):
@@ -140,14 +140,15 @@ class _Evaluation:
     config: ConfigDict
     mesh: jax.sharding.Mesh
     tokenizer: restore.Trained | None
-    codec: nn.Module  # the tokenizer's module as training uses it
+    generator: nn.Module  # as training uses it
+    codec: nn.Module  # the tokenizer's module, the same
     cache: data.TokenCache
     validation: data.TokenCache
 
     @functools.cached_property
     def moments(self) -> Moments:
-        generator, splits = make_generator(self.config), (self.cache, self.validation)
-        return Moments(*(token_moment(self.config, generator, self.codec, s) for s in splits))
+        of = functools.partial(token_moment, self.config, self.generator, self.codec)
+        return Moments(of(self.cache), of(self.validation))
 
     @functools.cached_property
     def measuring(self) -> Measuring | None:
@@ -175,7 +176,7 @@ class _Evaluation:
                 save_png(pathlib.Path(config.workdir) / "samples_during_training.png", picture)
             writer.image(trained.step, "samples", picture)
         found = generator_lib.validation_loss(
-            make_generator(config, remat=section.remat),
+            self.generator,
             self.codec,
             params,
             generator_lib.validation_batches(

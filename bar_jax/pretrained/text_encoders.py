@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
+from flax.traverse_util import flatten_dict
 
 from bar_jax.nn.bert import BERT
 from bar_jax.nn.clip import CLIP
@@ -28,6 +29,7 @@ from bar_jax.pretrained.clip import clip_text_params
 from bar_jax.pretrained.files import read_tensors
 from bar_jax.pretrained.qwen2 import qwen2_params
 from bar_jax.runtime.errors import InputError
+from bar_jax.runtime.files import digest
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -95,13 +97,11 @@ def read_text_encoder(folder: str | Path, dtype: jnp.dtype = jnp.float32) -> Tex
         tensors |= read_tensors(file)
     encoder = KINDS[kind](_Sizes(path, config), tensors, dtype)
     _check_shapes(files[0], encoder)
-    manifest.check_finite(files[0], _flat(encoder.params))
+    manifest.check_finite(files[0], flatten_dict(encoder.params, sep="/"))
     tokenizer = _read_tokenizer(folder / "tokenizer.json", encoder.module.vocabulary)
-    digest = hashlib.sha256()
-    for file in (path, folder / "tokenizer.json", *files):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return encoder._replace(tokenizer=tokenizer, fingerprint=digest.hexdigest()[:16])
+    own = "".join(map(digest, (path, folder / "tokenizer.json", *files)))
+    fingerprint = hashlib.sha256(own.encode()).hexdigest()[:16]
+    return encoder._replace(tokenizer=tokenizer, fingerprint=fingerprint)
 
 
 def tokenize(encoder: TextEncoder, captions: Sequence[str], length: int, prompt: str = "") -> Texts:
@@ -175,6 +175,16 @@ class _Sizes:
         if value not in known:
             raise InputError(self._path, f"{name} {value!r}", " | ".join(map(repr, known)))
 
+    def transformer(self) -> dict[str, int]:
+        """The sizes that all but CLIP's are made with."""
+        return dict(
+            width=self["hidden_size"],
+            depth=self["num_hidden_layers"],
+            heads=self["num_attention_heads"],
+            mlp_width=self["intermediate_size"],
+            vocabulary=self["vocab_size"],
+        )
+
     def rotary_base(self) -> float:
         """Of the rotary embedding; where it is scaled for longer texts, it is refused."""
         nested = self._values.get("rope_parameters") or self._values.get("rope_scaling") or {}
@@ -189,12 +199,8 @@ def _qwen2(config: _Sizes, tensors: Mapping[str, np.ndarray], dtype: jnp.dtype) 
     sizes.check("hidden_act", "silu")
     sizes.check("use_sliding_window", False, None)
     module = Qwen2(
-        width=sizes["hidden_size"],
-        depth=sizes["num_hidden_layers"],
-        heads=sizes["num_attention_heads"],
+        **sizes.transformer(),
         kv_heads=sizes["num_key_value_heads"],
-        mlp_width=sizes["intermediate_size"],
-        vocabulary=sizes["vocab_size"],
         rotary_base=sizes.rotary_base(),
         norm_eps=sizes["rms_norm_eps"],
         dtype=dtype,
@@ -209,11 +215,7 @@ def _bert(config: _Sizes, tensors: Mapping[str, np.ndarray], dtype: jnp.dtype) -
     config.check("position_embedding_type", "absolute", None)
     config.check("type_vocab_size", 2, None)
     module = BERT(
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        mlp_width=config["intermediate_size"],
-        vocabulary=config["vocab_size"],
+        **config.transformer(),
         positions=config["max_position_embeddings"],
         norm_eps=config["layer_norm_eps"],
         dtype=dtype,
@@ -308,16 +310,11 @@ def _check_shapes(path: Path, encoder: TextEncoder) -> None:
     """Checks that the weights are of the sizes that `config.json` states."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     init = lambda key: encoder.module.init(key, tokens, tokens > 0, method=encoder.method)
-    wanted = _flat(meta.unbox(jax.eval_shape(init, jax.random.key(0)))["params"])
-    found = _flat(encoder.params)
+    wanted = flatten_dict(meta.unbox(jax.eval_shape(init, jax.random.key(0)))["params"], sep="/")
+    found = flatten_dict(encoder.params, sep="/")
     for name, array in wanted.items():
         shape = found[name].shape if name in found else None
         if shape != array.shape:
             raise InputError(
                 path, f"{name} of shape {shape}", f"{array.shape}, as config.json says"
             )
-
-
-def _flat(params: dict) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}

@@ -106,6 +106,13 @@ def check_scale(name: str, value: jax.Array | float) -> None:
         number(name, known if known.ndim == 0 else value)
 
 
+def check_heads_divide(name: str, width: int, heads: int) -> None:
+    """Checks that attention's heads divide the width of a transformer."""
+    if width % heads:
+        found = f"{heads} heads at width {width}"
+        raise InputError(name, found, "a number of heads that divides the width")
+
+
 def values(x: object) -> np.ndarray | None:
     """The values of an array; None where there are none yet, or other machines have some."""
     if isinstance(x, jax.core.Tracer):

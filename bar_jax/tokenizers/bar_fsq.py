@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from bar_jax.nn.linear import linear, named
 from bar_jax.nn.vit import ViT, patchify, unpatchify
-from bar_jax.runtime.arguments import check_bits, check_numbers
+from bar_jax.runtime.arguments import check_bits, check_heads_divide, check_numbers
 from bar_jax.runtime.errors import InputError
 from bar_jax.tokenizers.fsq import Quantizer, bits_to_codes, codes_to_bits, quantize_centered
 from bar_jax.tokenizers.kind import Fields, TokenizerKind
@@ -273,12 +273,7 @@ def _check(config: ConfigDict) -> None:
     tokenizer = config.model.tokenizer
     for name in ("encoder", "decoder"):
         part = tokenizer[name]
-        if part.width % part.heads:
-            raise InputError(
-                f"model.tokenizer.{name}.heads",
-                f"{part.heads} heads at width {part.width}",
-                "a number of heads that divides the width",
-            )
+        check_heads_divide(f"model.tokenizer.{name}.heads", part.width, part.heads)
     decoder = tokenizer.decoder
     if decoder.predictor_width and decoder.predictor_layer >= decoder.depth:
         raise InputError(

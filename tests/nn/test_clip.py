@@ -8,6 +8,7 @@ from flax.core import meta
 
 from bar_jax.nn.clip import CLIP
 from bar_jax.pretrained.clip import clip_params
+from tests.torch_models import tensors_of, with_random_parameters
 
 NET = CLIP(
     width=32,
@@ -27,7 +28,7 @@ START, END = 58, 59
 @pytest.fixture(scope="module")
 def model():
     """Hugging Face's CLIP at these sizes with random parameters."""
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = transformers.CLIPConfig(
         text_config={
@@ -50,17 +51,12 @@ def model():
         },
         projection_dim=16,
     )
-    model = transformers.CLIPModel(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) / 3
-    return model
+    return with_random_parameters(transformers.CLIPModel(config))
 
 
 @pytest.fixture(scope="module")
 def params(model):
-    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    return clip_params(tensors, heads=4, text_heads=3)
+    return clip_params(tensors_of(model), heads=4, text_heads=3)
 
 
 def features(output):

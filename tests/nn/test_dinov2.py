@@ -7,6 +7,7 @@ from PIL import Image
 
 from bar_jax.nn.dinov2 import DINOv2
 from bar_jax.pretrained.dinov2 import dinov2_params
+from tests.torch_models import with_random_parameters
 
 # Hugging Face's names -> torch.hub's. Those of attention come in two generations of transformers;
 # the three parts of qkv are joined apart.
@@ -47,16 +48,12 @@ def hub_tensors(model):
 @pytest.fixture(scope="module")
 def model():
     """Hugging Face's DINOv2, small, with random parameters: images of 28 px in 2 x 2 patches."""
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=14
     )
-    model = transformers.Dinov2Model(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) / 4
-    return model
+    return with_random_parameters(transformers.Dinov2Model(config), 1 / 4)
 
 
 @pytest.mark.parametrize("size", [(28, 28), (20, 20), (40, 64)])

@@ -14,6 +14,7 @@ from bar_jax.pretrained import text_encoders
 from bar_jax.pretrained.files import write_safetensors
 from bar_jax.pretrained.text_encoders import hidden_states, read_text_encoder, tokenize
 from bar_jax.runtime.errors import InputError
+from tests.torch_models import with_random_parameters
 
 pytest.importorskip("tokenizers")
 torch = pytest.importorskip("torch")
@@ -56,10 +57,7 @@ def write_tokenizer(path, words=WORDS, special=True):
 def published(request, tmp_path_factory):
     """A model of transformers with random parameters, and a folder that it was saved in."""
     make_config, make = MODELS[request.param]
-    model = make(make_config(**COMMON, **SIZES[request.param])).eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) / 3
+    model = with_random_parameters(make(make_config(**COMMON, **SIZES[request.param])))
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
     write_tokenizer(folder / "tokenizer.json", special=request.param != "qwen2")
